@@ -1,0 +1,146 @@
+"""Files that are whole or absent: sha256 manifests, atomic writes under unique temporary names.
+
+A killed job leaves at most a hidden temporary beside its output; a job that outlived its parent and finishes
+late cannot harm the output that a second run has meanwhile made (it is replaced by equal bytes or discarded).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+STALE_AFTER_S = 24 * 3600
+
+
+class ArtifactError(Exception):
+    """Bad input, said in one line that names the key, file or client at fault."""
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sha256_text(text: str) -> str:
+    """Hex sha256 of a text's UTF-8 bytes."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, creating its folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        with open(temporary, "wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON with sorted keys (stable bytes), whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON object; a missing or broken file is one :class:`ArtifactError` line."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ArtifactError(f"{path}: not valid JSON ({error})") from None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+
+
+@contextlib.contextmanager
+def output_folder(folder: Path, unlisted: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Give a temporary folder to write into; on success rename it to ``folder`` with a sha256 manifest.
+
+    ``unlisted`` names files that the manifest leaves out (wall times differ from run to run). If the body
+    raises, ``folder`` is untouched. If ``folder`` exists with an equal manifest it stays as it is.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
+    temporary = _temporary(folder)
+    temporary.mkdir()
+    try:
+        yield temporary
+        files = {
+            str(p.relative_to(temporary)): {"sha256": sha256_file(p), "bytes": p.stat().st_size}
+            for p in _files(temporary)
+            if p.name not in unlisted
+        }
+        write_json(temporary / MANIFEST, {"files": files})
+        if (folder / MANIFEST).exists() and read_json(folder / MANIFEST) == {"files": files}:
+            return
+        for _ in range(10):
+            if folder.exists():
+                old = _temporary(folder)
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(folder, old)
+                shutil.rmtree(old, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                os.rename(temporary, folder)
+                return
+        raise ArtifactError(f"{folder}: something else keeps writing there; stop it and run again")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove temporaries of ``folder`` that killed jobs left behind more than a day ago."""
+    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - leftover.stat().st_mtime > STALE_AFTER_S:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def verify_folder(folder: Path) -> dict[str, dict]:
+    """Check every file of ``folder`` against its manifest and return the manifest's ``files``.
+
+    Raises:
+        ArtifactError: a file is missing, truncated or altered, or there is no manifest.
+    """
+    folder = Path(folder)
+    files = read_json(folder / MANIFEST)["files"]
+    for name, entry in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ArtifactError(f"{path}: missing (listed in {folder / MANIFEST})")
+        if path.stat().st_size != entry["bytes"]:
+            raise ArtifactError(f"{path}: {path.stat().st_size} bytes, {entry['bytes']} expected; remake it")
+        if sha256_file(path) != entry["sha256"]:
+            raise ArtifactError(f"{path}: its sha256 is not the manifest's; remake it")
+    return files
+
+
+def manifest_sha(folder: Path) -> str:
+    """One sha256 for a whole verified-on-write folder: the hash of its manifest."""
+    return sha256_file(Path(folder) / MANIFEST)

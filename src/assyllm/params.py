@@ -1,0 +1,508 @@
+"""Every knob of the study as typed, frozen models; unknown keys are refused with the nearest known name.
+
+``params.yaml`` is the only place a user edits. A stage receives the sections its rule declares, as JSON, and
+can read no other key: :func:`parse_sections` gives exactly those. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from assyllm.artifacts import ArtifactError, sha256_text
+
+Task = Literal["boolq", "piqa", "openbookqa"]
+Family = Literal["llama", "opt", "bert", "roberta"]
+StandsFor = Literal["llama-7b", "vicuna-7b", "opt-6.7b", "bert-base", "roberta-large"]
+Method = Literal["majority", "zero_shot", "ft_oracle", "ft_practical", "assyllm_paper"]
+BASELINES = ("majority", "zero_shot", "ft_oracle", "ft_practical")
+TUNED = ("ft_oracle", "ft_practical")
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class ParamsError(ArtifactError):
+    """A parameter is wrong; the message names its key."""
+
+
+class Section(BaseModel):
+    """A frozen group of parameters that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+# ---------------------------------------------------------------------------------------------- the study
+
+
+class Study(Section):
+    """What is run: seeds, zoos and, for each named setting, the methods."""
+
+    seeds: list[int] = Field(min_length=1)
+    zoo_seeds: list[int] = Field(min_length=1)
+    runs: dict[str, list[Method]] = Field(min_length=1)
+
+
+class Studies(Section):
+    """The two sizes of the study: `snakemake` and `snakemake full`."""
+
+    default: Study
+    full: Study
+
+
+# ---------------------------------------------------------------------------------------- models and tasks
+
+
+class Pretrain(Section):
+    """How the zoo's own models are trained from scratch."""
+
+    corpus: Path | None
+    batch: Count
+    matrix_learning_rate: Positive
+    other_learning_rate: Positive
+    answer_weight: Positive
+    device: Literal["cpu", "cuda"]
+    bf16: bool
+
+
+class Member(Section):
+    """One model of the zoo. Shapes count only where the model is pre-trained here."""
+
+    family: Family
+    stands_for: StandsFor
+    source: Literal["embedded", "local", "hub"] | None = None
+    path: Path | None = None
+    hub_id: str | None = None
+    revision: str | None = None
+    licence: str | None = None
+    continued_from: str | None = None
+    facets: list[int] = Field(default_factory=list)
+    hidden_size: Count = 64
+    intermediate_size: Count = 172
+    layers: Count = 4
+    heads: Count = 8
+    key_value_heads: Count | None = None
+    vocabulary: Count = 512
+    steps: Count = 500
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Member:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+        return self
+
+
+class Zoo(Section):
+    """The pre-trained models whose blocks are assembled."""
+
+    source: Literal["embedded", "local", "hub"]
+    models: dict[str, Member] = Field(min_length=1)
+    pretrain: Pretrain
+
+    def source_of(self, name: str) -> str:
+        """Where a member comes from: its own ``source``, else the zoo's."""
+        return self.models[name].source or self.source
+
+    @model_validator(mode="after")
+    def _members_complete(self) -> Zoo:
+        for name, member in self.models.items():
+            source = self.source_of(name)
+            if source == "local" and member.path is None:
+                raise ValueError(f"models.{name}.path: needed when its source is local")
+            if source == "hub" and not (member.hub_id and member.revision and member.licence):
+                raise ValueError(f"models.{name}: hub_id, revision and licence are needed when its source is hub")
+            base = member.continued_from
+            if base is not None and (base not in self.models or base == name):
+                raise ValueError(f"models.{name}.continued_from: {base!r} is not another member of the zoo")
+            if base is not None and self.models[base].continued_from is not None:
+                raise ValueError(f"models.{name}.continued_from: {base!r} is itself continued from a model")
+        return self
+
+
+class World(Section):
+    """The generated world that the embedded zoo and tasks are about."""
+
+    seed: int
+    entities: Count
+    facets: Count
+    values: Annotated[int, Field(ge=4)]
+
+
+class Tasks(Section):
+    """Which tasks, from where, and how they are cut."""
+
+    names: list[Task] = Field(min_length=1)
+    source: Literal["world", "local", "hub"]
+    local_dir: Path
+    max_tokens: dict[Task, Count]
+    train_items: dict[Task, Count | None]
+    dev_items: Count
+    test_items: Count | None
+    unseen_fraction: Fraction
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Tasks:
+        if len(set(self.names)) != len(self.names):
+            raise ValueError("names: a task is listed twice")
+        for name in self.names:
+            if name not in self.max_tokens:
+                raise ValueError(f"max_tokens: no entry for {name}")
+            if name not in self.train_items:
+                raise ValueError(f"train_items: no entry for {name}")
+        return self
+
+
+class Partition(Section):
+    """How the training items are dealt to the clients."""
+
+    clients: Count
+    alpha: Positive
+    by: Literal["label", "topic", "quantity"]
+
+
+# ------------------------------------------------------------------------------------------- the components
+
+
+class Blocks(Section):
+    """Where a model is cut into blocks (paper section 4.1)."""
+
+    edge_to_middle: Positive
+    blocks_per_model: Annotated[int, Field(ge=2)] | None
+
+
+class Quantize(Section):
+    """Precision of the pool's weights."""
+
+    bits: Literal[4, 8, 16]
+    group_size: Count
+
+
+class Comparator(Section):
+    """How compatibility of two blocks is measured (paper section 3.2)."""
+
+    estimator: Literal["unbiased", "biased"]
+    cka_weight: Fraction
+    cka_batch: Annotated[int, Field(ge=4)]
+    histogram_bins: Annotated[int, Field(ge=2)]
+
+
+class Adapter(Section):
+    """How unlike blocks are joined (paper section 3.3)."""
+
+    kind: Literal["linear"]
+    ridge: Positive
+    public_texts: Annotated[int, Field(ge=4)]
+
+
+class Selection(Section):
+    """How the next block is chosen (paper sections 3.1 and 4.1)."""
+
+    rule: Literal["paper", "paper_distinct", "cka_only", "cor_only", "random"]
+    evaluated_per_round: Count
+    kept_per_round: Count
+    beam: Count
+    rounds_per_block: Count
+    max_blocks: Annotated[int, Field(ge=2)]
+
+    @model_validator(mode="after")
+    def _kept_fits(self) -> Selection:
+        if self.kept_per_round > self.evaluated_per_round:
+            raise ValueError(
+                f"kept_per_round: {self.kept_per_round} is more than evaluated_per_round "
+                f"({self.evaluated_per_round})"
+            )
+        return self
+
+
+class Head(Section):
+    """The one scoring head of every method."""
+
+    scope: Literal["last_block", "all_blocks"]
+    ridge_grid: list[Positive] = Field(min_length=1)
+    rounds: Count
+
+
+class Federated(Section):
+    """The round loop that every method shares."""
+
+    clients_per_round: Count
+    dropout: Fraction
+    shards: Count
+
+
+# ---------------------------------------------------------------------------------------------- baselines
+
+
+class Tuning(Section):
+    """One method's tuned settings (the grid and its result are in EXPERIMENTS.md)."""
+
+    learning_rate: Positive
+    rounds: Count
+    local_epochs: Count
+    batch: Count
+
+
+class Baselines(Section):
+    """The fine-tuning methods that AssyLLM is compared with."""
+
+    model: str
+    evaluate_every: Count
+    ft_oracle: dict[Task, Tuning]
+    ft_practical: dict[Task, Tuning]
+
+
+class Tune(Section):
+    """The grid of `snakemake tuning`, the same for every method."""
+
+    learning_rates: list[Positive] = Field(min_length=1)
+    local_epochs: list[Count] = Field(min_length=1)
+    rounds: Count
+    seed: int
+
+
+# ------------------------------------------------------------------------------------------ cost and fleet
+
+
+class Fleet(Section):
+    """Memory of the clients' devices: GB (10^9 bytes) -> share of the clients."""
+
+    memory_gb: dict[int, Fraction]
+    reserve_gb: Annotated[float, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Fleet:
+        total = sum(self.memory_gb.values())
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"memory_gb: the shares sum to {total:g}, not 1")
+        return self
+
+
+class Cost(Section):
+    """The declared choices behind every modelled memory figure."""
+
+    batch: Count
+    tokens: Count
+    bytes_per_weight: Literal[2, 4]
+    optimizer: Literal["sgd", "adamw"]
+
+
+class Evaluate(Section):
+    """How accuracies are compared."""
+
+    bootstrap_samples: Count
+    interval: Fraction
+
+
+class Figures(Section):
+    """Looks only: editing this section redraws figures and runs nothing else."""
+
+    names: list[str] = Field(min_length=1)
+    width_inches: Positive
+    font_points: Annotated[float, Field(ge=7)]
+    dpi: Count
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    study: Studies
+    settings: dict[str, dict[str, Any]]
+    zoo: Zoo
+    world: World
+    tasks: Tasks
+    partition: Partition
+    blocks: Blocks
+    quantize: Quantize
+    comparator: Comparator
+    adapter: Adapter
+    selection: Selection
+    head: Head
+    federated: Federated
+    baselines: Baselines
+    tune: Tune
+    fleet: Fleet
+    cost: Cost
+    evaluate: Evaluate
+    figures: Figures
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Params:
+        if self.federated.clients_per_round > self.partition.clients:
+            raise ValueError(
+                f"federated.clients_per_round: {self.federated.clients_per_round} is more than "
+                f"partition.clients ({self.partition.clients})"
+            )
+        if self.baselines.model not in self.zoo.models:
+            raise ValueError(f"baselines.model: {self.baselines.model!r} is not in zoo.models")
+        for name in self.tasks.names:
+            for method in TUNED:
+                if name not in getattr(self.baselines, method):
+                    raise ValueError(f"baselines.{method}: no entry for {name}")
+        if (self.tasks.source == "world") != (any(m.facets for m in self.zoo.models.values())):
+            raise ValueError("tasks.source: 'world' goes with zoo members that know facets, and only with them")
+        for name, member in self.zoo.models.items():
+            if any(not 0 <= facet < self.world.facets for facet in member.facets):
+                raise ValueError(f"zoo.models.{name}.facets: the world has facets 0 to {self.world.facets - 1}")
+        for size in ("default", "full"):
+            for setting in getattr(self.study, size).runs:
+                if setting not in self.settings:
+                    raise ValueError(f"study.{size}.runs.{setting}: no such entry under settings")
+        return self
+
+
+SECTIONS: dict[str, Any] = {
+    name: field.annotation for name, field in Params.model_fields.items() if name not in ("study", "settings")
+}
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML that refuses a key given twice (plain YAML keeps the last one silently)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise ParamsError(f"{key}: given twice (line {key_node.start_mark.line + 1})")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping; a missing, broken or doubled key is one :class:`ParamsError` line."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        value = yaml.load(text, Loader=_StrictLoader)
+    except OSError as error:
+        raise ParamsError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        raise ParamsError(f"{path}: a mapping of sections is expected")
+    return value
+
+
+def load(path: Path) -> Params:
+    """Read and check a whole params.yaml, the overrides of every named setting included.
+
+    Raises:
+        ParamsError: one line naming the key at fault.
+    """
+    raw = read_yaml(path)
+    params = validate(Params, raw)
+    for setting in params.settings:
+        try:
+            with_setting(raw, setting)
+        except ParamsError as error:
+            raise ParamsError(f"settings.{setting}: {error}") from None
+    return params
+
+
+def with_setting(raw: dict[str, Any], setting: str) -> Params:
+    """The params with one named setting's overrides (``{"partition.alpha": 0.1}``) applied."""
+    merged = json.loads(json.dumps(raw))
+    for dotted, value in (raw["settings"][setting] or {}).items():
+        *parents, leaf = dotted.split(".")
+        node = merged
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+            if node is None:
+                raise ParamsError(f"{dotted}: no such key")
+        if not isinstance(node, dict) or leaf not in node:
+            raise ParamsError(f"{dotted}: no such key{_nearest(leaf, node or {})}")
+        node[leaf] = value
+    return validate(Params, merged)
+
+
+def touched_sections(raw: dict[str, Any], setting: str) -> set[str]:
+    """The sections that a named setting overrides."""
+    return {dotted.split(".")[0] for dotted in (raw["settings"][setting] or {})}
+
+
+def setting_text(raw: dict[str, Any], setting: str, zoo_seed: int = 0) -> str:
+    """A setting as canonical ``key=value`` text, sorted; ``""`` for the base setting on zoo 0."""
+    pairs = dict(raw["settings"][setting] or {})
+    if zoo_seed:
+        pairs["zoo.seed"] = zoo_seed
+    return " ".join(f"{key}={json.dumps(value, sort_keys=True)}" for key, value in sorted(pairs.items()))
+
+
+def sections_json(params: Params, names: Iterable[str]) -> str:
+    """The named sections as canonical JSON: what a stage gets, and what its re-runs depend on."""
+    return json.dumps({name: getattr(params, name).model_dump(mode="json") for name in names}, sort_keys=True)
+
+
+def parse_sections(text: str, names: Iterable[str]) -> Any:
+    """Parse a stage's ``--params``: a namespace with exactly the named sections, typed.
+
+    Raises:
+        ParamsError: not JSON, a section missing or unexpected, or a value out of range.
+    """
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise ParamsError(f"--params: not JSON ({error})") from None
+    names = tuple(names)
+    if sorted(raw) != sorted(names):
+        raise ParamsError(f"--params: sections {sorted(raw)} given, {sorted(names)} expected")
+    return SimpleNamespace(**{name: validate(SECTIONS[name], raw[name], prefix=name) for name in names})
+
+
+def params_sha(text: str) -> str:
+    """Twelve hex digits that identify a stage's params JSON."""
+    return sha256_text(text)[:12]
+
+
+def validate(model: type[BaseModel], raw: Any, prefix: str = "") -> Any:
+    """Validate, turning pydantic's report into one line that names the key."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise ParamsError(_one_line(model, raw, error, prefix)) from None
+
+
+def _one_line(model: type[BaseModel], raw: Any, error: ValidationError, prefix: str) -> str:
+    first = error.errors(include_url=False)[0]
+    where = [str(part) for part in first["loc"]]
+    key = ".".join([prefix, *where] if prefix else where)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_nearest(where[-1], _known_keys(model, where[:-1]))}{more}"
+    if first["type"] == "missing":
+        return f"{key}: missing{more}"
+    if first["type"] == "value_error":
+        message = str(first["ctx"]["error"])
+        return f"{key}.{message}{more}" if key else f"{message}{more}"
+    return f"{key}: {first['msg']} (got {first['input']!r}){more}"
+
+
+def _known_keys(model: Any, path: list[str]) -> Iterable[str]:
+    for part in path:
+        fields = getattr(model, "model_fields", None)
+        if fields is None or part not in fields:
+            candidates = [a for a in getattr(model, "__args__", ()) if hasattr(a, "model_fields")]
+            model = candidates[-1] if candidates else model
+            continue
+        model = fields[part].annotation
+    return getattr(model, "model_fields", {})
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of params.yaml, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Params.model_json_schema()}

@@ -1,0 +1,127 @@
+"""The result tables: their columns, how they are written and read. No torch.
+
+``runs.csv`` has one row per run; ``metrics.csv`` is long, one row per number; ``predictions.csv`` one row per test
+question, for paired comparisons; ``timings.csv`` holds wall times and measured memory apart, because only
+those may differ between two runs of the same study on one machine type.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from assyllm.artifacts import ArtifactError, write_text
+
+Source = Literal["measured", "modelled", "paper"]
+SOURCES = ("measured", "modelled", "paper")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One row of ``runs.csv``: a method run once, on all its tasks."""
+
+    run_id: str
+    method: str
+    tasks: str  # space-separated
+    world: str  # embedded | real: whose boolq, piqa and openbookqa these are
+    models: str  # zoo members whose weights took part, space-separated
+    budget: str  # memory class that bounds the method, e.g. "64 GB", or "none"
+    alpha: float
+    seed: int
+    params_sha: str
+    code_sha: str
+    setting: str  # canonical key=value text, "" for the base setting
+    device: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One row of ``metrics.csv``. ``round``, ``client`` and ``block`` are empty where they do not apply."""
+
+    run_id: str
+    method: str
+    task: str
+    world: str
+    seed: int
+    split: str  # train | dev | test | test_seen | test_unseen, or ""
+    round: int | str = ""
+    client: int | str = ""
+    block: str = ""
+    metric: str  # accuracy is in [0, 1]
+    value: float
+    unit: str = ""
+    setting: str = ""
+    source: Source = "measured"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """One row of ``predictions.csv``: a test question answered by a run."""
+
+    run_id: str
+    method: str
+    task: str
+    seed: int
+    setting: str
+    question: str
+    seen: str  # "1", "0", or "" where the task has no facts
+    chosen: int
+    correct: int
+
+
+def text(value: Any) -> str:
+    """A cell's text: floats with ten significant digits (stable bytes), the rest as is."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ArtifactError(f"a result is {value}; results must be finite")
+        return f"{value:.10g}"
+    return str(value)
+
+
+def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as CSV with stable bytes."""
+    buffer = io.StringIO()
+    columns = list(columns)
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([text(row[column]) for column in columns])
+    return buffer.getvalue()
+
+
+def write_rows(path: Path, kind: type, rows: Iterable[Any]) -> None:
+    """Write dataclass rows (:class:`Run`, :class:`Metric`, :class:`Prediction`) whole or not at all."""
+    columns = [field.name for field in fields(kind)]
+    write_text(path, csv_text(columns, ({c: getattr(row, c) for c in columns} for row in rows)))
+
+
+def write_table(path: Path, rows: list[dict[str, Any]], columns: Iterable[str] | None = None) -> None:
+    """Write plain rows as CSV whole or not at all; the columns are the first row's unless given."""
+    names = list(columns) if columns is not None else list(rows[0])
+    write_text(path, csv_text(names, rows))
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Read a CSV as text cells; a missing file is one :class:`ArtifactError` line."""
+    try:
+        with open(path, newline="", encoding="utf-8") as handle:
+            return list(csv.DictReader(handle))
+    except OSError as error:
+        raise ArtifactError(f"{path}: {error.strerror}") from None
+
+
+def check_columns(path: Path, kind: type) -> list[dict[str, str]]:
+    """Read a table and check that it has exactly the columns of ``kind`` and known sources."""
+    rows = read_table(path)
+    columns = [field.name for field in fields(kind)]
+    if rows and list(rows[0]) != columns:
+        raise ArtifactError(f"{path}: columns {list(rows[0])}, {columns} expected")
+    for row in rows:
+        if "source" in row and row["source"] not in SOURCES:
+            raise ArtifactError(f"{path}: source {row['source']!r} is none of {', '.join(SOURCES)}")
+    return rows
