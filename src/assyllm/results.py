@@ -1,7 +1,7 @@
 """The result tables: their columns, how they are written and read. No torch.
 
-``runs.csv`` has one row per run; ``metrics.csv`` is long, one row per number; ``predictions.csv`` one row per test
-question, for paired comparisons; ``timings.csv`` holds wall times and measured memory apart, because only
+``runs.csv`` has one row per run; ``metrics.csv`` is long, one row per number; ``predictions.csv`` one row per
+test question, for paired comparisons; ``timings.csv`` holds wall times and measured memory apart, because only
 those may differ between two runs of the same study on one machine type.
 """
 

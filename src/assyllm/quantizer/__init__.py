@@ -1,0 +1,1 @@
+"""Low-precision storage of the pool, and layers that compute from it (the paper's "Quanter")."""

@@ -1,0 +1,5 @@
+"""``python -m assyllm``."""
+
+from assyllm.cli import main
+
+main()

@@ -1,0 +1,222 @@
+"""What one client does in a round, for every gradient-based method: local epochs of minibatch steps.
+
+:func:`local_step` is one step of one client: what a device runs and what the cost model measures. The simulator
+runs the same step for a whole cohort at once: the clients' weights are stacked, ``torch.func.vmap`` maps the
+loss over them, and since no client's loss depends on another's weights the gradient of the sum of losses is
+every client's own gradient. Clients have unlike numbers of items: short batches are padded with items of weight
+zero, missing steps are switched off, so that the result equals the plain loop over clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from assyllm import seeding
+from assyllm.zoo.forward import Packed, mask_padding
+
+Weights = dict[str, Tensor]
+Loss = Callable[[Weights, Packed, Tensor], Tensor]  # weights, n questions, item weights [n] -> scalar
+
+GROUP_OVERHEAD_ROWS = 24  # cost of one more vectorised call, in questions of padding it may save
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """Settings of local training. ``optimizer`` is "sgd" (momentum 0.9) or "adamw" (no weight decay)."""
+
+    learning_rate: float
+    local_epochs: int
+    batch: int
+    optimizer: str = "sgd"
+    head_factor: float = 1.0  # the head's learning rate in multiples of learning_rate
+
+
+def weighted_loss(scores: Tensor, batch: Packed, item_weights: Tensor) -> Tensor:
+    """Cross-entropy over choices, averaged by ``item_weights`` [n] (0 for padding items; not all 0).
+
+    Args:
+        scores: [n, C]
+    """
+    log_probabilities = torch.log_softmax(mask_padding(scores, batch.choice_mask), dim=-1)
+    losses = -log_probabilities.gather(-1, batch.answer[..., None])[..., 0]
+    return (losses * item_weights).sum(-1) / item_weights.sum(-1).clamp(min=1e-9)
+
+
+def start_state(weights: Weights, optimizer: str) -> list[Weights]:
+    """Fresh optimizer moments: one set for SGD with momentum, two for AdamW."""
+    sets = 2 if optimizer == "adamw" else 1
+    return [{name: torch.zeros_like(tensor) for name, tensor in weights.items()} for _ in range(sets)]
+
+
+@torch.no_grad()
+def update(
+    weights: Weights,
+    gradients: Weights,
+    state: list[Weights],
+    step: int,
+    active: Tensor | None,
+    local: Local,
+) -> None:
+    """One optimizer step in place, for one client's tensors or for stacked ones.
+
+    Args:
+        step: 1 for the first step (AdamW's bias correction).
+        active: None, or [clients] 0/1: clients whose tensors stay as they are where 0.
+    """
+    for name, weight in weights.items():
+        rate = local.learning_rate * (local.head_factor if name.startswith("head.") else 1.0)
+        gradient = gradients[name]
+        if local.optimizer == "adamw":
+            first, second = state[0][name], state[1][name]
+            first.mul_(0.9).add_(gradient, alpha=0.1)
+            second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+            correction = (1 - 0.999**step) ** 0.5
+            rate *= correction / (1 - 0.9**step)
+            scale = second.sqrt().add_(1e-8 * correction)
+            if active is None:
+                weight.addcdiv_(first, scale, value=-rate)
+                continue
+            change = first / scale
+        else:
+            change = state[0][name].mul_(0.9).add_(gradient)
+        if active is not None:
+            change = change * active.reshape(-1, *[1] * (weight.dim() - 1))
+        weight.sub_(change, alpha=rate)
+
+
+def local_step(
+    loss: Loss, weights: Weights, state: list[Weights], step: int, batch: Packed, local: Local
+) -> float:
+    """One step of one client, in place; returns the loss before it.
+
+    Args:
+        weights: trainable tensors.
+        batch: the minibatch, n questions.
+    """
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
+    value = loss(leaves, batch, torch.ones(len(batch)))
+    gradients = torch.autograd.grad(value, list(leaves.values()))
+    update(weights, dict(zip(leaves, gradients, strict=True)), state, step, None, local)
+    return float(value.detach())
+
+
+def cohort_step(
+    loss: Loss,
+    weights: Weights,
+    state: list[Weights],
+    step: int,
+    batch: Packed,
+    item_weights: Tensor,
+    local: Local,
+) -> Tensor:
+    """:func:`local_step` of K clients at once, in place; returns their losses [K].
+
+    Args:
+        weights: tensors stacked over clients, [K, ...].
+        batch: K minibatches of B questions; every field has leading dimensions [K, B].
+        item_weights: [K, B]; a row of zeros leaves that client as it is.
+    """
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
+
+    def one(client: Weights, part: dict[str, Tensor], items: Tensor) -> Tensor:
+        return loss(client, Packed(**part), items)
+
+    values = torch.func.vmap(one)(leaves, batch.tensors(), item_weights)
+    gradients = torch.autograd.grad(values.sum(), list(leaves.values()))
+    active = item_weights.sum(-1) > 0
+    masked = None if bool(active.all()) else active.to(torch.float32)
+    update(weights, dict(zip(leaves, gradients, strict=True)), state, step, masked, local)
+    return values.detach() * active
+
+
+def schedule(items: int, local: Local, *names: str | int) -> list[np.ndarray]:
+    """Index arrays of a client's minibatches: every epoch deals its items anew, the last batch may be short."""
+    batches = []
+    for epoch in range(local.local_epochs):
+        order = seeding.rng("batches", *names, epoch).permutation(items)
+        batches += [order[start : start + local.batch] for start in range(0, items, local.batch)]
+    return batches
+
+
+def train_client(
+    loss: Loss, weights: Weights, data: Packed, items: Sequence[int], local: Local, *names: str | int
+) -> tuple[Weights, float]:
+    """A client's whole round, step by step: its new weights and its mean loss (what a device runs)."""
+    weights = {name: tensor.clone() for name, tensor in weights.items()}
+    state = start_state(weights, local.optimizer)
+    losses = []
+    for step, chosen in enumerate(schedule(len(items), local, *names), start=1):
+        batch = data.take(torch.as_tensor(np.asarray(items)[chosen]))
+        losses.append(local_step(loss, weights, state, step, batch, local))
+    return weights, float(np.mean(losses))
+
+
+def train_cohort(
+    loss: Loss,
+    weights: Weights,
+    data: Packed,
+    clients: Sequence[tuple[int, Sequence[int]]],
+    local: Local,
+    *names: str | int,
+) -> tuple[Weights, np.ndarray]:
+    """A round of several clients, vectorised: FedAvg's sum of their new weights, and their mean losses.
+
+    Args:
+        weights: the server's trainable tensors.
+        data: all training questions of the task.
+        clients: (client number, indices of its items in ``data``), at least one item each.
+        names: of the round, for the order of items (the client's number is appended).
+
+    Returns:
+        The average of the clients' weights, weighted by items (FedAvg), and losses [clients].
+    """
+    total = sum(len(items) for _, items in clients)
+    average = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+    losses = np.zeros(len(clients))
+    plans = [schedule(len(items), local, *names, client) for client, items in clients]
+    for group in _groups([max(len(b) for b in plan) for plan in plans], [len(plan) for plan in plans]):
+        batch_size = max(len(b) for k in group for b in plans[k])
+        steps = max(len(plans[k]) for k in group)
+        index = np.zeros((steps, len(group), batch_size), dtype=np.int64)
+        item_weights = np.zeros((steps, len(group), batch_size), dtype=np.float32)
+        for row, k in enumerate(group):
+            index[:, row] = clients[k][1][0]
+            for step, chosen in enumerate(plans[k]):
+                index[step, row, : len(chosen)] = np.asarray(clients[k][1])[chosen]
+                item_weights[step, row, : len(chosen)] = 1
+        stacked = {n: t[None].repeat(len(group), *[1] * t.dim()) for n, t in weights.items()}
+        state = start_state(stacked, local.optimizer)
+        sums = torch.zeros(len(group))
+        for step in range(steps):
+            batch = data.take(torch.from_numpy(index[step]))
+            used = torch.from_numpy(item_weights[step])
+            sums += cohort_step(loss, stacked, state, step + 1, batch, used, local)
+        share = torch.tensor([len(clients[k][1]) / total for k in group])
+        for name, tensor in stacked.items():
+            average[name] += torch.tensordot(share, tensor, dims=1)
+        losses[group] = sums.numpy() / [len(plans[k]) for k in group]
+    return average, losses
+
+
+def _groups(batch_sizes: Sequence[int], steps: Sequence[int]) -> list[list[int]]:
+    """Clients that run in one vectorised call: neighbours in size, cut where padding costs more than a call."""
+    order = sorted(range(len(steps)), key=lambda k: (steps[k], batch_sizes[k], k))
+    best = [0.0] + [float("inf")] * len(order)
+    cut = [0] * (len(order) + 1)
+    for end in range(1, len(order) + 1):
+        longest = steps[order[end - 1]]
+        for start in range(end):
+            largest = max(batch_sizes[k] for k in order[start:end])
+            cost = best[start] + longest * (GROUP_OVERHEAD_ROWS + (end - start) * largest)
+            if cost < best[end]:
+                best[end], cut[end] = cost, start
+    groups, end = [], len(order)
+    while end:
+        groups.append(sorted(order[cut[end] : end]))
+        end = cut[end]
+    return groups[::-1]

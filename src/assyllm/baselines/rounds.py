@@ -1,0 +1,143 @@
+"""The one round loop of all fine-tuning baselines: FedAvg over a cohort, judged on the development split.
+
+Each round samples ``clients_per_round`` of the clients that take part in the method at all, lets some drop out,
+trains the rest and averages their weights by number of items (McMahan 2017). Every ``evaluate_every`` rounds
+the accuracy on dev and test is taken; the reported test accuracy is that of the round that is best on dev.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from assyllm import seeding
+from assyllm.baselines.checkpoint import Checkpoint
+from assyllm.baselines.local import Local, Weights
+from assyllm.baselines.method import Method, choose
+from assyllm.zoo.forward import Packed
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """A task's encoded splits and who holds which training item."""
+
+    train: Packed
+    dev: Packed
+    test: Packed
+    owned: Sequence[Sequence[int]]  # per client, indices into train
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a run goes."""
+
+    rounds: int
+    clients_per_round: int
+    evaluate_every: int
+    local: Local
+    dropout: float = 0.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run leaves: one dict a round, and the predictions of the round that was best on dev.
+
+    A round has ``round, loss, participants, bytes_up, bytes_down`` (bytes of one participant) and, where
+    evaluated, ``dev`` and ``test`` accuracies. ``seconds`` are wall times of the rounds' training.
+    """
+
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    best_round: int = 0
+    best_dev: float = -1.0
+    dev_chosen: list[int] = field(default_factory=list)
+    test_chosen: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+def cohort(seed: int, round_: int, eligible: Sequence[int], size: int, dropout: float = 0.0) -> list[int]:
+    """The clients that answer in a round: ``size`` of ``eligible`` (all if fewer), less those that drop out."""
+    size = min(size, len(eligible))
+    drawn = seeding.rng("cohort", seed, round_).choice(np.asarray(eligible), size=size, replace=False)
+    lost = seeding.rng("dropout", seed, round_).random(size) < dropout
+    return sorted(int(client) for client in drawn[~lost])
+
+
+def run_rounds(
+    method: Method,
+    data: Data,
+    plan: Plan,
+    seed: int,
+    eligible: Sequence[int],
+    checkpoint: Checkpoint | None = None,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> tuple[Weights, Outcome]:
+    """Run a method for ``plan.rounds`` rounds; an equal checkpoint is taken up where it stopped.
+
+    Clients without items never take part. With no eligible client the starting weights are evaluated as they are.
+
+    Args:
+        seed: names cohorts, dropouts and the order of items.
+        eligible: numbers of the clients whose devices can run the method.
+        report: called with each round's dict.
+
+    Returns:
+        The weights of the best round on dev, and the outcome.
+    """
+    eligible = [client for client in eligible if len(data.owned[client])]
+    weights, outcome = method.start(), Outcome()
+    best = weights
+    stored = checkpoint.load() if checkpoint else None
+    if stored is not None:
+        tensors, state = stored
+        weights = {n.removeprefix("now/"): t for n, t in tensors.items() if n.startswith("now/")}
+        best = {n.removeprefix("best/"): t for n, t in tensors.items() if n.startswith("best/")}
+        method.resume(state["method"])
+        outcome = Outcome(**state["outcome"])
+    rounds = plan.rounds if eligible else 0
+    for round_ in range(len(outcome.rounds) + 1, rounds + 1):
+        row: dict[str, Any] = {"round": round_}
+        began = time.perf_counter()
+        answering = cohort(seed, round_, eligible, plan.clients_per_round, plan.dropout)
+        row["bytes_up"], row["bytes_down"] = method.traffic(weights)
+        row["participants"] = len(answering)
+        if answering:
+            work = [(client, data.owned[client]) for client in answering]
+            weights, losses = method.train(weights, data.train, work, plan.local, seed, round_)
+            row["loss"] = float(np.average(losses, weights=[len(items) for _, items in work]))
+        weights = method.after_round(weights, round_)
+        outcome.seconds.append(time.perf_counter() - began)
+        if round_ % plan.evaluate_every == 0 or round_ == rounds:
+            best = _evaluate(method, weights, best, data, row, outcome)
+        outcome.rounds.append(row)
+        if checkpoint and "dev" in row:
+            _save(checkpoint, method, weights, best, outcome)
+        if report:
+            report(row)
+    if not eligible:
+        best = _evaluate(method, weights, best, data, {"round": 0}, outcome)
+    return best, outcome
+
+
+def _evaluate(
+    method: Method, weights: Weights, best: Weights, data: Data, row: dict[str, Any], outcome: Outcome
+) -> Weights:
+    """Add a round's accuracies to its row; the weights of the best round so far (the earliest at a tie)."""
+    dev, test = choose(method, weights, data.dev), choose(method, weights, data.test)
+    row["dev"] = float((dev == data.dev.answer.numpy()).mean())
+    row["test"] = float((test == data.test.answer.numpy()).mean())
+    if row["dev"] <= outcome.best_dev:
+        return best
+    outcome.best_dev, outcome.best_round = row["dev"], row["round"]
+    outcome.dev_chosen, outcome.test_chosen = dev.tolist(), test.tolist()
+    return {name: tensor.clone() for name, tensor in weights.items()}
+
+
+def _save(checkpoint: Checkpoint, method: Method, weights: Weights, best: Weights, outcome: Outcome) -> None:
+    tensors = {f"now/{name}": tensor for name, tensor in weights.items()}
+    tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
+    state = {name: getattr(outcome, name) for name in Outcome.__dataclass_fields__}
+    checkpoint.save(tensors, {"method": method.progress(), "outcome": state})

@@ -1,0 +1,107 @@
+"""A block: consecutive layers of one pre-trained model, run by transformers' own modules."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from assyllm.artifacts import ArtifactError
+from assyllm.blocks.families import family as family_of
+
+Kind = Literal["start", "middle", "end"]
+
+
+def block_id(model: str, first: int, last: int) -> str:
+    """The id of layers ``first`` .. ``last - 1`` of a model, e.g. ``llama:0-8``."""
+    return f"{model}:{first}-{last}"
+
+
+def kind_of(first: int, last: int, layers: int) -> Kind:
+    """start (embedding and first layers), end (last layers and final norm), else middle."""
+    return "start" if first == 0 else "end" if last == layers else "middle"
+
+
+class Block(nn.Module):
+    """Layers ``layers[0]`` .. ``layers[1] - 1`` of a model; a start block embeds, an end block normalises.
+
+    Attention is the block's own habit: causal in Llama and OPT, bidirectional in BERT and RoBERTa, whatever
+    blocks stand around it. Positions are the stream's, counted from 0; padding stands on the right.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        family: str,
+        layers: tuple[int, int],
+        kind: Kind,
+        config: Any,
+        embed: nn.ModuleDict,
+        stack: nn.ModuleList,
+        norm: nn.Module | None,
+        rotary: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        self.id = block_id(model, *layers)
+        self.model = model
+        self.family = family
+        self.kind: Kind = kind
+        self.layers = layers
+        self.width = int(config.hidden_size)
+        self.config = config
+        self.embed = embed
+        self.stack = stack
+        self.norm = norm
+        self.rotary = rotary
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only the tokens before it."""
+        return family_of(self.family).causal
+
+    def attention_mask(self, hidden: Tensor, mask: Tensor) -> Any:
+        """The mask that transformers' own model would make for this family and attention kernel."""
+        from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+
+        if self.causal:
+            return create_causal_mask(self.config, hidden, mask, past_key_values=None)
+        return create_bidirectional_mask(self.config, hidden, mask)
+
+    def trace(self, hidden: Tensor, mask: Tensor) -> list[Tensor]:
+        """The state after each layer, the last one after the final norm in an end block.
+
+        Args:
+            hidden: ``[B, T, d]`` states, or ``[B, T]`` token ids for a start block.
+            mask: ``[B, T]`` bool, True at real tokens.
+
+        Returns:
+            One ``[B, T, d]`` tensor a layer.
+        """
+        if self.kind == "start":
+            if hidden.dim() != 2:
+                raise ArtifactError(f"block {self.id}: a start block takes token ids [B, T]")
+            hidden = family_of(self.family).embed(self.embed, hidden, mask)
+        elif hidden.dim() != 3 or hidden.shape[-1] != self.width:
+            raise ArtifactError(
+                f"block {self.id}: states [B, T, {self.width}] expected, {list(hidden.shape)} given"
+            )
+        extra: dict[str, Any] = {"attention_mask": self.attention_mask(hidden, mask)}
+        if self.rotary is not None:
+            positions = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
+            extra["position_embeddings"] = self.rotary(hidden, position_ids=positions)
+        states = []
+        for layer in self.stack:
+            hidden = layer(hidden, **extra)
+            states.append(hidden)
+        if self.norm is not None:
+            states[-1] = self.norm(hidden)
+        return states
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Ids ``[B, T]`` (start) or states ``[B, T, d]`` and the mask ``[B, T]`` to states ``[B, T, d]``."""
+        return self.trace(hidden, mask)[-1]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The block's own weights by name (no buffers that the config gives)."""
+        return {name: tensor.detach() for name, tensor in self.state_dict().items()}

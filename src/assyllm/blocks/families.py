@@ -1,0 +1,147 @@
+"""Module names of the four model families, as data: a further family is one more entry, not one more ``if``.
+
+Every entry says where transformers' own language model keeps its embeddings, layers, final norm, rotary
+embedding and language-model head. Nothing is re-implemented here; blocks call these very modules.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from assyllm.artifacts import ArtifactError
+
+Embed = Callable[[nn.ModuleDict, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class FamilySpec:
+    """Where a family's language model keeps its parts.
+
+    ``trunk`` is the path from the language model to its base model; ``embeddings``, ``layers``, ``norm`` and
+    ``rotary`` are paths inside the trunk (``norm`` and ``rotary`` may be absent), ``head`` are paths from the
+    language model, applied one after the other to the last hidden state (absent ones are skipped).
+    """
+
+    module: str
+    model_class: str
+    config_class: str
+    causal: bool
+    trunk: str
+    embeddings: tuple[str, ...]
+    layers: str
+    norm: str | None
+    rotary: str | None
+    head: tuple[str, ...]
+    embed: Embed
+
+    def build(self, config: Any) -> nn.Module:
+        """The language model of ``config`` as transformers defines it, its weights on the meta device."""
+        from accelerate import init_empty_weights
+
+        with init_empty_weights(include_buffers=False):
+            return getattr(importlib.import_module(self.module), self.model_class)(config)
+
+    def config(self, values: dict[str, Any]) -> Any:
+        """transformers' config object from the contents of a ``config.json``."""
+        cls = getattr(importlib.import_module(self.module), self.config_class)
+        return cls.from_dict(dict(values))
+
+
+def find(module: nn.Module, path: str | None) -> nn.Module | None:
+    """The submodule at a dotted path, or None where the model has none there."""
+    for name in (path or "").split("."):
+        module = getattr(module, name, None)  # type: ignore[assignment]
+        if module is None:
+            return None
+    return module
+
+
+def family(name: str) -> FamilySpec:
+    """The entry of a family.
+
+    Raises:
+        ArtifactError: an unknown family; the known ones are named.
+    """
+    if name not in FAMILIES:
+        raise ArtifactError(f"family {name!r}: not one of {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def _embed_llama(parts: nn.ModuleDict, ids: Tensor, mask: Tensor) -> Tensor:
+    return parts["embed_tokens"](ids)
+
+
+def _embed_opt(parts: nn.ModuleDict, ids: Tensor, mask: Tensor) -> Tensor:
+    # OPT's learned positions count real tokens; padding reads the position before the first one.
+    counted = mask.long()
+    positions = (torch.cumsum(counted, dim=1) * counted - 1).long()
+    embedded = parts["embed_tokens"](ids)
+    if "project_in" in parts:  # opt-350m: word vectors narrower than the layers
+        embedded = parts["project_in"](embedded)
+    return embedded + parts["embed_positions"](counted, 0, position_ids=positions)
+
+
+def _embed_bert(parts: nn.ModuleDict, ids: Tensor, mask: Tensor) -> Tensor:
+    return parts["embeddings"](input_ids=ids)
+
+
+FAMILIES: dict[str, FamilySpec] = {
+    "llama": FamilySpec(
+        module="transformers.models.llama",
+        model_class="LlamaForCausalLM",
+        config_class="LlamaConfig",
+        causal=True,
+        trunk="model",
+        embeddings=("embed_tokens",),
+        layers="layers",
+        norm="norm",
+        rotary="rotary_emb",
+        head=("lm_head",),
+        embed=_embed_llama,
+    ),
+    "opt": FamilySpec(
+        module="transformers.models.opt",
+        model_class="OPTForCausalLM",
+        config_class="OPTConfig",
+        causal=True,
+        trunk="model.decoder",
+        embeddings=("embed_tokens", "embed_positions", "project_in"),
+        layers="layers",
+        norm="final_layer_norm",  # absent in opt-350m, which normalises after each layer
+        rotary=None,
+        head=("model.decoder.project_out", "lm_head"),
+        embed=_embed_opt,
+    ),
+    "bert": FamilySpec(
+        module="transformers.models.bert",
+        model_class="BertForMaskedLM",
+        config_class="BertConfig",
+        causal=False,
+        trunk="bert",
+        embeddings=("embeddings",),
+        layers="encoder.layer",
+        norm=None,
+        rotary=None,
+        head=("cls",),
+        embed=_embed_bert,
+    ),
+    "roberta": FamilySpec(
+        module="transformers.models.roberta",
+        model_class="RobertaForMaskedLM",
+        config_class="RobertaConfig",
+        causal=False,
+        trunk="roberta",
+        embeddings=("embeddings",),
+        layers="encoder.layer",
+        norm=None,
+        rotary=None,
+        head=("lm_head",),
+        embed=_embed_bert,
+    ),
+}

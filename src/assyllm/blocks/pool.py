@@ -1,0 +1,286 @@
+"""The pool on disk: every block of every model as safetensors, under one sha256 manifest.
+
+::
+
+    pool.json                          models and blocks: family, licence, widths, files, bytes, bits
+    blocks/<model>_<first>-<last>.safetensors
+    models/<model>/                    config.json, tokenizer, card.json, head.safetensors (LM head)
+    manifest.json                      sha256 of every file above, checked once when the pool is opened
+
+All weights that a block computes with are in its file; ``bytes`` are its tensors' bytes on disk.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from assyllm.artifacts import ArtifactError, read_json, verify_folder, write_json
+from assyllm.blocks.block import Block, Kind, kind_of
+from assyllm.blocks.families import family as family_of
+from assyllm.blocks.families import find
+from assyllm.blocks.segment import segments
+from assyllm.blocks.split import empty_block, head_of, split
+from assyllm.params import Blocks
+
+HEAD = "head.safetensors"
+MODEL_FILES = (
+    "config.json",
+    "card.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+
+Prepare = Callable[[Block, "BlockInfo", dict[str, Tensor]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockInfo:
+    """What is known of a block without loading it."""
+
+    id: str
+    model: str
+    family: str
+    kind: Kind
+    layers: tuple[int, int]
+    width: int
+    causal: bool
+    file: str
+    bytes: int
+    parameters: int
+    bits: int
+    group_size: int  # weights that share a scale; 0 where nothing is packed
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What is known of a zoo member that the pool was made from."""
+
+    name: str
+    family: str
+    stands_for: str
+    licence: str
+    revision: str
+    width: int
+    layers: int
+    bytes: int  # of its language-model head, which no chain carries
+
+
+def write_model(out: Path, name: str, family: str, model: nn.Module, folder: Path, blocks: Blocks) -> dict:
+    """Split one zoo member into block files under ``out``; returns its part of ``pool.json``.
+
+    Args:
+        model: transformers' language model, loaded from ``folder``.
+        folder: the zoo member's folder; its config, tokenizer and card are copied.
+    """
+    config = model.config
+    total = int(config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+    rows = []
+    for block in split(model, name, family, segments(total, blocks)):
+        file = f"blocks/{name}_{block.layers[0]}-{block.layers[1]}.safetensors"
+        rows.append(write_block(out, file, block.tensors()) | {"layers": list(block.layers)})
+    own = out / "models" / name
+    own.mkdir(parents=True, exist_ok=True)
+    for file in MODEL_FILES:
+        if (folder / file).is_file():
+            shutil.copyfile(folder / file, own / file)
+    tied = _save_head(own / HEAD, model, family)
+    card = read_json(folder / "card.json")
+    return {
+        "family": family,
+        "stands_for": card.get("stands_for", ""),
+        "licence": card.get("licence", ""),
+        "revision": card.get("revision") or "",
+        "width": int(config.hidden_size),  # type: ignore[union-attr, arg-type]
+        "layers": total,
+        "head_bytes": sum(t.nbytes for t in load_file(own / HEAD).values()),
+        "tied": tied,
+        "blocks": rows,
+    }
+
+
+def write_block(out: Path, file: str, tensors: dict[str, Tensor], bits: int | None = None) -> dict[str, Any]:
+    """Write one block's tensors; returns file, bytes, parameters and bits a weight for ``pool.json``."""
+    (out / file).parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, out / file)
+    stored = max((t.element_size() * 8 for t in tensors.values()), default=0)
+    return {
+        "file": file,
+        "bytes": sum(t.nbytes for t in tensors.values()),
+        "parameters": sum(t.numel() for t in tensors.values()),
+        "bits": bits if bits is not None else stored,
+    }
+
+
+def write_pool(out: Path, models: dict[str, dict]) -> None:
+    """Write ``pool.json``; ``out`` is the folder that :func:`artifacts.output_folder` gives."""
+    write_json(out / "pool.json", {"models": models, "order": list(models)})
+
+
+def _save_head(path: Path, model: nn.Module, family: str) -> dict[str, str]:
+    """Save the head's own tensors; returns head tensors that are the start block's (tied) by name."""
+    spec = family_of(family)
+    trunk = find(model, spec.trunk)
+    assert trunk is not None
+    parts = {part: find(trunk, part) for part in spec.embeddings}
+    tables = {
+        parameter.data_ptr(): f"embed.{part}.{name}"
+        for part, module in parts.items()
+        if module is not None
+        for name, parameter in module.named_parameters()
+    }
+    own, tied = {}, {}
+    for name, tensor in head_of(model, family).state_dict().items():
+        if tensor.data_ptr() in tables:
+            tied[name] = tables[tensor.data_ptr()]
+        else:
+            own[name] = tensor.detach().clone()
+    save_file(own, path)
+    return tied
+
+
+class Pool:
+    """A verified pool of blocks, loaded on demand and kept (all blocks are frozen and in eval mode)."""
+
+    def __init__(self, folder: Path, prepare: Prepare | None) -> None:
+        self.folder = folder
+        self._prepare = prepare
+        self._raw = read_json(folder / "pool.json")
+        self._blocks: dict[str, Block] = {}
+        self._configs: dict[str, Any] = {}
+        self._infos: dict[str, BlockInfo] = {}
+        self.models: dict[str, ModelInfo] = {}
+        for name in self._raw["order"]:
+            raw = self._raw["models"][name]
+            fields = ("family", "stands_for", "licence", "revision", "width", "layers")
+            self.models[name] = ModelInfo(name=name, bytes=raw["head_bytes"], **{f: raw[f] for f in fields})
+            for row in raw["blocks"]:
+                first, last = row["layers"]
+                info = BlockInfo(
+                    id=f"{name}:{first}-{last}",
+                    model=name,
+                    family=raw["family"],
+                    kind=kind_of(first, last, raw["layers"]),
+                    layers=(first, last),
+                    width=raw["width"],
+                    causal=family_of(raw["family"]).causal,
+                    file=row["file"],
+                    bytes=row["bytes"],
+                    parameters=row["parameters"],
+                    bits=row["bits"],
+                    group_size=row.get("group_size", 0),
+                )
+                self._infos[info.id] = info
+
+    @classmethod
+    def open(cls, folder: Path, prepare: Prepare | None = None) -> Pool:
+        """Open a pool after checking every file against its sha256, once.
+
+        Args:
+            prepare: swaps in layers that compute from packed weights; ``quantizer.pool.open_pool`` gives it.
+
+        Raises:
+            ArtifactError: a file is missing, truncated or altered.
+        """
+        verify_folder(Path(folder))
+        return cls(Path(folder), prepare)
+
+    @property
+    def ids(self) -> list[str]:
+        """All block ids, model by model, first layer to last."""
+        return list(self._infos)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all blocks' tensors on disk (language-model heads are not part of it)."""
+        return sum(info.bytes for info in self._infos.values())
+
+    def info(self, block: str) -> BlockInfo:
+        """What ``pool.json`` says of a block.
+
+        Raises:
+            ArtifactError: no such block.
+        """
+        if block not in self._infos:
+            raise ArtifactError(f"{self.folder}: no block {block!r} in the pool")
+        return self._infos[block]
+
+    def of_model(self, model: str) -> list[BlockInfo]:
+        """A model's blocks, first layer to last."""
+        return [info for info in self._infos.values() if info.model == model]
+
+    def before(self, block: str) -> str | None:
+        """The block whose output this block natively receives, None for a start block."""
+        info = self.info(block)
+        return next((b.id for b in self.of_model(info.model) if b.layers[1] == info.layers[0]), None)
+
+    def config(self, model: str) -> Any:
+        """transformers' config of a zoo member."""
+        if model not in self._configs:
+            values = read_json(self.folder / "models" / model / "config.json")
+            self._configs[model] = family_of(self.models[model].family).config(values)
+        return self._configs[model]
+
+    def tensors(self, block: str) -> dict[str, Tensor]:
+        """A block's tensors as they lie on disk."""
+        return load_file(self.folder / self.info(block).file)
+
+    def block(self, block: str) -> Block:
+        """The block, ready to compute in float32; loaded at the first call and kept.
+
+        Raises:
+            ArtifactError: no such block, or packed weights in a pool opened without ``prepare``.
+        """
+        if block not in self._blocks:
+            info, tensors = self.info(block), self.tensors(block)
+            made = empty_block(info.model, info.family, info.layers, self.config(info.model))
+            if self._prepare is not None:
+                self._prepare(made, info, tensors)
+            self._blocks[block] = load_into(made, tensors)
+        return self._blocks[block]
+
+    def forget(self, block: str) -> None:
+        """Let go of a loaded block's memory."""
+        self._blocks.pop(block, None)
+
+    def tokenizer(self, model: str) -> Any:
+        """The model's tokenizer."""
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(self.folder / "models" / model)
+
+    def lm_head(self, model: str) -> nn.Module:
+        """The model's language-model head, tied weights taken from its start block."""
+        raw, spec = self._raw["models"][model], family_of(self.models[model].family)
+        head = head_of(spec.build(self.config(model)), self.models[model].family)
+        start = self.tensors(self.of_model(model)[0].id)
+        tensors = load_file(self.folder / "models" / model / HEAD)
+        tensors |= {name: start[source] for name, source in raw["tied"].items()}
+        head.load_state_dict({n: t.float() for n, t in tensors.items()}, assign=True)
+        return head.eval().requires_grad_(False)
+
+
+def load_into(block: Block, tensors: dict[str, Tensor]) -> Block:
+    """Give an empty block its weights, each in the dtype that the module declares; freeze it.
+
+    Raises:
+        ArtifactError: names or shapes do not fit.
+    """
+    wanted = block.state_dict()
+    if sorted(wanted) != sorted(tensors):
+        odd = sorted(set(wanted) ^ set(tensors))[0]
+        raise ArtifactError(
+            f"block {block.id}: its file does not fit ({odd}); quantizer.pool.open_pool opens quantized pools"
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            raise ArtifactError(f"block {block.id}: {name} is {list(tensor.shape)} in the file")
+    block.load_state_dict({n: t.to(wanted[n].dtype) for n, t in tensors.items()}, assign=True)
+    return block.eval().requires_grad_(False)

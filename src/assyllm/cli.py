@@ -1,0 +1,252 @@
+"""The command line: one verb per rule of the workflow, and a few for people. Heavy imports wait for the verb."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from assyllm import __version__
+from assyllm.artifacts import ArtifactError
+
+app = typer.Typer(
+    name="assyllm",
+    help="Federated fine-tuning of large language models by assembling pre-trained blocks.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+params_app = typer.Typer(help="Check params.yaml, write its schema.", no_args_is_help=True)
+app.add_typer(params_app, name="params")
+
+ParamsJson = Annotated[str, typer.Option("--params", help="JSON of the sections that this rule declares.")]
+CodeSha = Annotated[str, typer.Option("--code", help="Content hash of the code that runs.")]
+Out = Annotated[Path, typer.Option(help="Where the result is written, whole or not at all.")]
+Seed = Annotated[int, typer.Option(help="Seed of the run.")]
+ZooSeed = Annotated[int, typer.Option(help="Seed of the zoo.")]
+Folder = Annotated[Path, typer.Option(exists=True, file_okay=False)]
+Checkpoint = Annotated[Path, typer.Option(help="Where rounds are saved until the run is done.")]
+MethodName = Annotated[str, typer.Option(help="Name of the method.")]
+SettingName = Annotated[str, typer.Option(help="Name of the setting.")]
+SettingText = Annotated[str, typer.Option(help="The setting as key=value text.")]
+
+
+@params_app.command("check")
+def params_check(
+    path: Annotated[Path, typer.Argument(help="The file to check.")] = Path("params.yaml"),
+) -> None:
+    """Check every key and value; one line says what is wrong."""
+    from assyllm.params import load
+
+    load(path)
+    typer.echo(f"{path}: ok")
+
+
+@params_app.command("schema")
+def params_schema(out: Annotated[Path | None, typer.Option(help="File to write.")] = None) -> None:
+    """Print (or write) the JSON schema that editors complete and check against."""
+    from assyllm.artifacts import write_text
+    from assyllm.params import schema
+
+    text = json.dumps(schema(), indent=2, sort_keys=True) + "\n"
+    typer.echo(text, nl=False) if out is None else write_text(out, text)
+
+
+@app.command()
+def download(
+    params: ParamsJson,
+    code: CodeSha,
+    model: Annotated[str, typer.Option(help="Member of the zoo.")],
+    zoo_seed: ZooSeed,
+    out: Out,
+    base: Annotated[Path | None, typer.Option(help="Folder of the member it is continued from.")] = None,
+) -> None:
+    """Fetch one model of the zoo, or pre-train it."""
+    from assyllm.stages import download as stage
+
+    stage.run(params, code, model, zoo_seed, base, out)
+
+
+@app.command()
+def tasks(params: ParamsJson, code: CodeSha, out: Out) -> None:
+    """Load or generate the tasks; carve the development split."""
+    from assyllm.stages import tasks as stage
+
+    stage.run(params, code, out)
+
+
+@app.command()
+def split(params: ParamsJson, code: CodeSha, zoo: Folder, out: Out) -> None:
+    """Split the zoo's models into a pool of blocks."""
+    from assyllm.stages import split as stage
+
+    stage.run(params, code, zoo, out)
+
+
+@app.command()
+def quantize(params: ParamsJson, code: CodeSha, pool: Folder, out: Out) -> None:
+    """Quantize the pool's blocks."""
+    from assyllm.stages import quantize as stage
+
+    stage.run(params, code, pool, out)
+
+
+@app.command()
+def partition(params: ParamsJson, code: CodeSha, tasks: Folder, seed: Seed, out: Out) -> None:
+    """Deal the training items to the clients."""
+    from assyllm.stages import partition as stage
+
+    stage.run(params, code, tasks, seed, out)
+
+
+@app.command()
+def cost(params: ParamsJson, code: CodeSha, method: MethodName, out: Out) -> None:
+    """Work out which memory class can run a method."""
+    from assyllm.stages import cost as stage
+
+    stage.run(params, code, method, out)
+
+
+@app.command()
+def score(
+    params: ParamsJson,
+    code: CodeSha,
+    pool: Folder,
+    tasks: Folder,
+    partition: Folder,
+    seed: Seed,
+    shard: Annotated[int, typer.Option(help="Which share of the clients.")],
+    out: Out,
+) -> None:
+    """Score blocks on the clients' data, as far as that does not depend on the chain."""
+    from assyllm.stages import score as stage
+
+    stage.run(params, code, pool, tasks, partition, seed, shard, out)
+
+
+@app.command()
+def federate(
+    params: ParamsJson,
+    code: CodeSha,
+    method: MethodName,
+    setting_name: SettingName,
+    setting: SettingText,
+    pool: Folder,
+    tasks: Folder,
+    partition: Folder,
+    scores: Annotated[list[Path], typer.Option(help="Score folders, one per shard.")],
+    cost: Annotated[Path, typer.Option(exists=True)],
+    zoo_seed: ZooSeed,
+    seed: Seed,
+    checkpoint: Checkpoint,
+    out: Out,
+) -> None:
+    """Run AssyLLM's rounds and write the assembled models."""
+    from assyllm.stages import federate as stage
+
+    stage.run(
+        params, code, method, setting_name, setting, pool, tasks, partition, scores, cost,
+        zoo_seed, seed, checkpoint, out,
+    )  # fmt: skip
+
+
+@app.command()
+def baseline(
+    params: ParamsJson,
+    code: CodeSha,
+    method: MethodName,
+    setting_name: SettingName,
+    setting: SettingText,
+    zoo: Folder,
+    zoo_seed: ZooSeed,
+    tasks: Folder,
+    partition: Folder,
+    cost: Annotated[Path, typer.Option(exists=True)],
+    seed: Seed,
+    checkpoint: Checkpoint,
+    out: Out,
+) -> None:
+    """Run a baseline's rounds."""
+    from assyllm.stages import baseline as stage
+
+    stage.run(
+        params, code, method, setting_name, setting, zoo, zoo_seed, tasks, partition, cost,
+        seed, checkpoint, out,
+    )  # fmt: skip
+
+
+@app.command()
+def tune(
+    params: ParamsJson,
+    code: CodeSha,
+    method: MethodName,
+    zoo: Folder,
+    tasks: Folder,
+    partition: Folder,
+    cost: Annotated[Path, typer.Option(exists=True)],
+    out: Out,
+) -> None:
+    """Search a baseline's learning rate and local epochs on the development split."""
+    from assyllm.stages import tune as stage
+
+    stage.run(params, code, method, zoo, tasks, partition, cost, out)
+
+
+@app.command()
+def collect(
+    params: ParamsJson,
+    code: CodeSha,
+    size: Annotated[str, typer.Option(help="default or full.")],
+    runs: Annotated[list[Path], typer.Option("--run", help="Run folders.")],
+    cost: Annotated[list[Path], typer.Option(help="Cost tables.")],
+    out: Out,
+) -> None:
+    """Gather runs into the result tables and judge the claims."""
+    from assyllm.stages import collect as stage
+
+    stage.run(params, code, size, runs, cost, out)
+
+
+@app.command()
+def figure(
+    params: ParamsJson,
+    code: CodeSha,
+    name: Annotated[str, typer.Option(help="Name of the figure.")],
+    results: Folder,
+    out: Annotated[Path, typer.Option(help="Folder for NAME.pdf, NAME.png and NAME.csv.")],
+) -> None:
+    """Draw one figure from the result tables."""
+    from assyllm.stages import figure as stage
+
+    stage.run(params, code, name, results, out)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"assyllm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    # one thread a job: the workflow runs jobs side by side, and results must not depend on thread count
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def main() -> None:
+    """Run the command line; bad input is one line on stderr and exit status 1."""
+    try:
+        app()
+    except ArtifactError as error:
+        typer.echo(f"assyllm: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,190 @@
+"""Raw runs become the result tables. No torch.
+
+``accuracy.csv``: one row per world, task, method, setting and split, with a bootstrap interval over seeds and
+questions. ``differences.csv``: paired differences between methods. ``claims.csv``: :mod:`assyllm.claims`.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from assyllm.artifacts import ArtifactError, write_json
+from assyllm.evaluate import bootstrap_mean, collapsed, paired_bootstrap
+from assyllm.params import Evaluate
+from assyllm.results import Metric, Prediction, Run, check_columns, read_table, write_table
+
+# what figures draw as the methods' rows: the base setting; zero_shot's best member is picked on the dev split
+VERSUS = ("ft_practical", "ft_oracle")
+Rows = list[dict[str, str]]
+
+
+def paper_values() -> Rows:
+    """The paper's published values, as shipped with the package."""
+    text = files("assyllm").joinpath("paper_values.csv").read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
+
+
+def gather(runs: Iterable[Path], name: str, kind: type) -> Rows:
+    """The rows of one table over all runs, in the runs' order.
+
+    Raises:
+        ArtifactError: a run lacks the table or has other columns.
+    """
+    return [row for run in runs for row in check_columns(Path(run) / f"{name}.csv", kind)]
+
+
+def gather_optional(runs: Iterable[Path], name: str) -> Rows:
+    """The rows of a table that only some runs have (assembled models, timings)."""
+    return [row for run in runs if (Path(run) / f"{name}.csv").is_file() for row in read_table(run / f"{name}.csv")]
+
+
+def check_complete(runs: Rows, metrics: Rows) -> None:
+    """Every run has a final test accuracy for each of its tasks.
+
+    Raises:
+        ArtifactError: naming the run and the task.
+    """
+    final = {(m["run_id"], m["task"]) for m in metrics if m["metric"] == "accuracy" and m["split"] == "test"}
+    for run in runs:
+        for task in run["tasks"].split():
+            if (run["run_id"], task) not in final:
+                raise ArtifactError(f"{run['run_id']}: no test accuracy for {task}")
+
+
+def without_zoo(setting: str) -> str:
+    """A setting's text without the zoo's seed: runs on several zoos are repetitions of one setting."""
+    return " ".join(part for part in setting.split() if not part.startswith("zoo.seed="))
+
+
+def accuracy_table(predictions: Rows, worlds: dict[str, str], best_zero_shot: set, ev: Evaluate) -> list[dict]:
+    """Mean accuracy per task, method, setting and split, with its bootstrap interval."""
+    groups: dict[tuple, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    chosen: dict[tuple, list[int]] = defaultdict(list)
+    for p in predictions:
+        splits = ["test"] + ([f"test_{'seen' if p['seen'] == '1' else 'unseen'}"] if p["seen"] else [])
+        for split in splits:
+            key = (worlds[p["run_id"]], p["task"], p["method"], without_zoo(p["setting"]), split)
+            groups[key][p["run_id"]].append(int(p["correct"]))
+            chosen[key].append(int(p["chosen"]))
+    rows = []
+    for key, by_run in sorted(groups.items()):
+        world, task, method, setting, split = key
+        hits = [np.array(values) for values in by_run.values()]
+        low, high = bootstrap_mean(hits, ev.bootstrap_samples, ev.interval, name="/".join(key))
+        rows.append(
+            {
+                "world": world, "task": task, "method": method, "setting": setting, "split": split,
+                "mean": float(np.mean([h.mean() for h in hits])), "low": low, "high": high,
+                "runs": len(hits), "examples": len(hits[0]),
+                "collapsed": int(collapsed(np.array(chosen[key]))) if method != "majority" else 0,
+                "main": int(setting == "" or (task, setting) in best_zero_shot), "source": "measured",
+            }
+        )  # fmt: skip
+    return rows
+
+
+def best_zero_shot(metrics: Rows) -> set[tuple[str, str]]:
+    """Per task the zero-shot setting (pool member) with the best mean accuracy on the development split."""
+    scores: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for m in metrics:
+        if (m["method"], m["metric"], m["split"], m["round"]) == ("zero_shot", "accuracy", "dev", ""):
+            scores[m["task"], without_zoo(m["setting"])].append(float(m["value"]))
+    best = set()
+    for task in sorted({task for task, _ in scores}):
+        mine = {s: float(np.mean(v)) for (t, s), v in scores.items() if t == task}
+        best.add((task, max(sorted(mine), key=lambda s: mine[s])))
+    return best
+
+
+def difference_table(predictions: Rows, ev: Evaluate) -> list[dict]:
+    """Paired differences of every method to FT-practical and FT-oracle, per task, on the base setting."""
+    hits: dict[tuple[str, str], dict[tuple[str, str], int]] = defaultdict(dict)
+    for p in predictions:
+        if without_zoo(p["setting"]) == "":
+            repetition = p["run_id"].split("-", 2)[2]
+            hits[p["task"], p["method"]][repetition, p["question"]] = int(p["correct"])
+    rows = []
+    for (task, method), mine in sorted(hits.items()):
+        for versus in VERSUS:
+            theirs = hits.get((task, versus), {})
+            if method == versus or set(mine) != set(theirs):
+                continue
+            pairs: dict[str, list[int]] = defaultdict(list)
+            for key in sorted(mine):
+                pairs[key[0]].append(mine[key] - theirs[key])
+            difference = [np.array(values) for values in pairs.values()]
+            mean, low, high = paired_bootstrap(
+                difference, ev.bootstrap_samples, ev.interval, name=f"{task}/{method}/{versus}"
+            )
+            rows.append(
+                {"task": task, "method": method, "versus": versus, "difference": mean, "low": low,
+                 "high": high, "runs": len(difference), "source": "measured"}
+            )  # fmt: skip
+    return rows
+
+
+def cost_metrics(cost: Rows, world: str) -> list[dict[str, Any]]:
+    """Peak memory and participation per method and model as metric rows (modelled)."""
+    rows = []
+    by_model: dict[tuple[str, str], Rows] = defaultdict(list)
+    for row in cost:
+        by_model[row["method"], row["model"]].append(row)
+    for (method, model), classes in by_model.items():
+        share = sum(float(c["share"]) * int(c["participates"]) for c in classes)
+        common = {
+            "run_id": f"cost-{method}", "method": method, "task": "", "world": world, "seed": 0, "split": "",
+            "round": "", "client": "", "block": "", "setting": f'model="{model}"', "source": "modelled",
+        }  # fmt: skip
+        peak = float(classes[0]["peak_gb"])
+        rows.append({**common, "metric": "peak_memory", "value": peak, "unit": "GB"})
+        rows.append({**common, "metric": "participation", "value": share, "unit": ""})
+    return rows
+
+
+def summary(accuracy: list[dict]) -> dict[str, dict[str, float]]:
+    """Test accuracy by task and method, for ``dvc metrics``."""
+    out: dict[str, dict[str, float]] = {}
+    for row in accuracy:
+        if row["split"] == "test" and row["main"]:
+            out.setdefault(row["task"], {})[row["method"]] = round(row["mean"], 4)
+    return out
+
+
+def collect(size: str, runs: list[Path], cost_tables: list[Path], ev: Evaluate, out: Path) -> None:
+    """Read every run and write all tables into ``out``.
+
+    Raises:
+        ArtifactError: a run is incomplete or malformed; nothing is written then.
+    """
+    from assyllm.claims import claims_table
+
+    run_rows = gather(runs, "run", Run)
+    metrics = gather(runs, "metrics", Metric)
+    predictions = gather(runs, "predictions", Prediction)
+    check_complete(run_rows, metrics)
+    worlds = {row["run_id"]: row["world"] for row in run_rows}
+    models = [{"world": worlds[m["run_id"]], **m} for m in gather_optional(runs, "models")]
+    cost = [row for table in cost_tables for row in read_table(table)]
+    accuracy = accuracy_table(predictions, worlds, best_zero_shot(metrics), ev)
+    differences = difference_table(predictions, ev)
+    timings = gather_optional(runs, "timings")
+    out = Path(out)
+    columns = [field for field in Metric.__dataclass_fields__]
+    write_table(out / "metrics.csv", [*metrics, *cost_metrics(cost, run_rows[0]["world"])], columns)
+    write_table(out / "runs.csv", run_rows)  # type: ignore[arg-type]
+    write_table(out / "accuracy.csv", accuracy)
+    write_table(out / "differences.csv", differences, ["task", "method", "versus", "difference", "low", "high",
+                                                       "runs", "source"])  # fmt: skip
+    write_table(out / "models.csv", models, list(models[0]) if models else ["world", "run_id", "source"])
+    write_table(out / "cost.csv", cost)  # type: ignore[arg-type]
+    write_table(out / "paper.csv", paper_values())  # type: ignore[arg-type]
+    write_table(out / "timings.csv", timings, ["run_id", "what", "value", "unit"])  # type: ignore[arg-type]
+    write_table(out / "claims.csv", claims_table(accuracy, differences, models, cost, paper_values(), size))
+    write_json(out / "summary.json", summary(accuracy))

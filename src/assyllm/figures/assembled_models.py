@@ -1,0 +1,73 @@
+"""Every model that the search assembled: accuracy, size, number of blocks (paper figure 14)."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from assyllm.figures import style
+from assyllm.figures.tables import Tables
+from assyllm.params import Figures
+
+MARKERS = {2: "v", 3: "o", 4: "s", 5: "D", 6: "P", 7: "X", 8: "*"}
+
+
+def data(tables: Tables) -> pd.DataFrame:
+    """One row per assembled model of the base setting (accuracy in percent, size in MB = 10^6 bytes)."""
+    models = tables.models
+    models = models[models["setting"] == ""]
+    models = models.assign(
+        accuracy=100 * models["accuracy_test"].astype(float), size_mb=models["size_bytes"].astype(float) / 1e6
+    )
+    columns = ["world", "task", "method", "seed", "model", "blocks", "n_blocks", "families", "size_mb",
+               "compatibility", "accuracy", "reported", "source"]  # fmt: skip
+    final = tables.accuracy[
+        (tables.accuracy["split"] == "test")
+        & (tables.accuracy["main"] == 1)
+        & tables.accuracy["method"].isin(["ft_oracle", "ft_practical"])
+    ]
+    lines = pd.DataFrame(
+        [
+            {**dict.fromkeys(columns, ""), "world": r.world, "task": r.task, "method": r.method,
+             "accuracy": 100 * r.mean, "source": "measured"}
+            for r in final.itertuples()
+        ],
+        columns=columns,
+    )  # fmt: skip
+    return pd.concat([models[columns], lines], ignore_index=True)
+
+
+def draw(df: pd.DataFrame, look: Figures) -> Figure:
+    """One panel a task: size against accuracy, shape by number of blocks, the reported model ringed."""
+    models = df[df["model"] != ""]
+    tasks = [task for task in style.TASKS if task in set(models["task"])]
+    figure, axes = plt.subplots(
+        1, len(tasks), figsize=(look.width_inches, look.width_inches * 0.42), layout="constrained",
+        squeeze=False, sharey=True,
+    )  # fmt: skip
+    for ax, task in zip(axes[0], tasks, strict=True):
+        mine = models[models["task"] == task]
+        for n_blocks, group in sorted(mine.groupby("n_blocks")):
+            ax.scatter(group["size_mb"].astype(float), group["accuracy"], s=22, alpha=0.75,
+                       marker=MARKERS.get(int(n_blocks), "."), color="#D55E00", edgecolor="white", lw=0.4,
+                       label=f"{int(n_blocks)} blocks")  # fmt: skip
+        best = mine[mine["reported"].astype(int) == 1]
+        ax.scatter(best["size_mb"].astype(float), best["accuracy"], s=90, facecolor="none", edgecolor="black",
+                   lw=1.2, label="reported model, one a seed")  # fmt: skip
+        for row in df[(df["model"] == "") & (df["task"] == task)].itertuples():
+            ax.axhline(row.accuracy, color=style.colour(row.method), ls="--", lw=1, label=style.label(row.method))
+        ax.set_title(style.task_label(task, mine["world"].iloc[0]))
+        ax.set_xlabel("size [MB]")
+        style.percent_axis(ax, 0, 105)
+    axes[0][0].set_ylabel("test accuracy")
+    entries: dict[str, object] = {}
+    for ax in axes[0]:
+        for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries.setdefault(name, handle)
+    names = sorted(entries, key=lambda n: (not n[0].isdigit(), n))
+    figure.legend([entries[n] for n in names], names, loc="outside upper center", ncols=4, frameon=False)
+    counts = models.groupby(["task", "seed"]).size()
+    text = f"All models assembled by the search, {counts.min()} to {counts.max()} a run (the paper: 21)."
+    style.caption(figure, df, text)
+    return figure

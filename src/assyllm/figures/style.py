@@ -1,0 +1,98 @@
+"""One look for every figure: colours and markers by method, captions that name scale and world, stable bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from assyllm.params import Figures
+
+# Okabe and Ito's colours: told apart by colour-blind readers; lightness differs, so grey prints work too
+METHODS = {
+    "majority": ("Majority class", "#999999", "x"),
+    "zero_shot": ("Zero-shot", "#F0E442", "v"),
+    "ft_practical": ("FT-practical", "#56B4E9", "s"),
+    "ft_oracle": ("FT-oracle", "#0072B2", "o"),
+    "assyllm_paper": ("AssyLLM (paper's rule)", "#D55E00", "D"),
+}
+TASKS = {"boolq": "BoolQ", "piqa": "PIQA", "openbookqa": "OpenBookQA"}
+PAPER = {"marker": "*", "color": "black", "s": 55, "zorder": 5, "label": "paper (7B models, real tasks)"}
+
+
+def apply(look: Figures) -> None:
+    """Set matplotlib's defaults from the ``figures`` section."""
+    plt.rcdefaults()
+    matplotlib.rcParams.update(
+        {
+            "font.size": look.font_points,
+            "axes.titlesize": look.font_points + 1,
+            "axes.labelsize": look.font_points,
+            "xtick.labelsize": max(7, look.font_points - 1),
+            "ytick.labelsize": max(7, look.font_points - 1),
+            "legend.fontsize": max(7, look.font_points - 1),
+            "figure.dpi": look.dpi,
+            "savefig.dpi": look.dpi,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "axes.axisbelow": True,
+            "pdf.fonttype": 42,
+            "svg.hashsalt": "assyllm",
+        }
+    )
+
+
+def label(method: str) -> str:
+    """A method's name as figures write it."""
+    return METHODS[method][0] if method in METHODS else method
+
+
+def colour(method: str) -> str:
+    """A method's colour."""
+    return METHODS[method][1] if method in METHODS else "#CC79A7"
+
+
+def task_label(task: str, world: str) -> str:
+    """A task's name; the generated ones say so, lest they be taken for the real ones."""
+    return f"{TASKS.get(task, task)}{' (generated)' if world == 'embedded' else ''}"
+
+
+def caption(figure: Figure, df: pd.DataFrame, text: str) -> None:
+    """Write under a figure what was run, at which scale, and where its numbers come from."""
+    worlds = {"embedded": "generated world, tiny models pre-trained here", "real": "real tasks, small models"}
+    scale = ", ".join(worlds[w] for w in sorted(set(df.get("world", pd.Series(dtype=str)).dropna()) & set(worlds)))
+    sources = ", ".join(sorted(set(df["source"]) - {"paper"}))
+    line = f"{text}  Scale: {scale or 'true shapes'}. Source: {sources}."
+    figure.text(0.01, -0.01, line, ha="left", va="top", fontsize=7, wrap=True)
+
+
+def save(figure: Figure, df: pd.DataFrame, folder: Path, name: str) -> list[Path]:
+    """Write NAME.pdf, NAME.png and NAME.csv with bytes that depend on the content only."""
+    from io import BytesIO
+
+    from assyllm.artifacts import write_bytes
+
+    written = []
+    for suffix, metadata in (("pdf", {"CreationDate": None, "Producer": None}), ("png", {"Software": None})):
+        buffer = BytesIO()
+        figure.savefig(buffer, format=suffix, bbox_inches="tight", metadata=metadata)
+        write_bytes(folder / f"{name}.{suffix}", buffer.getvalue())
+        written.append(folder / f"{name}.{suffix}")
+    table = df.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    write_bytes(folder / f"{name}.csv", table.encode())
+    plt.close(figure)
+    return [*written, folder / f"{name}.csv"]
+
+
+def percent_axis(ax: Axes, low: float = 0.0, high: float = 100.0) -> None:
+    """Y axis in percent."""
+    ax.set_ylim(low, high)
+    ax.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g %%"))

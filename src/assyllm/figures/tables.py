@@ -1,0 +1,65 @@
+"""The tables that figures read, and nothing else."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from assyllm.artifacts import ArtifactError
+
+
+class Tables:
+    """The result tables of one study, read when asked for; text columns stay text."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+
+    def _read(self, name: str) -> pd.DataFrame:
+        path = self.folder / f"{name}.csv"
+        if not path.is_file():
+            raise ArtifactError(f"{path}: missing; `snakemake results` makes it")
+        return pd.read_csv(path, keep_default_na=False, na_values={"value": [""]}, dtype={"setting": str})
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """The long metrics table."""
+        return self._read("metrics")
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """One row per run."""
+        return self._read("runs")
+
+    @cached_property
+    def accuracy(self) -> pd.DataFrame:
+        """Mean accuracy and interval per world, task, method and setting."""
+        return self._read("accuracy")
+
+    @cached_property
+    def models(self) -> pd.DataFrame:
+        """Every assembled model."""
+        return self._read("models")
+
+    @cached_property
+    def cost(self) -> pd.DataFrame:
+        """Peak memory and participation per method, model and memory class."""
+        return self._read("cost")
+
+    @cached_property
+    def claims(self) -> pd.DataFrame:
+        """The paper's claims beside ours."""
+        return self._read("claims")
+
+    @cached_property
+    def paper(self) -> pd.DataFrame:
+        """The paper's published values."""
+        return self._read("paper")
+
+    def paper_accuracy(self) -> pd.DataFrame:
+        """The paper's accuracies (percent) by task and method; ours-by-name ``assyllm`` is ``assyllm_paper``."""
+        df = self.paper
+        df = df[(df["metric"] == "accuracy") & df["item"].isin(["table4", "table5"])]
+        df = df.assign(method=df["method"].replace({"assyllm": "assyllm_paper"}))
+        return df.rename(columns={"dataset": "task"})[["task", "method", "value"]]

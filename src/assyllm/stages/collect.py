@@ -1,0 +1,17 @@
+"""Stage ``collect``: raw runs become the result tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from assyllm.params import parse_sections
+
+SECTIONS = ("evaluate",)
+CODE = ("collect.py", "claims.py", "evaluate.py", "results.py", "artifacts.py", "seeding.py", "paper_values.csv")
+
+
+def run(params: str, code_sha: str, size: str, runs: list[Path], cost: list[Path], out: Path) -> None:
+    """Write the tables of study ``size`` into ``out``."""
+    from assyllm.collect import collect
+
+    collect(size, runs, cost, parse_sections(params, SECTIONS).evaluate, out)

@@ -1,0 +1,140 @@
+"""The plan of a study: which runs there are, which parameters each rule reads, where its files lie.
+
+The Snakefile asks this module; it holds no logic of its own. No torch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from assyllm import params as P
+
+RULES = (
+    "download", "tasks", "split", "quantize", "partition", "cost",
+    "score", "baseline", "federate", "tune", "collect", "figure",
+)  # fmt: skip
+# a rule's upstream rules: their parameters decide its variant too
+READS = {
+    "split": ("download",),
+    "quantize": ("split",),
+    "partition": ("tasks",),
+    "score": ("quantize", "partition"),
+}
+# changing how parameters are parsed or paths planned changes no result: a stage's values are in its JSON
+NOT_CODE = ("params.py", "study.py", "cli.py")
+SOURCE = Path(__file__).parent
+
+
+class RunKey(NamedTuple):
+    """What identifies a run."""
+
+    setting: str
+    method: str
+    zoo: int
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """Where the run's files lie, relative to the working folder."""
+        return f"data/runs/{self.setting}/{self.method}/zoo{self.zoo}_seed{self.seed}"
+
+
+def stage_module(rule: str) -> Any:
+    """The stage behind a rule: same name, light to import."""
+    return importlib.import_module(f"assyllm.stages.{rule}")
+
+
+@cache
+def code_sha(rule: str, *extra: str) -> str:
+    """Content hash of the source files that a rule executes (its stage's ``CODE``); touches do not change it."""
+    files: set[Path] = {SOURCE / "stages" / f"{rule}.py"}
+    for name in (*stage_module(rule).CODE, *extra):
+        path = SOURCE / name
+        files.update(path.rglob("*.py") if path.is_dir() else [path])
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(str(file.relative_to(SOURCE)).encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+class Plan:
+    """A checked params.yaml and what follows from it."""
+
+    def __init__(self, path: Path = Path("params.yaml")) -> None:
+        self.path = Path(path)
+        self.params = P.load(self.path)
+        self.raw = P.read_yaml(self.path)
+        self._settings: dict[str, P.Params] = {}
+
+    def at(self, setting: str) -> P.Params:
+        """The params with a named setting applied."""
+        if setting not in self._settings:
+            self._settings[setting] = P.with_setting(self.raw, setting)
+        return self._settings[setting]
+
+    def sections(self, rule: str, setting: str = "base", method: str | None = None) -> str:
+        """The JSON that a rule's stage gets. A baseline gets no other baseline's tuning."""
+        names = stage_module(rule).SECTIONS
+        dump = json.loads(P.sections_json(self.at(setting), names))
+        if method is not None and "baselines" in dump:
+            dump["baselines"] = {
+                key: value
+                for key, value in dump["baselines"].items()
+                if key not in P.TUNED or key == method
+            }
+        return json.dumps(dump, sort_keys=True)
+
+    def variant(self, rule: str, setting: str) -> str:
+        """``base`` if the setting overrides nothing that the rule or its upstream reads, else the setting.
+
+        Settings thus share the zoo, the pool and the partition wherever they can.
+        """
+        return setting if self._sections_above(rule) & P.touched_sections(self.raw, setting) else "base"
+
+    def _sections_above(self, rule: str) -> set[str]:
+        names = set(stage_module(rule).SECTIONS)
+        for upstream in READS.get(rule, ()):
+            names |= self._sections_above(upstream)
+        return names
+
+    def setting_text(self, setting: str, zoo: int) -> str:
+        """The setting as the result tables write it."""
+        return P.setting_text(self.raw, setting, zoo)
+
+    def runs(self, size: str) -> list[RunKey]:
+        """Every run of the study ``default`` or ``full``, in a stable order."""
+        return list(self._runs(size))
+
+    def _runs(self, size: str) -> Iterator[RunKey]:
+        study: P.Study = getattr(self.params.study, size)
+        for setting, methods in study.runs.items():
+            for method in methods:
+                for zoo in study.zoo_seeds:
+                    for seed in study.seeds:
+                        yield RunKey(setting, method, zoo, seed)
+
+    def figures(self) -> list[str]:
+        """Names of the figures to draw."""
+        return self.params.figures.names
+
+
+def hold(folder: Path = Path(".snakemake")) -> Any:
+    """Hold this working folder until the process ends; a second writer is refused in one line.
+
+    The kernel frees the lock when the process dies, so a killed run leaves nothing to unlock by hand.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = open(folder / "assyllm.lock", "w")  # noqa: SIM115 - open until the process ends
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return handle

@@ -1,0 +1,189 @@
+"""Text of multiple-choice questions -> tensors, and the one pooled state that every method's head reads.
+
+Every (question, choice) becomes the token row ``[BOS|CLS] stem choice [SEP]``, right-padded. All decisions
+about tokens, truncation and pooling are in this file; heads, CKA rows and adapters take what it gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from assyllm.artifacts import ArtifactError
+
+if TYPE_CHECKING:
+    from assyllm.tasks.record import Question
+
+POOLED = ("slot", "choice")  # the vectors averaged from a row's states; see `combine`
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """N questions of at most C choices as right-padded rows of T tokens.
+
+    ``pools[n, c, p]`` are the weights (each sums to one) with which row (n, c)'s states are averaged to its
+    p-th pooled vector. ``cut`` counts questions in which more than the context had to be shortened.
+    """
+
+    ids: Tensor  # [N, C, T] int64
+    mask: Tensor  # [N, C, T] bool, True = real token, BOS/CLS/SEP included
+    chosen: Tensor  # [N, C, T] bool, True = token of the choice
+    pools: Tensor  # [N, C, P, T] float32
+    choice_mask: Tensor  # [N, C] bool, False = padding choice
+    answer: Tensor  # [N] int64
+    cut: int = 0
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    def __getitem__(self, index: Tensor | slice | Sequence[int]) -> Encoded:
+        """The questions at ``index``, padding columns that none of them needs removed."""
+        part = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "cut"}
+        longest = max(1, int(part["mask"].sum(-1).max())) if len(part["ids"]) else 1
+        part.update({name: part[name][..., :longest] for name in ("ids", "mask", "chosen", "pools")})
+        return replace(self, **part)
+
+
+def prefix_and_suffix(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Token ids put around a text by hand: ``[CLS] .. [SEP]`` for encoders, BOS for decoders, else nothing."""
+    if tokenizer.cls_token_id is not None:
+        return [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+    if tokenizer.bos_token_id is not None:
+        return [tokenizer.bos_token_id], []
+    return [], []
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The id that fills padding; it is masked everywhere, so any id does where a tokenizer has none."""
+    return 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def encode(tokenizer: Any, questions: Sequence[Question], max_tokens: int) -> Encoded:
+    """Tokenise every "stem choice" of ``questions``.
+
+    A row longer than ``max_tokens`` (special tokens included) loses the end of its context, the same tokens
+    for all choices of the question. Where that is not enough the question loses its beginning, then the choice
+    its end; such questions are counted in ``Encoded.cut``.
+
+    Args:
+        tokenizer: a ``PreTrainedTokenizerFast`` (offsets are needed).
+        questions: N questions; C is the largest number of choices among them.
+        max_tokens: at least the special tokens plus two.
+
+    Raises:
+        ArtifactError: ``max_tokens`` leaves no room, or the tokenizer gives no offsets.
+    """
+    prefix, suffix = prefix_and_suffix(tokenizer)
+    room = max_tokens - len(prefix) - len(suffix)
+    if room < 2:
+        raise ArtifactError(f"max_tokens {max_tokens} leaves no room for text beside the special tokens")
+    if not getattr(tokenizer, "is_fast", False):
+        raise ArtifactError("the tokenizer gives no offsets; a tokenizer.json (fast tokenizer) is needed")
+    rows = _token_rows(tokenizer, questions)
+    kept: list[list[tuple[list[int], np.ndarray]]] = []
+    cut = 0
+    for question, choices in zip(questions, rows, strict=True):
+        shortened, harmed = _shorten(choices, len(question.context), len(question.stem), room)
+        kept.append(shortened)
+        cut += harmed
+    count = max((len(choices) for choices in kept), default=1)
+    length = max((len(ids) for choices in kept for ids, _ in choices), default=1) + len(prefix) + len(suffix)
+    shape = (len(questions), count, length)
+    ids = np.full(shape, pad_id(tokenizer), dtype=np.int64)
+    mask = np.zeros(shape, dtype=bool)
+    chosen = np.zeros(shape, dtype=bool)
+    for n, choices in enumerate(kept):
+        for c, (tokens, is_choice) in enumerate(choices):
+            row = prefix + tokens + suffix
+            ids[n, c, : len(row)] = row
+            mask[n, c, : len(row)] = True
+            chosen[n, c, len(prefix) : len(prefix) + len(tokens)] = is_choice
+    return Encoded(
+        ids=torch.from_numpy(ids),
+        mask=torch.from_numpy(mask),
+        chosen=torch.from_numpy(chosen),
+        pools=torch.from_numpy(_pool_weights(mask, chosen, len(prefix), len(suffix))),
+        choice_mask=torch.from_numpy(mask.any(-1)),
+        answer=torch.tensor([q.answer for q in questions], dtype=torch.int64),
+        cut=cut,
+    )
+
+
+def _token_rows(tokenizer: Any, questions: Sequence[Question]) -> list[list[tuple[list[int], np.ndarray]]]:
+    """Per question and choice: token ids and character offsets [tokens, 2] in "stem choice"."""
+    texts = [f"{q.stem} {choice}" for q in questions for choice in q.choices]
+    if not texts:
+        return []
+    batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    pairs = zip(batch["input_ids"], batch["offset_mapping"], strict=True)
+    flat = iter([(list(ids), np.asarray(offsets).reshape(-1, 2)) for ids, offsets in pairs])
+    return [[next(flat) for _ in q.choices] for q in questions]
+
+
+def _shorten(
+    choices: list[tuple[list[int], np.ndarray]], context_end: int, stem_end: int, room: int
+) -> tuple[list[tuple[list[int], np.ndarray]], bool]:
+    """Cut each row to ``room`` tokens and mark the choice's tokens; True if question or choice lost tokens."""
+    over = max(len(ids) for ids, _ in choices) - room
+    out, harmed = [], False
+    for ids, offsets in choices:
+        is_choice = offsets[:, 1] > stem_end + 1
+        if len(ids) and not is_choice.any():
+            is_choice[-1] = True  # an empty choice is read at the stem's last token
+        keep = np.ones(len(ids), dtype=bool)
+        if over > 0:
+            context = np.flatnonzero(~is_choice & (offsets[:, 1] <= context_end) & (context_end > 0))
+            keep[context[max(0, len(context) - over) :]] = False
+            question = np.flatnonzero(keep & ~is_choice)
+            still = max(0, int(keep.sum()) - room)
+            keep[question[:still]] = False
+            still = max(0, int(keep.sum()) - room)
+            keep[np.flatnonzero(keep)[len(np.flatnonzero(keep)) - still :]] = False
+            harmed = harmed or len(context) < over
+        out.append(([i for i, k in zip(ids, keep, strict=True) if k], is_choice[keep]))
+    return out, harmed
+
+
+def _pool_weights(mask: np.ndarray, chosen: np.ndarray, before: int, after: int) -> np.ndarray:
+    """Averaging weights [N, C, P, T] of the vectors named in :data:`POOLED`; zero for padding choices."""
+    first = chosen.argmax(-1)[..., None]  # 0 for padding choices
+    slot = (np.arange(mask.shape[-1]) == np.maximum(first - 1, 0)) & mask.any(-1, keepdims=True)
+    parts = {"choice": chosen, "slot": slot}
+    text = mask.copy()
+    text[..., :before] = False
+    if after:
+        last = mask.sum(-1)[..., None] - after
+        text &= np.arange(mask.shape[-1]) < last
+    parts["text"] = text
+    stacked = np.stack([parts[name] for name in POOLED], axis=-2).astype(np.float32)
+    return stacked / np.maximum(stacked.sum(-1, keepdims=True), 1)
+
+
+def pool(states: Tensor, encoded: Encoded) -> Tensor:
+    """The pooled state of every (question, choice): the input of every head and the rows of CKA.
+
+    Args:
+        states: [N, C, T, d], or [N * C, T, d], hidden states of ``encoded``'s rows.
+
+    Returns:
+        [N, C, F] in the states' dtype, where F = :func:`features` (d).
+    """
+    count, choices, length = encoded.ids.shape
+    states = states.reshape(count, choices, length, states.shape[-1])
+    return combine(encoded.pools.to(states.dtype) @ states)
+
+
+def combine(vectors: Tensor) -> Tensor:
+    """Pooled vectors [..., P, d], in the order of :data:`POOLED`, as one feature row [..., F]."""
+    slot, choice = vectors.unbind(-2)
+    return torch.cat([choice, slot * choice], dim=-1)
+
+
+def features(width: int) -> int:
+    """F, the width of a pooled state, for hidden states of ``width``."""
+    return 2 * width

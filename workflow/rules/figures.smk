@@ -1,0 +1,31 @@
+# The result tables become figures. On its own (-s workflow/rules/figures.smk) it draws from the tables that are
+# there and runs nothing else.
+include: "common.smk"
+
+
+rule figures:
+    input:
+        [f"figures/{name}.png" for name in PLAN.figures()],
+
+
+rule figure:
+    input:
+        expand("data/results{{full}}/{table}.csv", table=TABLES),
+    output:
+        multiext("figures{full}/{name}", ".png", ".pdf", ".csv"),
+    params:
+        sections=sections("figure"),
+        code=lambda w: code_sha("figure", f"figures/{w.name}.py"),
+        results="data/results{full}",
+        out="figures{full}",
+    log:
+        "logs/figure{full}/{name}.log",
+    benchmark:
+        "logs/figure{full}/{name}.tsv"
+    resources:
+        mem_mb=1000,
+    conda:
+        "../../environment.yml"
+    shell:
+        "assyllm figure --params {params.sections:q} --code {params.code} --name {wildcards.name}"
+        " --results {params.results} --out {params.out} &> {log}"

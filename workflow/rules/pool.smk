@@ -1,0 +1,88 @@
+# Pre-trained models become a pool of blocks: download -> split -> quantize.
+include: "common.smk"
+
+
+rule pool:
+    input:
+        sorted(
+            {
+                f"data/quantized/{PLAN.variant('quantize', run.setting)}/zoo{run.zoo}"
+                for run in PLAN.runs("default")
+            }
+        ),
+
+
+def base_model(wildcards):
+    """The member that this one is continued from, if any."""
+    base = PLAN.at(wildcards.variant).zoo.models[wildcards.model].continued_from
+    return f"data/zoo/{wildcards.variant}/seed{wildcards.zoo}/{base}" if base else []
+
+
+def zoo_folders(wildcards):
+    """Every member of the zoo."""
+    return [f"data/zoo/{PLAN.variant('download', wildcards.variant)}/seed{wildcards.zoo}/{m}" for m in PLAN.at(wildcards.variant).zoo.models]
+
+
+rule download:
+    input:
+        base=base_model,
+    output:
+        directory("data/zoo/{variant}/seed{zoo}/{model}"),
+    params:
+        sections=lambda w: PLAN.sections("download", w.variant, model=w.model),
+        code=code_sha("download"),
+        base=lambda w, input: f"--base {input.base}" if input.base else "",
+    log:
+        "logs/download/{variant}/seed{zoo}/{model}.log",
+    benchmark:
+        "logs/download/{variant}/seed{zoo}/{model}.tsv"
+    resources:
+        mem_mb=2000,
+    conda:
+        "../../environment.yml"
+    shell:
+        "assyllm download --params {params.sections:q} --code {params.code} --model {wildcards.model}"
+        " --zoo-seed {wildcards.zoo} {params.base} --out {output} &> {log}"
+
+
+rule split:
+    input:
+        zoo_folders,
+    output:
+        directory("data/pool/{variant}/zoo{zoo}"),
+    params:
+        sections=sections("split"),
+        code=code_sha("split"),
+        zoo=lambda w, input: str(Path(input[0]).parent),
+    log:
+        "logs/split/{variant}/zoo{zoo}.log",
+    benchmark:
+        "logs/split/{variant}/zoo{zoo}.tsv"
+    resources:
+        mem_mb=2000,
+    conda:
+        "../../environment.yml"
+    shell:
+        "assyllm split --params {params.sections:q} --code {params.code} --zoo {params.zoo}"
+        " --out {output} &> {log}"
+
+
+rule quantize:
+    input:
+        pool=above("split", "data/pool/{variant}/zoo{zoo}"),
+    output:
+        directory("data/quantized/{variant}/zoo{zoo}"),
+    params:
+        sections=sections("quantize"),
+        code=code_sha("quantize"),
+    log:
+        "logs/quantize/{variant}/zoo{zoo}.log",
+    benchmark:
+        "logs/quantize/{variant}/zoo{zoo}.tsv"
+    resources:
+        mem_mb=2000,
+    conda:
+        "../../environment.yml"
+    shell:
+        "assyllm quantize --params {params.sections:q} --code {params.code} --pool {input.pool}"
+        " --out {output} &> {log}"

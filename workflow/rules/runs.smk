@@ -1,0 +1,244 @@
+# The runs: tasks -> partition -> cost, score -> federate, baseline -> collect; and tune, for the tuning grids.
+include: "common.smk"
+
+
+rule results:
+    input:
+        "data/results/metrics.csv",
+
+
+rule tuning:
+    input:
+        expand("data/tuning/{method}.csv", method=TUNED),
+
+
+def run_folders(wildcards):
+    """Every run of the study's size."""
+    size = "full" if wildcards.full else "default"
+    return [run.folder for run in PLAN.runs(size)]
+
+
+def cost_tables(wildcards):
+    """One cost table per method of the study."""
+    size = "full" if wildcards.full else "default"
+    return sorted({f"data/cost/base/{run.method}.csv" for run in PLAN.runs(size)})
+
+
+def score_folders(wildcards):
+    """The scores of every shard of the clients."""
+    variant = PLAN.variant("score", wildcards.setting)
+    shards = PLAN.at(wildcards.setting).federated.shards
+    return [f"data/scores/{variant}/zoo{wildcards.zoo}_seed{wildcards.seed}/shard{i}" for i in range(shards)]
+
+
+def member_folders(variant_of):
+    """Every member of the zoo, for rules that fine-tune whole models."""
+
+    def folders(wildcards):
+        setting = wildcards.get("setting") or variant_of
+        zoo = wildcards.get("zoo") or "0"
+        variant = PLAN.variant("download", setting)
+        return [f"data/zoo/{variant}/seed{zoo}/{model}" for model in PLAN.at(setting).zoo.models]
+
+    return folders
+
+
+rule tasks:
+    output:
+        directory("data/tasks/{variant}"),
+    params:
+        sections=sections("tasks"),
+        code=code_sha("tasks"),
+    log:
+        "logs/tasks/{variant}.log",
+    benchmark:
+        "logs/tasks/{variant}.tsv"
+    resources:
+        mem_mb=2000,
+    conda:
+        "../../environment.yml"
+    shell:
+        "assyllm tasks --params {params.sections:q} --code {params.code} --out {output} &> {log}"
+
+
+rule partition:
+    input:
+        tasks=above("tasks", "data/tasks/{variant}"),
+    output:
+        directory("data/partition/{variant}/seed{seed}"),
+    params:
+        sections=sections("partition"),
+        code=code_sha("partition"),
+    log:
+        "logs/partition/{variant}/seed{seed}.log",
+    benchmark:
+        "logs/partition/{variant}/seed{seed}.tsv"
+    resources:
+        mem_mb=1000,
+    conda:
+        "../../environment.yml"
+    shell:
+        "assyllm partition --params {params.sections:q} --code {params.code} --tasks {input.tasks}"
+        " --seed {wildcards.seed} --out {output} &> {log}"
+
+
+rule cost:
+    output:
+        "data/cost/{variant}/{method}.csv",
+    params:
+        sections=sections("cost"),
+        code=code_sha("cost"),
+    log:
+        "logs/cost/{variant}/{method}.log",
+    benchmark:
+        "logs/cost/{variant}/{method}.tsv"
+    resources:
+        mem_mb=1000,
+    conda:
+        "../../environment.yml"
+    shell:
+        "assyllm cost --params {params.sections:q} --code {params.code} --method {wildcards.method}"
+        " --out {output} &> {log}"
+
+
+rule score:
+    input:
+        pool=above("quantize", "data/quantized/{variant}/zoo{zoo}"),
+        tasks=above("tasks", "data/tasks/{variant}"),
+        partition=above("partition", "data/partition/{variant}/seed{seed}"),
+    output:
+        directory("data/scores/{variant}/zoo{zoo}_seed{seed}/shard{shard}"),
+    params:
+        sections=sections("score"),
+        code=code_sha("score"),
+    log:
+        "logs/score/{variant}/zoo{zoo}_seed{seed}/shard{shard}.log",
+    benchmark:
+        "logs/score/{variant}/zoo{zoo}_seed{seed}/shard{shard}.tsv"
+    resources:
+        mem_mb=3000,
+    conda:
+        "../../environment.yml"
+    shell:
+        "assyllm score --params {params.sections:q} --code {params.code} --pool {input.pool}"
+        " --tasks {input.tasks} --partition {input.partition} --seed {wildcards.seed}"
+        " --shard {wildcards.shard} --out {output} &> {log}"
+
+
+rule federate:
+    input:
+        pool=above("quantize", "data/quantized/{variant}/zoo{zoo}"),
+        tasks=above("tasks", "data/tasks/{variant}"),
+        partition=above("partition", "data/partition/{variant}/seed{seed}"),
+        scores=score_folders,
+        cost=above("cost", "data/cost/{variant}/{method}.csv"),
+    output:
+        directory("data/runs/{setting}/{method}/zoo{zoo}_seed{seed}"),
+    wildcard_constraints:
+        method="|".join(ASSEMBLING),
+    params:
+        sections=sections("federate"),
+        code=code_sha("federate"),
+        scores=lambda w, input: " ".join(f"--scores {folder}" for folder in input.scores),
+        setting=lambda w: PLAN.setting_text(w.setting, int(w.zoo)),
+        checkpoint="data/checkpoints/{setting}/{method}/zoo{zoo}_seed{seed}",
+    log:
+        "logs/federate/{setting}/{method}/zoo{zoo}_seed{seed}.log",
+    benchmark:
+        "logs/federate/{setting}/{method}/zoo{zoo}_seed{seed}.tsv"
+    resources:
+        mem_mb=3000,
+    conda:
+        "../../environment.yml"
+    shell:
+        "assyllm federate --params {params.sections:q} --code {params.code} --method {wildcards.method}"
+        " --setting-name {wildcards.setting} --setting {params.setting:q} --pool {input.pool}"
+        " --tasks {input.tasks} --partition {input.partition} {params.scores} --cost {input.cost}"
+        " --zoo-seed {wildcards.zoo} --seed {wildcards.seed} --checkpoint {params.checkpoint}"
+        " --out {output} &> {log}"
+
+
+rule baseline:
+    input:
+        zoo=member_folders("base"),
+        tasks=above("tasks", "data/tasks/{variant}"),
+        partition=above("partition", "data/partition/{variant}/seed{seed}"),
+        cost=above("cost", "data/cost/{variant}/{method}.csv"),
+    output:
+        directory("data/runs/{setting}/{method}/zoo{zoo}_seed{seed}"),
+    wildcard_constraints:
+        method="|".join(BASELINES),
+    params:
+        sections=sections("baseline"),
+        code=code_sha("baseline"),
+        zoo=lambda w, input: str(Path(input.zoo[0]).parent),
+        setting=lambda w: PLAN.setting_text(w.setting, int(w.zoo)),
+        checkpoint="data/checkpoints/{setting}/{method}/zoo{zoo}_seed{seed}",
+    log:
+        "logs/baseline/{setting}/{method}/zoo{zoo}_seed{seed}.log",
+    benchmark:
+        "logs/baseline/{setting}/{method}/zoo{zoo}_seed{seed}.tsv"
+    resources:
+        mem_mb=3000,
+    conda:
+        "../../environment.yml"
+    shell:
+        "assyllm baseline --params {params.sections:q} --code {params.code} --method {wildcards.method}"
+        " --setting-name {wildcards.setting} --setting {params.setting:q} --zoo {params.zoo}"
+        " --zoo-seed {wildcards.zoo} --tasks {input.tasks} --partition {input.partition}"
+        " --cost {input.cost} --seed {wildcards.seed} --checkpoint {params.checkpoint}"
+        " --out {output} &> {log}"
+
+
+rule tune:
+    input:
+        zoo=member_folders("base"),
+        tasks="data/tasks/base",
+        partition=f"data/partition/base/seed{PLAN.params.tune.seed}",
+        cost="data/cost/base/{method}.csv",
+    output:
+        "data/tuning/{method}.csv",
+    wildcard_constraints:
+        method="|".join(TUNED),
+    params:
+        sections=sections("tune"),
+        code=code_sha("tune"),
+        zoo=lambda w, input: str(Path(input.zoo[0]).parent),
+    log:
+        "logs/tune/{method}.log",
+    benchmark:
+        "logs/tune/{method}.tsv"
+    resources:
+        mem_mb=3000,
+    conda:
+        "../../environment.yml"
+    shell:
+        "assyllm tune --params {params.sections:q} --code {params.code} --method {wildcards.method}"
+        " --zoo {params.zoo} --tasks {input.tasks} --partition {input.partition} --cost {input.cost}"
+        " --out {output} &> {log}"
+
+
+rule collect:
+    input:
+        runs=run_folders,
+        cost=cost_tables,
+    output:
+        expand("data/results{{full}}/{table}.csv", table=TABLES),
+    params:
+        sections=sections("collect"),
+        code=code_sha("collect"),
+        size=lambda w: "full" if w.full else "default",
+        runs=lambda w, input: " ".join(f"--run {folder}" for folder in input.runs),
+        cost=lambda w, input: " ".join(f"--cost {table}" for table in input.cost),
+        out="data/results{full}",
+    log:
+        "logs/collect{full}/collect.log",
+    benchmark:
+        "logs/collect{full}/collect.tsv"
+    resources:
+        mem_mb=1000,
+    conda:
+        "../../environment.yml"
+    shell:
+        "assyllm collect --params {params.sections:q} --code {params.code} --size {params.size}"
+        " {params.runs} {params.cost} --out {params.out} &> {log}"
