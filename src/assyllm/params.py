@@ -257,8 +257,8 @@ class Baselines(Section):
 
     model: str
     evaluate_every: Count
-    ft_oracle: dict[Task, Tuning]
-    ft_practical: dict[Task, Tuning]
+    ft_oracle: dict[Task, Tuning] = Field(default_factory=dict)  # a run is given its own method's only
+    ft_practical: dict[Task, Tuning] = Field(default_factory=dict)
 
 
 class Tune(Section):

@@ -80,10 +80,16 @@ class Plan:
             self._settings[setting] = P.with_setting(self.raw, setting)
         return self._settings[setting]
 
-    def sections(self, rule: str, setting: str = "base", method: str | None = None) -> str:
-        """The JSON that a rule's stage gets. A baseline gets no other baseline's tuning."""
+    def sections(
+        self, rule: str, setting: str = "base", method: str | None = None, model: str | None = None
+    ) -> str:
+        """The JSON that a rule's stage gets: no other baseline's tuning, no other model's shape."""
         names = stage_module(rule).SECTIONS
         dump = json.loads(P.sections_json(self.at(setting), names))
+        if model is not None:
+            members = dump["zoo"]["models"]
+            keep = {model, members[model]["continued_from"]}
+            dump["zoo"]["models"] = {name: member for name, member in members.items() if name in keep}
         if method is not None and "baselines" in dump:
             dump["baselines"] = {
                 key: value

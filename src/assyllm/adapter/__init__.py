@@ -1,0 +1,1 @@
+"""Elastic adapters: what joins blocks of unlike width and semantics."""

@@ -1,0 +1,1 @@
+"""Chains of blocks: search, recipe, assembled model and its scoring head."""

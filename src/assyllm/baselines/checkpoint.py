@@ -42,6 +42,7 @@ class Checkpoint:
                 header = file.metadata() or {}
                 if header.get("key") != self.key:
                     return None
-                return {name: file.get_tensor(name).clone() for name in file.keys()}, json.loads(header["state"])  # noqa: SIM118
+                names = list(file.keys())
+                return {name: file.get_tensor(name).clone() for name in names}, json.loads(header["state"])
         except (SafetensorError, OSError, ValueError, KeyError):
             return None

@@ -7,6 +7,8 @@ device holds full fine-tuning (paper section 2.2). The head is a linear score on
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +30,8 @@ class FullFineTuning(Method):
         self.base = getattr(model, "base_model", model)
         self.base.eval()
         self.causal = is_causal(self.base)
-        self.width = int(self.base.config.hidden_size)
+        config: Any = self.base.config
+        self.width = int(getattr(config, "word_embed_proj_dim", config.hidden_size))
 
     def start(self) -> Weights:
         """The trainable tensors before round one: the pre-trained weights, and a head of zeros."""

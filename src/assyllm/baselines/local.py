@@ -1,10 +1,10 @@
 """What one client does in a round, for every gradient-based method: local epochs of minibatch steps.
 
-:func:`local_step` is one step of one client: what a device runs and what the cost model measures. The simulator
-runs the same step for a whole cohort at once: the clients' weights are stacked, ``torch.func.vmap`` maps the
-loss over them, and since no client's loss depends on another's weights the gradient of the sum of losses is
-every client's own gradient. Clients have unlike numbers of items: short batches are padded with items of weight
-zero, missing steps are switched off, so that the result equals the plain loop over clients.
+:func:`local_step` is one step of one client: what a device runs and what the cost model measures. The
+simulator runs the same step for a whole cohort at once: the clients' weights are stacked, ``torch.func.vmap``
+maps the loss over them, and since no client's loss depends on another's weights the gradient of the sum of
+losses is every client's own gradient. Clients have unlike numbers of items: short batches are padded with
+items of weight zero, missing steps are switched off, so that the result equals the plain loop over clients.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def cohort_step(
 
 
 def schedule(items: int, local: Local, *names: str | int) -> list[np.ndarray]:
-    """Index arrays of a client's minibatches: every epoch deals its items anew, the last batch may be short."""
+    """Index arrays of a client's minibatches: reshuffled each epoch, the last one may be short."""
     batches = []
     for epoch in range(local.local_epochs):
         order = seeding.rng("batches", *names, epoch).permutation(items)
@@ -204,7 +204,7 @@ def train_cohort(
 
 
 def _groups(batch_sizes: Sequence[int], steps: Sequence[int]) -> list[list[int]]:
-    """Clients that run in one vectorised call: neighbours in size, cut where padding costs more than a call."""
+    """Clients of one vectorised call: neighbours in size, cut where padding costs more than another call."""
     order = sorted(range(len(steps)), key=lambda k: (steps[k], batch_sizes[k], k))
     best = [0.0] + [float("inf")] * len(order)
     cut = [0] * (len(order) + 1)

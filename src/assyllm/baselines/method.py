@@ -1,8 +1,8 @@
 """The few functions that every fine-tuning baseline has; the round loop knows a method by these only.
 
 A method keeps what is frozen (and shared by all clients) to itself; what is trained travels as one flat
-dictionary of named tensors, so that averaging, stacking over clients, traffic and checkpoints are the same for
-all of them.
+dictionary of named tensors, so that averaging, stacking over clients, traffic and checkpoints are the same
+for all of them.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ def choose(method: Method, weights: Weights, data: Packed) -> np.ndarray:
         size = max(1, CHUNK_TOKENS // (rows * max(1, int(lengths[order[start]]))))
         index = order[start : start + size]
         batch = data.take(index)
-        chosen[index.numpy()] = mask_padding(method.scores(weights, batch), batch.choice_mask).argmax(-1).numpy()
+        scores = mask_padding(method.scores(weights, batch), batch.choice_mask)
+        chosen[index.numpy()] = scores.argmax(-1).numpy()
         start += size
     return chosen

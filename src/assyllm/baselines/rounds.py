@@ -1,8 +1,8 @@
 """The one round loop of all fine-tuning baselines: FedAvg over a cohort, judged on the development split.
 
-Each round samples ``clients_per_round`` of the clients that take part in the method at all, lets some drop out,
-trains the rest and averages their weights by number of items (McMahan 2017). Every ``evaluate_every`` rounds
-the accuracy on dev and test is taken; the reported test accuracy is that of the round that is best on dev.
+Each round samples ``clients_per_round`` of the clients that take part in the method at all, lets some drop
+out, trains the rest and averages their weights by number of items (McMahan 2017). Every ``evaluate_every``
+rounds the accuracy on dev and test is taken; the reported test accuracy is that of the round best on dev.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Outcome:
 
 
 def cohort(seed: int, round_: int, eligible: Sequence[int], size: int, dropout: float = 0.0) -> list[int]:
-    """The clients that answer in a round: ``size`` of ``eligible`` (all if fewer), less those that drop out."""
+    """The clients that answer: ``size`` of ``eligible`` (all if fewer), less those that drop out."""
     size = min(size, len(eligible))
     drawn = seeding.rng("cohort", seed, round_).choice(np.asarray(eligible), size=size, replace=False)
     lost = seeding.rng("dropout", seed, round_).random(size) < dropout
@@ -77,7 +77,7 @@ def run_rounds(
 ) -> tuple[Weights, Outcome]:
     """Run a method for ``plan.rounds`` rounds; an equal checkpoint is taken up where it stopped.
 
-    Clients without items never take part. With no eligible client the starting weights are evaluated as they are.
+    Clients without items never take part. With no eligible client the starting weights are evaluated.
 
     Args:
         seed: names cohorts, dropouts and the order of items.

@@ -1,0 +1,1 @@
+"""Compatibility of blocks: CKA of their states, COR of their activation distributions."""

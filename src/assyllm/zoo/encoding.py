@@ -1,7 +1,13 @@
 """Text of multiple-choice questions -> tensors, and the one pooled state that every method's head reads.
 
-Every (question, choice) becomes the token row ``[BOS|CLS] stem choice [SEP]``, right-padded. All decisions
-about tokens, truncation and pooling are in this file; heads, CKA rows and adapters take what it gives.
+Every (question, choice) becomes a right-padded token row: ``BOS stem choice`` for decoders, ``[CLS] stem
+[MASK] choice [SEP]`` for encoders. All decisions about tokens, truncation and pooling are in this file; heads,
+CKA rows and adapters take what it gives.
+
+The pooled state is [choice, slot * choice]: the mean state of the choice's tokens, and its product with the
+state at the slot before the choice, where a language model holds its prediction of what comes next (a decoder
+in the token before the choice, an encoder in the mask token). A linear head on the product can read "the
+prediction agrees with the choice"; a head on mean states alone cannot.
 """
 
 from __future__ import annotations
@@ -50,7 +56,7 @@ class Encoded:
 
 
 def prefix_and_suffix(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Token ids put around a text by hand: ``[CLS] .. [SEP]`` for encoders, BOS for decoders, else nothing."""
+    """Token ids put around a text by hand: ``[CLS] .. [SEP]`` for encoders, BOS for decoders or nothing."""
     if tokenizer.cls_token_id is not None:
         return [tokenizer.cls_token_id], [tokenizer.sep_token_id]
     if tokenizer.bos_token_id is not None:
@@ -63,23 +69,26 @@ def pad_id(tokenizer: Any) -> int:
     return 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
-def encode(tokenizer: Any, questions: Sequence[Question], max_tokens: int) -> Encoded:
+def encode(tokenizer: Any, questions: Sequence[Question], max_tokens: int, slot: bool = True) -> Encoded:
     """Tokenise every "stem choice" of ``questions``.
 
     A row longer than ``max_tokens`` (special tokens included) loses the end of its context, the same tokens
-    for all choices of the question. Where that is not enough the question loses its beginning, then the choice
-    its end; such questions are counted in ``Encoded.cut``.
+    for all choices of the question. Where that is not enough the question loses its beginning, then the
+    choice its end; such questions are counted in ``Encoded.cut``.
 
     Args:
         tokenizer: a ``PreTrainedTokenizerFast`` (offsets are needed).
         questions: N questions; C is the largest number of choices among them.
         max_tokens: at least the special tokens plus two.
+        slot: whether encoders get a mask token before the choice (see :data:`POOLED`).
 
     Raises:
         ArtifactError: ``max_tokens`` leaves no room, or the tokenizer gives no offsets.
     """
     prefix, suffix = prefix_and_suffix(tokenizer)
-    room = max_tokens - len(prefix) - len(suffix)
+    between = [tokenizer.mask_token_id] if slot and tokenizer.mask_token_id is not None else []
+    extra = len(prefix) + len(between) + len(suffix)
+    room = max_tokens - extra
     if room < 2:
         raise ArtifactError(f"max_tokens {max_tokens} leaves no room for text beside the special tokens")
     if not getattr(tokenizer, "is_fast", False):
@@ -92,22 +101,23 @@ def encode(tokenizer: Any, questions: Sequence[Question], max_tokens: int) -> En
         kept.append(shortened)
         cut += harmed
     count = max((len(choices) for choices in kept), default=1)
-    length = max((len(ids) for choices in kept for ids, _ in choices), default=1) + len(prefix) + len(suffix)
+    length = max((len(ids) for choices in kept for ids, _ in choices), default=1) + extra
     shape = (len(questions), count, length)
     ids = np.full(shape, pad_id(tokenizer), dtype=np.int64)
     mask = np.zeros(shape, dtype=bool)
     chosen = np.zeros(shape, dtype=bool)
     for n, choices in enumerate(kept):
         for c, (tokens, is_choice) in enumerate(choices):
-            row = prefix + tokens + suffix
+            stem = int(np.argmax(is_choice))  # tokens before the choice; a choice is always the row's end
+            row = prefix + tokens[:stem] + between + tokens[stem:] + suffix
             ids[n, c, : len(row)] = row
             mask[n, c, : len(row)] = True
-            chosen[n, c, len(prefix) : len(prefix) + len(tokens)] = is_choice
+            chosen[n, c, len(row) - len(suffix) - len(tokens) + stem : len(row) - len(suffix)] = True
     return Encoded(
         ids=torch.from_numpy(ids),
         mask=torch.from_numpy(mask),
         chosen=torch.from_numpy(chosen),
-        pools=torch.from_numpy(_pool_weights(mask, chosen, len(prefix), len(suffix))),
+        pools=torch.from_numpy(_pool_weights(mask, chosen)),
         choice_mask=torch.from_numpy(mask.any(-1)),
         answer=torch.tensor([q.answer for q in questions], dtype=torch.int64),
         cut=cut,
@@ -128,7 +138,7 @@ def _token_rows(tokenizer: Any, questions: Sequence[Question]) -> list[list[tupl
 def _shorten(
     choices: list[tuple[list[int], np.ndarray]], context_end: int, stem_end: int, room: int
 ) -> tuple[list[tuple[list[int], np.ndarray]], bool]:
-    """Cut each row to ``room`` tokens and mark the choice's tokens; True if question or choice lost tokens."""
+    """Cut each row to ``room`` tokens and mark the choice's; True if question or choice lost tokens."""
     over = max(len(ids) for ids, _ in choices) - room
     out, harmed = [], False
     for ids, offsets in choices:
@@ -149,17 +159,11 @@ def _shorten(
     return out, harmed
 
 
-def _pool_weights(mask: np.ndarray, chosen: np.ndarray, before: int, after: int) -> np.ndarray:
+def _pool_weights(mask: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """Averaging weights [N, C, P, T] of the vectors named in :data:`POOLED`; zero for padding choices."""
     first = chosen.argmax(-1)[..., None]  # 0 for padding choices
     slot = (np.arange(mask.shape[-1]) == np.maximum(first - 1, 0)) & mask.any(-1, keepdims=True)
     parts = {"choice": chosen, "slot": slot}
-    text = mask.copy()
-    text[..., :before] = False
-    if after:
-        last = mask.sum(-1)[..., None] - after
-        text &= np.arange(mask.shape[-1]) < last
-    parts["text"] = text
     stacked = np.stack([parts[name] for name in POOLED], axis=-2).astype(np.float32)
     return stacked / np.maximum(stacked.sum(-1, keepdims=True), 1)
 

@@ -1,9 +1,9 @@
 """Whole models on encoded questions: one forward pass, the same inputs for all four families.
 
-Masks and positions are made here rather than by the model, because (1) they then hold no data-dependent branch
-and vectorise over clients, and (2) a causal model can read a question's stem once and all its choices after it
-("packed": each choice sees the stem and itself). Packing gives the same states as one row per choice, for 2-3
-times less work on short questions.
+Masks and positions are made here rather than by the model, because (1) they then hold no data-dependent
+branch and vectorise over clients, and (2) a causal model can read a question's stem once and all its choices
+after it ("packed": each choice sees the stem and itself). Packing gives the same states as one row per
+choice, for 2-3 times less work on short questions.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class Packed:
 
 def is_causal(model: nn.Module) -> bool:
     """Whether a transformers model reads left to right."""
-    return model.config.model_type not in ENCODERS  # type: ignore[union-attr]
+    config: Any = model.config
+    return config.model_type not in ENCODERS
 
 
 def pack(encoded: Encoded, causal: bool) -> Packed:
@@ -112,7 +113,8 @@ def attention_mask(segments: Tensor, causal: bool) -> Tensor:
     if causal:
         seen = seen & (step[None, :] <= step[:, None])
     seen = (seen & (key >= 0) & (query >= 0)) | (step[None, :] == step[:, None])
-    return torch.zeros_like(seen, dtype=torch.float32).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+    mask = torch.zeros_like(seen, dtype=torch.float32).masked_fill(~seen, torch.finfo(torch.float32).min)
+    return mask[:, None]
 
 
 def inputs(config: Any, batch: Packed) -> dict[str, Any]:
@@ -122,7 +124,7 @@ def inputs(config: Any, batch: Packed) -> dict[str, Any]:
     positions = batch.positions.reshape(-1, length)
     if config.model_type == "roberta":
         positions = positions + config.pad_token_id + 1
-    arguments = {
+    arguments: dict[str, Any] = {
         "input_ids": batch.ids.reshape(-1, length),
         "attention_mask": attention_mask(segments, config.model_type not in ENCODERS),
         "position_ids": positions,

@@ -1,0 +1,109 @@
+"""The linear adapter in closed form: ridge regression from sums that add up over clients (paper section 3.3).
+
+The adapter maps the states that arrive to the states that the next block natively receives. Its exact federated
+least-squares fit needs X'X, X'Y, the column sums and the number of rows only, from forward passes only. A row is
+a pooled state of an example, so it does not matter that two models cut the same text into unlike tokens; the
+fitted map is then applied to every token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from assyllm.artifacts import ArtifactError
+
+
+@dataclass(frozen=True, slots=True)
+class LinearSums:
+    """Sufficient statistics of a linear map from d to e columns, float64; ``a + b`` pools two clients' rows."""
+
+    xx: Tensor  # [d, d] X'X
+    xy: Tensor  # [d, e] X'Y
+    x: Tensor  # [d] column sums of X
+    y: Tensor  # [e] column sums of Y
+    yy: Tensor  # [] sum of squares of Y
+    n: Tensor  # [] number of rows (weighted)
+
+    @classmethod
+    def zeros(cls, d: int, e: int) -> LinearSums:
+        """No rows yet."""
+        shapes = ((d, d), (d, e), (d,), (e,), (), ())
+        return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor) -> LinearSums:
+        """The sums of rows ``x`` ``[n, d]`` and ``y`` ``[n, e]`` of the same n examples."""
+        if x.shape[0] != y.shape[0]:
+            raise ArtifactError(f"adapter sums of {x.shape[0]} and {y.shape[0]} rows")
+        x, y = x.double(), y.double()
+        rows = torch.tensor(float(x.shape[0]), dtype=torch.float64)
+        return cls(x.T @ x, x.T @ y, x.sum(0), y.sum(0), y.pow(2).sum(), rows)
+
+    def __add__(self, other: LinearSums) -> LinearSums:
+        return LinearSums(*(a + b for a, b in zip(self.parts(), other.parts(), strict=True)))
+
+    def scaled(self, factor: float) -> LinearSums:
+        """The sums as if every row counted ``factor`` times."""
+        return LinearSums(*(part * factor for part in self.parts()))
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """The six tensors, in the order of the fields."""
+        return self.xx, self.xy, self.x, self.y, self.yy, self.n
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one upload in float32: X'X is symmetric, so its upper triangle suffices."""
+        d, e = self.xy.shape
+        return 4 * (d * (d + 1) // 2 + d * e + d + e + 2)
+
+    def fit(self, ridge: float) -> LinearAdapter:
+        """The ridge fit, the intercept not penalised.
+
+        Args:
+            ridge: penalty relative to the mean variance of a column of X.
+
+        Raises:
+            ArtifactError: no rows, or sums that are not finite.
+        """
+        if float(self.n) < 1:
+            raise ArtifactError("an adapter cannot be fitted to no rows")
+        if not all(bool(torch.isfinite(part).all()) for part in self.parts()):
+            raise ArtifactError("adapter sums are not finite")
+        mean_x, mean_y = self.x / self.n, self.y / self.n
+        cxx = self.xx / self.n - torch.outer(mean_x, mean_x)
+        cxy = self.xy / self.n - torch.outer(mean_x, mean_y)
+        size = cxx.shape[0]
+        penalty = ridge * cxx.diagonal().mean().clamp(min=1e-12)
+        weight = torch.linalg.solve(cxx + penalty * torch.eye(size, dtype=torch.float64), cxy)
+        return LinearAdapter(weight.float(), (mean_y - mean_x @ weight).float())
+
+    def unexplained(self, adapter: LinearAdapter) -> float:
+        """The share of Y's variance that the adapter leaves unexplained on these rows (1 - R^2)."""
+        w, b = adapter.weight.double(), adapter.bias.double()
+        cross = (w * self.xy).sum() + b @ self.y
+        square = (w * (self.xx @ w)).sum() + 2 * b @ (w.T @ self.x) + self.n * b @ b
+        total = self.yy - self.y @ self.y / self.n
+        return float((self.yy - 2 * cross + square) / total.clamp(min=1e-12))
+
+
+class LinearAdapter(nn.Module):
+    """``states [..., d] -> states @ weight + bias [..., e]``, frozen."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in float32."""
+        return 4 * (self.weight.numel() + self.bias.numel())
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states @ self.weight + self.bias

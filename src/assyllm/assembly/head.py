@@ -1,0 +1,133 @@
+"""The scoring head in closed form: ridge on pooled states, from sums that add up over clients.
+
+A question's choices are compared with each other, so features and targets are centred per question: the head
+learns w with  w'(f_c - mean f)  ~  [c is the answer] - 1 / C. Scores are f'w; the best choice is the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from assyllm.artifacts import ArtifactError
+
+NEGATIVE = -1e30  # score of a padding choice
+
+
+def centred(features: Tensor, choice_mask: Tensor) -> Tensor:
+    """Features ``[N, C, F]`` less their question's mean over real choices; zero at padding choices."""
+    real = choice_mask.unsqueeze(-1).to(features.dtype)
+    mean = (features * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
+    return (features - mean) * real
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSums:
+    """Sufficient statistics of the head, float64; ``a + b`` pools two clients' questions."""
+
+    xx: Tensor  # [F, F]
+    xy: Tensor  # [F]
+    yy: Tensor  # []
+    n: Tensor  # [] rows, i.e. real choices
+
+    @classmethod
+    def zeros(cls, features: int) -> HeadSums:
+        """No questions yet."""
+        return cls(
+            *(torch.zeros(s, dtype=torch.float64) for s in ((features, features), (features,), (), ()))
+        )
+
+    @classmethod
+    def of(cls, features: Tensor, choice_mask: Tensor, answer: Tensor) -> HeadSums:
+        """The sums of N questions.
+
+        Args:
+            features: ``[N, C, F]`` pooled states.
+            choice_mask: ``[N, C]`` bool, False = padding choice.
+            answer: ``[N]`` int64.
+        """
+        x = centred(features.double(), choice_mask).flatten(0, 1)
+        y = target(choice_mask, answer).flatten()
+        return cls(x.T @ x, x.T @ y, y @ y, choice_mask.sum().double())
+
+    def __add__(self, other: HeadSums) -> HeadSums:
+        return HeadSums(*(a + b for a, b in zip(self.parts(), other.parts(), strict=True)))
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """The four tensors, in the order of the fields."""
+        return self.xx, self.xy, self.yy, self.n
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one upload in float32 (upper triangle of X'X)."""
+        size = self.xy.numel()
+        return 4 * (size * (size + 1) // 2 + size + 2)
+
+    def fit(self, ridge: float) -> Head:
+        """The ridge fit on columns scaled to equal variance.
+
+        Args:
+            ridge: penalty relative to a column's variance.
+
+        Raises:
+            ArtifactError: no rows, or sums that are not finite.
+        """
+        if float(self.n) < 1:
+            raise ArtifactError("a head cannot be fitted to no questions")
+        if not bool(torch.isfinite(self.xx).all() and torch.isfinite(self.xy).all()):
+            raise ArtifactError("head sums are not finite")
+        scale = (self.xx.diagonal() / self.n).clamp(min=1e-12).sqrt()
+        xx = self.xx / self.n / torch.outer(scale, scale)
+        identity = torch.eye(len(scale), dtype=torch.float64)
+        weight = torch.linalg.solve(xx + ridge * identity, self.xy / self.n / scale) / scale
+        return Head(weight.float())
+
+    def loss(self, head: Head) -> float:
+        """Mean squared error of a head per choice on these sums."""
+        w = head.weight.double()
+        return float((self.yy - 2 * w @ self.xy + w @ self.xx @ w) / self.n.clamp(min=1))
+
+
+def target(choice_mask: Tensor, answer: Tensor) -> Tensor:
+    """``[N, C]`` float64: one at the answer, centred over real choices, zero at padding choices."""
+    real = choice_mask.double()
+    hot = torch.zeros_like(real).scatter_(1, answer[:, None], 1.0)
+    return (hot - 1 / real.sum(1, keepdim=True).clamp(min=1)) * real
+
+
+class Head(nn.Module):
+    """Scores ``[N, C]`` from features ``[N, C, F]``."""
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+
+    def forward(self, features: Tensor, choice_mask: Tensor) -> Tensor:
+        """Scores, padding choices out of reach of any argmax."""
+        scores = centred(features, choice_mask) @ self.weight.to(features.dtype)
+        return scores.masked_fill(~choice_mask, NEGATIVE)
+
+
+@torch.no_grad()
+def accuracy(head: Head, features: Tensor, choice_mask: Tensor, answer: Tensor) -> float:
+    """Share of questions whose best-scored choice is the answer."""
+    return float((head(features, choice_mask).argmax(-1) == answer).double().mean())
+
+
+def fit_on_dev(
+    sums: HeadSums, grid: Sequence[float], features: Tensor, choice_mask: Tensor, answer: Tensor
+) -> tuple[Head, float, float]:
+    """The head whose ridge is best on the server's development split, the stronger ridge at a tie.
+
+    Returns:
+        The head, its ridge, its accuracy on the development split.
+    """
+    tried = [(sums.fit(ridge), ridge) for ridge in sorted(grid)]
+    scored = [(accuracy(head, features, choice_mask, answer), ridge, head) for head, ridge in tried]
+    best = max(scored, key=lambda entry: (entry[0], entry[1]))
+    return best[2], best[1], best[0]

@@ -1,0 +1,79 @@
+"""compatibility = w CKA + (1 - w) COR, and the named rules that choose by it (paper section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from assyllm import seeding
+from assyllm.artifacts import ArtifactError
+from assyllm.blocks.pool import Pool
+
+DECIMALS = 4  # scores are rounded before they are compared: float noise must not decide
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How candidates are scored.
+
+    Attributes:
+        cka_weight: w, or None to take the parameter's.
+        natural: whether the natural continuation (the next block of the same model) may be chosen. X
+            and Y are then the same computation, so that its CKA is 1 and the literal rule rebuilds one model.
+        random: ignore the measurements.
+    """
+
+    cka_weight: float | None = None
+    natural: bool = False
+    random: bool = False
+
+
+RULES: dict[str, Rule] = {
+    "paper": Rule(natural=True),
+    "paper_distinct": Rule(),
+    "cka_only": Rule(cka_weight=1.0),
+    "cor_only": Rule(cka_weight=0.0),
+    "random": Rule(random=True),
+}
+
+
+def rule(name: str) -> Rule:
+    """A rule by name.
+
+    Raises:
+        ArtifactError: an unknown rule; the known ones are named.
+    """
+    if name not in RULES:
+        raise ArtifactError(f"selection.rule: {name!r} is none of {', '.join(RULES)}")
+    return RULES[name]
+
+
+def compatibility(cka: float | None, cor: float, weight: float) -> float | None:
+    """w CKA + (1 - w) COR; None (no score) where CKA is needed and has none."""
+    if weight == 0:
+        return cor
+    return None if cka is None else weight * cka + (1 - weight) * cor
+
+
+def random_score(seed: int, task: str, chain: Sequence[str], candidate: str) -> float:
+    """The score of the rule ``random``: the same for every client."""
+    return float(seeding.rng("random rule", seed, task, "+".join(chain), candidate).random())
+
+
+def eligible(pool: Pool, chain: Sequence[str], natural: bool) -> list[str]:
+    """Blocks that may follow a chain: no start blocks (they read ids), none that the chain holds already."""
+    last = chain[-1]
+    found = []
+    for block in pool.ids:
+        if pool.info(block).kind == "start" or block in chain:
+            continue
+        if not natural and pool.before(block) == last:
+            continue
+        found.append(block)
+    return found
+
+
+def best(scores: Mapping[str, float | None], count: int) -> list[str]:
+    """The ``count`` best ids: scores rounded, ties by id, ids without a score left out."""
+    ranked = [(-round(score, DECIMALS), name) for name, score in scores.items() if score is not None]
+    return [name for _, name in sorted(ranked)[:count]]

@@ -1,0 +1,248 @@
+"""How accuracies are taken and compared: one place for every method.
+
+Accuracy, seen against unseen facts, collapse to one answer, intervals by a paired bootstrap over seeds and
+examples, and likelihood scoring without any training (zero-shot).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from assyllm import seeding
+from assyllm.artifacts import ArtifactError
+from assyllm.results import Metric, Prediction
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from assyllm.tasks.record import Question
+
+COLLAPSED_SHARE = 0.95  # a method whose answers are this often the same index has collapsed
+CHUNK_TOKENS = 4096  # tokens of one forward pass
+
+
+# ---------------------------------------------------------------------------------------------- accuracies
+
+
+def accuracy(chosen: Sequence[int] | np.ndarray, answer: Sequence[int] | np.ndarray) -> float:
+    """Share of questions answered rightly, in [0, 1]; 0 where there is no question."""
+    chosen, answer = np.asarray(chosen), np.asarray(answer)
+    if chosen.shape != answer.shape:
+        raise ArtifactError(f"{chosen.shape[0]} predictions for {answer.shape[0]} questions")
+    return float((chosen == answer).mean()) if len(answer) else 0.0
+
+
+def majority(answers: Iterable[int]) -> int:
+    """The most frequent answer index (the lowest one at a tie)."""
+    counts = np.bincount(np.fromiter(answers, dtype=np.int64), minlength=1)
+    return int(counts.argmax())
+
+
+def collapsed(chosen: Sequence[int] | np.ndarray) -> bool:
+    """Whether a method gives (nearly) one answer whatever the question: no better than a majority class."""
+    chosen = np.asarray(chosen)
+    return bool(len(chosen)) and _top_share(chosen) >= COLLAPSED_SHARE
+
+
+def _top_share(values: np.ndarray) -> float:
+    return float(np.bincount(values).max() / len(values))
+
+
+def seen_facts(trained: Iterable[Question], questions: Iterable[Question]) -> list[str]:
+    """Per question "1" if all its facts occur in ``trained``, "0" if not, "" where it names no facts."""
+    known = {fact for question in trained for fact in question.facts}
+    return [str(int(known.issuperset(q.facts))) if q.facts else "" for q in questions]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """What the rows of one run and task have in common (see results.Metric)."""
+
+    run_id: str
+    method: str
+    task: str
+    world: str
+    seed: int
+    setting: str = ""
+
+    def row(self, split: str, metric: str, value: float, **more: Any) -> Metric:
+        """A metric row of this run and task."""
+        common = {
+            name: getattr(self, name) for name in ("run_id", "method", "task", "world", "seed", "setting")
+        }
+        return Metric(**common, split=split, metric=metric, value=value, **more)
+
+
+def final_rows(
+    label: Label,
+    test: Sequence[Question],
+    chosen: Sequence[int] | np.ndarray,
+    seen: Sequence[str],
+    dev_accuracy: float | None = None,
+) -> tuple[list[Metric], list[Prediction]]:
+    """The final rows of a method on one task.
+
+    Metrics ``accuracy``, ``collapsed`` (0/1) and ``examples`` on test, ``accuracy`` and ``examples`` on
+    test_seen and test_unseen where facts exist, ``accuracy`` on dev where given; a prediction per question.
+
+    Args:
+        chosen: [N] predicted choices of ``test``.
+        seen: [N] from :func:`seen_facts`.
+    """
+    answer = np.array([q.answer for q in test], dtype=np.int64)
+    chosen = np.asarray(chosen, dtype=np.int64)
+    metrics = [
+        label.row("test", "accuracy", accuracy(chosen, answer)),
+        label.row("test", "collapsed", float(collapsed(chosen))),
+        label.row("test", "examples", float(len(test)), unit="questions"),
+    ]
+    for split, flag in (("test_seen", "1"), ("test_unseen", "0")):
+        rows = np.array([value == flag for value in seen], dtype=bool)
+        if rows.any():
+            metrics.append(label.row(split, "accuracy", accuracy(chosen[rows], answer[rows])))
+            metrics.append(label.row(split, "examples", float(rows.sum()), unit="questions"))
+    if dev_accuracy is not None:
+        metrics.append(label.row("dev", "accuracy", dev_accuracy))
+    predictions = [
+        Prediction(
+            run_id=label.run_id,
+            method=label.method,
+            task=label.task,
+            seed=label.seed,
+            setting=label.setting,
+            question=question.id,
+            seen=flag,
+            chosen=int(choice),
+            correct=int(choice == question.answer),
+        )
+        for question, choice, flag in zip(test, chosen, seen, strict=True)
+    ]
+    return metrics, predictions
+
+
+# ----------------------------------------------------------------------------------------------- bootstrap
+
+
+def bootstrap_mean(
+    hits: Sequence[np.ndarray], samples: int, interval: float, name: str
+) -> tuple[float, float]:
+    """Interval (low, high) of a mean accuracy, resampling runs and examples.
+
+    Args:
+        hits: one array [examples] of 0/1 a run, the same examples in the same order in each.
+        samples: number of resamples.
+        interval: its level, e.g. 0.95.
+        name: of the random draw.
+
+    Raises:
+        ArtifactError: runs with unlike numbers of examples.
+    """
+    _, low, high = paired_bootstrap(hits, samples, interval, name)
+    return low, high
+
+
+def paired_bootstrap(
+    differences: Sequence[np.ndarray], samples: int, interval: float, name: str
+) -> tuple[float, float, float]:
+    """Mean and interval (mean, low, high) of the difference of two methods' accuracies.
+
+    Both methods are resampled with the same runs and examples, so what is hard for both cancels.
+
+    Args:
+        differences: per run, [examples] of one method's 0/1 less the other's, same examples in each.
+        samples: number of resamples.
+        interval: its level, e.g. 0.95.
+        name: of the random draw.
+
+    Raises:
+        ArtifactError: runs with unlike numbers of examples.
+    """
+    if len({len(run) for run in differences}) != 1:
+        raise ArtifactError(f"{name}: runs with unlike numbers of test questions cannot be compared")
+    values = np.stack([np.asarray(run, dtype=np.float64) for run in differences])
+    runs, examples = values.shape
+    draw = seeding.rng("bootstrap", name)
+    means = np.empty(samples)
+    for start in range(0, samples, 250):
+        size = min(250, samples - start)
+        rows = draw.multinomial(runs, np.full(runs, 1 / runs), size=size) / runs
+        columns = draw.multinomial(examples, np.full(examples, 1 / examples), size=size) / examples
+        means[start : start + size] = ((rows @ values) * columns).sum(-1)
+    low, high = np.quantile(means, [(1 - interval) / 2, (1 + interval) / 2])
+    return float(values.mean()), float(low), float(high)
+
+
+# ---------------------------------------------------------------------------------------------- likelihood
+
+
+def option_likelihoods(
+    model: nn.Module, tokenizer: Any, questions: Sequence[Question], max_tokens: int
+) -> Any:
+    """Log-likelihood of every choice given its stem, without training.
+
+    Decoders: sum of log p(token | everything before it) over the choice's tokens. Encoders with a masked
+    language head: all tokens of the choice are replaced by the mask token, and their log-probabilities summed
+    (a pseudo-log-likelihood; Salazar 2020 masks one at a time, which favours words of several pieces).
+
+    Args:
+        model: transformers model with its language head.
+
+    Returns:
+        float64 tensor [N, C]; padding choices are minus infinity.
+    """
+    import torch
+
+    from assyllm.zoo.encoding import encode
+    from assyllm.zoo.forward import inputs, is_causal, pack
+
+    encoded = encode(tokenizer, questions, max_tokens, slot=False)
+    causal = is_causal(model)
+    if not causal and tokenizer.mask_token_id is None:
+        raise ArtifactError("an encoder without a mask token cannot score choices")
+    result = torch.full(encoded.choice_mask.shape, -torch.inf, dtype=torch.float64)
+    lengths = encoded.mask.sum(-1).amax(-1)
+    order = torch.argsort(lengths, stable=True)
+    start = 0
+    while start < len(order):
+        size = max(1, CHUNK_TOKENS // max(1, int(lengths[order[start]]) * encoded.ids.shape[1]))
+        index = order[start : start + size]
+        part = encoded[index]
+        rows = pack(part, causal=False)
+        tokens = part.ids.flatten(0, 1)
+        chosen = (part.chosen & part.choice_mask[..., None]).flatten(0, 1)
+        arguments = inputs(model.config, rows)
+        if not causal:
+            arguments["input_ids"] = tokens.masked_fill(chosen, tokenizer.mask_token_id)
+        with torch.no_grad():
+            logits = model(**arguments).logits
+        if causal:
+            logits, tokens, chosen = logits[:, :-1], tokens[:, 1:], chosen[:, 1:]
+        log_probabilities = torch.zeros(chosen.shape, dtype=torch.float64)
+        log_probabilities[chosen] = torch.log_softmax(logits[chosen].double(), dim=-1).gather(
+            -1, tokens[chosen][:, None]
+        )[:, 0]
+        sums = log_probabilities.sum(-1).reshape(part.choice_mask.shape)
+        result[index] = sums.masked_fill(~part.choice_mask, -torch.inf)
+        start += size
+    return result
+
+
+def zero_shot(
+    model: nn.Module, tokenizer: Any, questions: Sequence[Question], max_tokens: int
+) -> dict[str, np.ndarray]:
+    """Choices [N] by likelihood: ``acc`` by its sum, ``acc_norm`` by its sum over the choice's bytes."""
+    import torch
+
+    likelihoods = option_likelihoods(model, tokenizer, questions, max_tokens)
+    sizes = torch.ones_like(likelihoods)
+    for n, question in enumerate(questions):
+        for c, choice in enumerate(question.choices):
+            sizes[n, c] = max(1, len(choice.encode()))
+    return {
+        "acc": likelihoods.argmax(-1).numpy(),
+        "acc_norm": (likelihoods / sizes).argmax(-1).numpy(),
+    }

@@ -1,0 +1,76 @@
+"""Files are whole or absent, and an altered one is noticed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from assyllm import artifacts as A
+
+
+def test_folder_appears_whole_with_a_manifest_that_is_checked(tmp_path: Path) -> None:
+    out = tmp_path / "pool"
+    with A.output_folder(out, unlisted=("timings.csv",)) as folder:
+        A.write_text(folder / "a" / "x.txt", "one")
+        A.write_text(folder / "timings.csv", "1.23")
+        assert not out.exists()
+    assert set(A.verify_folder(out)) == {"a/x.txt"}
+    assert [p.name for p in tmp_path.iterdir()] == ["pool"]
+
+
+def test_a_failed_body_leaves_the_old_output_as_it_was(tmp_path: Path) -> None:
+    out = tmp_path / "pool"
+    with A.output_folder(out) as folder:
+        A.write_text(folder / "x.txt", "one")
+    before = (out / A.MANIFEST).read_bytes()
+    with pytest.raises(RuntimeError), A.output_folder(out) as folder:
+        A.write_text(folder / "x.txt", "two")
+        raise RuntimeError
+    assert (out / A.MANIFEST).read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["pool"]
+
+
+def test_equal_output_is_left_alone_and_other_output_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "pool"
+
+    def make(content: str) -> int:
+        with A.output_folder(out) as folder:
+            A.write_text(folder / "x.txt", content)
+        return out.stat().st_ino
+
+    first = make("one")
+    assert make("one") == first
+    assert make("two") != first
+    assert (out / "x.txt").read_text() == "two"
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda p: p.unlink(), "missing"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-1]), "bytes, 4 expected"),
+        (lambda p: p.write_bytes(b"onf!"), "sha256"),
+    ],
+)
+def test_damage_is_one_line_that_names_the_file(tmp_path: Path, damage, words: str) -> None:
+    out = tmp_path / "pool"
+    with A.output_folder(out) as folder:
+        A.write_text(folder / "x.txt", "one!")
+    damage(out / "x.txt")
+    with pytest.raises(A.ArtifactError, match=words) as caught:
+        A.verify_folder(out)
+    assert "x.txt" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_json_is_stable_and_broken_json_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    A.write_json(path, {"b": 1, "a": [2]})
+    assert json.loads(path.read_text()) == {"a": [2], "b": 1}
+    path.write_text("{")
+    with pytest.raises(A.ArtifactError, match=r"a\.json: not valid JSON"):
+        A.read_json(path)
+    with pytest.raises(A.ArtifactError, match="No such file"):
+        A.read_json(tmp_path / "b.json")

@@ -1,0 +1,65 @@
+"""The plan of a study: runs, variants and the sections that each rule gets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from assyllm import study
+from assyllm.study import Plan, code_sha, hold
+
+PLAN = Plan(Path(__file__).parents[2] / "params.yaml")
+
+
+def test_settings_share_what_they_do_not_touch() -> None:
+    assert PLAN.variant("download", "alpha_0.1") == "base"
+    assert PLAN.variant("quantize", "alpha_0.1") == "base"
+    assert PLAN.variant("partition", "alpha_0.1") == "alpha_0.1"
+    assert PLAN.variant("score", "alpha_0.1") == "alpha_0.1"
+    assert PLAN.variant("split", "int4") == "base"
+    assert PLAN.variant("quantize", "int4") == "int4"
+    assert PLAN.variant("partition", "opt") == "base"
+
+
+def test_default_study_is_small_and_full_study_contains_it() -> None:
+    default, full = PLAN.runs("default"), PLAN.runs("full")
+    assert len(set(default)) == len(default)
+    assert set(default) <= set(full)
+    assert default[0].folder == "data/runs/base/majority/zoo0_seed0"
+
+
+def test_a_baseline_gets_no_other_baselines_tuning() -> None:
+    sections = json.loads(PLAN.sections("baseline", "base", "ft_oracle"))
+    assert "ft_oracle" in sections["baselines"]
+    assert "ft_practical" not in sections["baselines"]
+
+
+def test_a_model_gets_no_other_models_shape() -> None:
+    assert set(json.loads(PLAN.sections("download", "base", model="opt"))["zoo"]["models"]) == {"opt"}
+    with_base = json.loads(PLAN.sections("download", "base", model="vicuna"))["zoo"]["models"]
+    assert set(with_base) == {"llama", "vicuna"}
+
+
+def test_code_hash_follows_content_not_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    copy = tmp_path / "assyllm"
+    shutil.copytree(study.SOURCE, copy)
+    monkeypatch.setattr(study, "SOURCE", copy)
+    fresh = code_sha.__wrapped__
+    before = fresh("cost")
+    (copy / "cost" / "memory.py").touch()
+    assert fresh("cost") == before
+    with open(copy / "cost" / "memory.py", "a") as handle:
+        handle.write("# changed\n")
+    assert fresh("cost") != before
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    first = hold(tmp_path)
+    with pytest.raises(BlockingIOError):
+        hold(tmp_path)
+    first.close()
+    hold(tmp_path).close()

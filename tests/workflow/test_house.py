@@ -1,0 +1,205 @@
+"""The house stands: floors, declared code, files in step with each other."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from assyllm import params as P
+from assyllm import study
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "assyllm"
+# imports run only downward: a room may import from its own line and from those above it
+FLOORS = (
+    ("params", "results", "artifacts", "seeding"),
+    ("tasks",),
+    ("zoo",),
+    ("blocks",),
+    ("quantizer",),
+    ("comparator",),
+    ("adapter",),
+    ("evaluate",),
+    ("assembly",),
+    ("federated", "baselines"),
+    ("cost",),
+    ("claims", "collect"),
+    ("figures",),
+    ("stages",),
+    ("study", "cli", "__main__"),
+)
+LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+LIGHT = ("params", "results", "artifacts", "seeding", "claims", "collect", "evaluate", "figures", "study", "cli")
+HEAVY = {"torch", "transformers", "bitsandbytes", "peft", "datasets", "accelerate"}
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in SOURCE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path, top_level_only: bool = False) -> set[str]:
+    """Full names of the modules that a file imports (names imported from packages resolved to modules)."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def as_file(name: str) -> Path | None:
+    """The source file of ``assyllm.x.y``, if it is a module of ours."""
+    path = SOURCE.joinpath(*name.split(".")[1:])
+    if path.with_suffix(".py").is_file():
+        return path.with_suffix(".py")
+    return path / "__init__.py" if (path / "__init__.py").is_file() else None
+
+
+def ours(path: Path) -> set[Path]:
+    files = {as_file(name) for name in imports(path) if name.startswith("assyllm.")}
+    return {file for file in files if file is not None}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_run_only_downward(path: Path) -> None:
+    if path == SOURCE / "__init__.py":
+        assert not ours(path)
+        return
+    assert room(path) in LEVEL, f"{room(path)} has no floor: add it to FLOORS and to ARCHITECTURE.md"
+    for target in ours(path):
+        if target.name == "__init__.py" and target.parent == SOURCE:
+            continue
+        assert LEVEL[room(target)] <= LEVEL[room(path)], f"{path} climbs to {target}"
+        same_floor = LEVEL[room(target)] == LEVEL[room(path)] and room(target) != room(path)
+        assert not (same_floor and {room(path), room(target)} == {"federated", "baselines"} and room(path) == "federated"), (
+            f"{path}: federated knows nothing of baselines"
+        )
+
+
+@pytest.mark.parametrize("path", [p for p in modules() if room(p) in LIGHT], ids=lambda p: p.name)
+def test_light_rooms_import_nothing_heavy(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imports(path)} & HEAVY
+
+
+@pytest.mark.parametrize("rule", study.RULES)
+def test_stages_are_light_and_their_code_is_complete(rule: str) -> None:
+    stage = SOURCE / "stages" / f"{rule}.py"
+    assert not {name.split(".")[0] for name in imports(stage, top_level_only=True)} & HEAVY
+    declared = set()
+    for name in study.stage_module(rule).CODE:
+        path = SOURCE / name
+        assert path.exists(), f"{rule}: CODE names {name}, which is not there"
+        declared |= set(path.rglob("*.py")) if path.is_dir() else {path}
+    needed, todo = set(), [stage]
+    while todo:
+        for file in ours(todo.pop()) - needed:
+            needed.add(file)
+            todo.append(file)
+    needed = {f for f in needed if f.name != "__init__.py" and f.name not in study.NOT_CODE}
+    if rule == "figure":
+        needed = {f for f in needed if f.parent.name != "figures" or f.name in ("style.py", "tables.py")}
+    missing = sorted(str(f.relative_to(SOURCE)) for f in needed - declared)
+    assert not missing, f"stage {rule} executes files that its CODE does not name: {missing}"
+
+
+def test_light_imports_do_not_load_torch() -> None:
+    code = (
+        "import sys, assyllm.cli, assyllm.study, assyllm.params\n"
+        "from assyllm.study import RULES, stage_module\n"
+        "[stage_module(rule) for rule in RULES]\n"
+        f"print([m for m in {sorted(HEAVY)!r} if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_rules_stages_and_verbs_have_the_same_names() -> None:
+    text = "".join(p.read_text() for p in (ROOT / "workflow" / "rules").glob("*.smk"))
+    rules = set(re.findall(r"^rule (\w+):", text, re.M)) - {"pool", "results", "figures", "tuning"}
+    stages = {p.stem for p in (SOURCE / "stages").glob("*.py")} - {"__init__"}
+    verbs = set(re.findall(r"^@app\.command\(\)\ndef (\w+)", (SOURCE / "cli.py").read_text(), re.M))
+    assert rules == stages == set(study.RULES)
+    assert stages <= verbs
+    for rule in rules:
+        assert f'"assyllm {rule} ' in text
+        assert f'"logs/{rule}/' in text or f'"logs/{rule}{{full}}/' in text
+
+
+def test_params_schema_is_in_step() -> None:
+    stored = json.loads((ROOT / "workflow" / "schemas" / "params.schema.json").read_text())
+    assert stored == json.loads(json.dumps(P.schema())), "run `make schema`"
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*/params.yaml"))], ids=str)
+def test_params_files_are_valid_and_explained(path: Path) -> None:
+    P.load(path)
+    if path.parent == ROOT:
+        bare = [
+            line
+            for line in path.read_text().splitlines()
+            if re.match(r"^  \w+: \S", line) and "#" not in line
+        ]
+        unexplained = [line for line in bare if not re.match(r"^  (base|opt|alpha|int4|fp16)", line)]
+        assert not unexplained, f"lines without a comment: {unexplained}"
+
+
+def test_dvc_is_in_step_with_params_and_tables() -> None:
+    dvc = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    assert list(dvc["stages"]) == ["pool", "results", "figures"]
+    tracked = {name for stage in dvc["stages"].values() for name in stage["params"]}
+    assert tracked | {"tune"} == set(P.Params.model_fields)
+    outs = [o for s in dvc["stages"].values() for part in ("outs", "metrics") for o in s.get(part, [])]
+    assert all(spec["persist"] for out in outs for spec in out.values()), "without persist DVC deletes outs first"
+    for stage, rule in (("pool", "quantize"), ("results", "collect")):
+        sections = {s for r in study.RULES if r not in ("figure", "tune") for s in study.stage_module(r).SECTIONS}
+        if stage == "results":
+            assert sections - {"figures"} <= set(dvc["stages"]["results"]["params"]), rule
+    assert set(dvc["plots"]) == {f"figures/{n}.png" for n in P.load(ROOT / "params.yaml").figures.names}
+
+
+def test_environment_is_in_step_with_pyproject() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {*project["dependencies"], *project["optional-dependencies"]["dev"]}
+    names = {"torch": "pytorch", "types-PyYAML": "types-pyyaml"}
+    wanted = {re.sub(r"^[\w-]+", lambda m: names.get(m[0], m[0]), spec) for spec in wanted}
+    conda = {d for d in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]}
+    assert conda - {"pip", "python>=3.11"} == wanted
+
+
+def test_readme_names_only_what_is_there() -> None:
+    text = (ROOT / "README.md").read_text()
+    named = set(re.findall(r"[`(]((?:src|tests|workflow|presets|profiles|figures|data|benchmarks)/[\w./-]*)[`)]", text))
+    named |= set(re.findall(r"[`(]([A-Z][A-Za-z]+\.(?:md|cff))[`)]", text))
+    made = {"data/zoo", "data/pool", "data/quantized", "data/tasks", "data/partition", "data/cost", "data/scores",
+            "data/runs", "data/checkpoints", "data/external", "data/tuning", "data/results/full", "figures/full"}  # fmt: skip
+    missing = [n for n in sorted(named) if not (ROOT / n).exists() and n.rstrip("/") not in made]
+    assert not missing
+
+
+def test_tracked_files_are_small_and_hold_no_machine_paths() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in listed.stdout.split():
+        path = ROOT / name
+        if not path.is_file():
+            continue
+        assert path.stat().st_size < 2_000_000, f"{name}: belongs under DVC"
+        if path.suffix in (".py", ".md", ".yaml", ".smk", ".toml", ".csv"):
+            assert not re.search(r"(?<![\w.])/(home|root|Users)/\w", path.read_text()), f"{name}: a machine's path"

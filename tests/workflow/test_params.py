@@ -1,0 +1,87 @@
+"""Bad parameters get one line that names the key, before any rule runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from assyllm import params as P
+
+ROOT = Path(__file__).parents[2]
+
+
+def changed(tmp_path: Path, dotted: str, value: object) -> Path:
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    node = raw
+    *parents, leaf = dotted.split(".")
+    for part in parents:
+        node = node[part]
+    node[leaf] = value
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("partition.alhpa", 1.0, "partition.alhpa: unknown key, did you mean 'alpha'?"),
+        ("partitoin", {}, "partitoin: unknown key, did you mean 'partition'?"),
+        ("partition.alpha", -1, "partition.alpha: Input should be greater than 0 (got -1)"),
+        ("partition.alpha", "one", "partition.alpha: Input should be a valid number"),
+        ("quantize.bits", 5, "quantize.bits: Input should be 4, 8 or 16 (got 5)"),
+        ("federated.clients_per_round", 201, "federated.clients_per_round: 201 is more than partition.clients"),
+        ("selection.kept_per_round", 9, "selection.kept_per_round: 9 is more than evaluated_per_round"),
+        ("baselines.model", "gpt", "baselines.model: 'gpt' is not in zoo.models"),
+        ("zoo.models.opt.heads", 7, "zoo.models.opt.hidden_size 72 is not a multiple of heads 7"),
+        ("zoo.models.opt.hedas", 6, "zoo.models.opt.hedas: unknown key, did you mean 'heads'?"),
+        ("zoo.models.vicuna.continued_from", "lama", "zoo.models.vicuna.continued_from: 'lama' is not"),
+        ("zoo.models.llama.source", "local", "zoo.models.llama.path: needed when its source is local"),
+        ("fleet.memory_gb", {64: 0.5}, "fleet.memory_gb: the shares sum to 0.5, not 1"),
+        ("settings.opt", {"baselines.modle": "opt"}, "settings.opt: baselines.modle: no such key, did you mean"),
+        ("study.default.runs", {"nope": ["majority"]}, "study.default.runs.nope: no such entry under settings"),
+        ("study.default.runs", {"base": ["loraa"]}, "study.default.runs.base.0: Input should be"),
+    ],
+)
+def test_one_line_names_the_key(tmp_path: Path, key: str, value: object, words: str) -> None:
+    with pytest.raises(P.ParamsError) as caught:
+        P.load(changed(tmp_path, key, value))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_doubled_and_broken_files(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    with pytest.raises(P.ParamsError, match="No such file"):
+        P.load(path)
+    path.write_text("world: {seed: 0, seed: 1}\n")
+    with pytest.raises(P.ParamsError, match="seed: given twice"):
+        P.load(path)
+    path.write_text("world: [\n")
+    with pytest.raises(P.ParamsError, match=r"params\.yaml: "):
+        P.load(path)
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    del raw["head"]
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(P.ParamsError, match="head: missing"):
+        P.load(path)
+
+
+def test_a_stage_reads_its_sections_and_no_other() -> None:
+    params = P.load(ROOT / "params.yaml")
+    text = P.sections_json(params, ("partition",))
+    sections = P.parse_sections(text, ("partition",))
+    assert sections.partition == params.partition
+    assert not hasattr(sections, "tasks")
+    with pytest.raises(P.ParamsError, match="sections"):
+        P.parse_sections(text, ("partition", "tasks"))
+
+
+def test_settings_apply_and_name_themselves() -> None:
+    raw = P.read_yaml(ROOT / "params.yaml")
+    assert P.with_setting(raw, "opt").baselines.model == "opt"
+    assert P.setting_text(raw, "opt") == 'baselines.model="opt"'
+    assert P.setting_text(raw, "opt", zoo_seed=2) == 'baselines.model="opt" zoo.seed=2'
+    assert P.setting_text(raw, "base") == ""
