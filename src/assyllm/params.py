@@ -24,6 +24,7 @@ StandsFor = Literal["llama-7b", "vicuna-7b", "opt-6.7b", "bert-base", "roberta-l
 Method = Literal["majority", "zero_shot", "ft_oracle", "ft_practical", "assyllm_paper"]
 BASELINES = ("majority", "zero_shot", "ft_oracle", "ft_practical")
 TUNED = ("ft_oracle", "ft_practical")
+ASSEMBLING = ("assyllm_paper",)
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]

@@ -19,6 +19,8 @@ from assyllm.artifacts import ArtifactError, write_text
 
 Source = Literal["measured", "modelled", "paper"]
 SOURCES = ("measured", "modelled", "paper")
+# what `collect` writes beside timings.csv and summary.json
+TABLES = ("metrics", "runs", "accuracy", "differences", "models", "cost", "claims", "paper")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

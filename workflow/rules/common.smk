@@ -7,6 +7,8 @@ from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import ExecMode
 
 from assyllm.artifacts import ArtifactError
+from assyllm.params import ASSEMBLING, BASELINES, TUNED
+from assyllm.results import TABLES
 from assyllm.study import Plan, code_sha, hold
 
 try:

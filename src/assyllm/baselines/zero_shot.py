@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from assyllm.evaluate import accuracy, zero_shot
+from assyllm.evaluate import accuracy
 from assyllm.tasks.record import Question
+from assyllm.zoo.likelihood import zero_shot
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""The federation: typed messages, pure client and server steps, the round loop."""

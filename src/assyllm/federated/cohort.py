@@ -1,0 +1,63 @@
+"""Which device a client has, and who answers in a round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from assyllm import seeding
+from assyllm.artifacts import ArtifactError
+from assyllm.params import Fleet
+from assyllm.results import read_table
+
+
+def device_memory(seed: int, fleet: Fleet, clients: int) -> list[int]:
+    """The memory class (GB) of every client: the fleet's exact shares, shuffled.
+
+    Shares that do not give whole clients are rounded to the largest remainders.
+    """
+    classes = sorted(fleet.memory_gb, reverse=True)
+    exact = [fleet.memory_gb[memory] * clients for memory in classes]
+    counts = [math.floor(value + 1e-9) for value in exact]
+    by_remainder = sorted(range(len(classes)), key=lambda i: (counts[i] - exact[i], i))
+    for i in by_remainder[: clients - sum(counts)]:
+        counts[i] += 1
+    devices = np.repeat(classes, counts)
+    return [int(memory) for memory in seeding.rng("fleet", seed).permutation(devices)]
+
+
+def participating(table: Path, model: str) -> Mapping[int, bool]:
+    """Memory class (GB) -> whether it can run the method, from the method's cost table.
+
+    Raises:
+        ArtifactError: no rows for the model.
+    """
+    rows = [row for row in read_table(table) if row["model"] == model]
+    if not rows:
+        raise ArtifactError(f"{table}: no rows for {model!r}")
+    return {int(row["memory_gb"]): row["participates"] == "1" for row in rows}
+
+
+def sample(seed: int, round_: int, eligible: Sequence[int], size: int, dropout: float = 0.0) -> list[int]:
+    """The clients that answer in a round: ``size`` of ``eligible`` (all if fewer), less those that drop out."""
+    size = min(size, len(eligible))
+    drawn = seeding.rng("cohort", seed, round_).choice(np.asarray(eligible), size=size, replace=False)
+    return answering(seed, round_, drawn, dropout)
+
+
+def partitioned(
+    seed: int, round_: int, eligible: Sequence[int], size: int, rounds: Iterable[int], dropout: float = 0.0
+) -> list[int]:
+    """As :func:`sample`, but over ``rounds`` no client is asked twice (sums must not count a client twice)."""
+    order = seeding.rng("cohort", seed, "once").permutation(np.asarray(eligible))
+    place = list(rounds).index(round_)
+    return answering(seed, round_, order[place * size : (place + 1) * size], dropout)
+
+
+def answering(seed: int, round_: int, drawn: Sequence[int] | np.ndarray, dropout: float) -> list[int]:
+    """Those of ``drawn`` that do not drop out, in ascending order."""
+    lost = seeding.rng("dropout", seed, round_).random(len(drawn)) < dropout
+    return sorted(int(client) for client, gone in zip(drawn, lost, strict=True) if not gone)

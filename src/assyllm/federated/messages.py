@@ -1,0 +1,99 @@
+"""What travels between server and clients, frozen and typed; a transport may carry it, the simulator calls it.
+
+Two channels leave a device: **votes** (block ids and scores: small, visible) and **sums** (statistics that only
+their total over the cohort is for). Every message knows its bytes: ids take 2 bytes, numbers 4 (float32).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from assyllm.adapter.linear import LinearSums
+from assyllm.comparator.cka import HsicTerms
+
+ID, NUMBER = 2, 4
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreTask:
+    """Evaluate candidates on chains.
+
+    Attributes:
+        candidates: chain (its blocks) -> block ids to evaluate on it.
+        cor: (chain id, block) -> COR, known since initialisation.
+        kept: K, how many ids a client votes for on each chain.
+        weight: w of the compatibility.
+        random: (chain id, block) -> score to use instead of measuring (the rule ``random``), or empty.
+        adapter_bytes: of all distinct adapters that come with the task.
+    """
+
+    round: int
+    candidates: Mapping[tuple[str, ...], tuple[str, ...]]
+    cor: Mapping[tuple[str, str], float]
+    kept: int
+    weight: float
+    batch: int
+    estimator: str
+    adapter_bytes: int
+    random: Mapping[tuple[str, str], float] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes down to one client."""
+        ids = sum(len(chain) + len(blocks) for chain, blocks in self.candidates.items())
+        return ids * ID + len(self.cor) * NUMBER + self.adapter_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """One of a client's K best blocks on one chain, with its compatibility on the client's data."""
+
+    chain: str
+    block: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateSums:
+    """A client's part of a secure sum for one candidate: HSIC terms, and the adapter's statistics if voted for."""
+
+    hsic: HsicTerms
+    adapter: LinearSums | None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes up."""
+        return 3 * NUMBER + (self.adapter.bytes if self.adapter is not None else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreReply:
+    """A client's answer to a :class:`ScoreTask`."""
+
+    client: int
+    round: int
+    examples: int
+    votes: tuple[Vote, ...]
+    sums: Mapping[tuple[str, str], CandidateSums]
+
+    @property
+    def vote_bytes(self) -> int:
+        """Bytes up in the visible channel."""
+        return len(self.votes) * (2 * ID + NUMBER) + NUMBER
+
+    @property
+    def sum_bytes(self) -> int:
+        """Bytes up in the channel of sums."""
+        return sum(part.bytes for part in self.sums.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A vote, or a missing one, that the server did not count, and why."""
+
+    round: int
+    client: int
+    chain: str
+    block: str
+    why: str

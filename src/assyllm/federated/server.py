@@ -1,0 +1,134 @@
+"""What the server does in a round: check the votes, weigh them, add the sums. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from assyllm.adapter.linear import LinearSums
+from assyllm.comparator import compatibility as by
+from assyllm.comparator.cka import HsicTerms
+from assyllm.federated.messages import Dropped, ScoreReply, ScoreTask, Vote
+
+Key = tuple[str, str]  # chain id, block
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What the rounds of one block choice have brought so far."""
+
+    weight: Mapping[Key, float] = field(default_factory=dict)  # votes weighted by compatibility and examples
+    votes: Mapping[Key, int] = field(default_factory=dict)
+    hsic: Mapping[Key, HsicTerms] = field(default_factory=dict)
+    adapter: Mapping[Key, LinearSums] = field(default_factory=dict)
+
+
+def server_step(tally: Tally, task: ScoreTask, replies: Sequence[ScoreReply]) -> tuple[Tally, list[Dropped]]:
+    """Add a round's replies to the tally (weighted vote, "in the manner of FedAvg"; paper section 3.1).
+
+    A vote counts compatibility x the client's share of the cohort's examples. Replies are taken in the order of
+    client numbers, sums in float64, so the result does not depend on the order of arrival. A vote that is not
+    finite, out of [-1, 1], for an unknown chain or block, given twice, or beyond the K-th is dropped, as is a
+    second reply of a client; every one is listed. Sums that are not finite are left out with the client's votes.
+    """
+    dropped: list[Dropped] = []
+    known = {("+".join(chain), block) for chain, blocks in task.candidates.items() for block in blocks}
+    accepted = []
+    seen: set[int] = set()
+    for reply in sorted(replies, key=lambda r: r.client):
+        why = _refused(reply, task, seen)
+        if why:
+            dropped.append(Dropped(task.round, reply.client, "", "", why))
+            continue
+        seen.add(reply.client)
+        accepted.append(reply)
+    total = sum(reply.examples for reply in accepted)
+    weight, votes = dict(tally.weight), dict(tally.votes)
+    hsic, adapter = dict(tally.hsic), dict(tally.adapter)
+    for reply in accepted:
+        for vote in _valid_votes(reply, task, known, dropped):
+            key = (vote.chain, vote.block)
+            share = reply.examples / total
+            weight[key] = weight.get(key, 0.0) + share * max(0.0, vote.score)
+            votes[key] = votes.get(key, 0) + 1
+        for key, part in sorted(reply.sums.items()):
+            if key not in known:
+                dropped.append(Dropped(task.round, reply.client, *key, "sums for an unknown block"))
+                continue
+            hsic[key] = hsic[key] + part.hsic if key in hsic else part.hsic
+            if part.adapter is not None:
+                adapter[key] = adapter[key] + part.adapter if key in adapter else part.adapter
+    return Tally(weight, votes, hsic, adapter), dropped
+
+
+def decide(tally: Tally, task: ScoreTask) -> dict[str, list[tuple[str, float]]]:
+    """The K winners of every chain with the compatibility that is recorded for them.
+
+    Winners have the greatest vote weight, ties by block id. The recorded compatibility divides the cohort's HSIC
+    sums once (a mean of the clients' ratios would be biased); without a score it is COR's part alone.
+    """
+    winners: dict[str, list[tuple[str, float]]] = {}
+    for chain, blocks in task.candidates.items():
+        name = "+".join(chain)
+        weights: dict[str, float | None] = {
+            block: tally.weight[name, block] for block in blocks if (name, block) in tally.votes
+        }
+        winners[name] = [
+            (block, _recorded(tally, task, name, block)) for block in by.best(weights, task.kept)
+        ]
+    return winners
+
+
+def _recorded(tally: Tally, task: ScoreTask, chain: str, block: str) -> float:
+    if task.random:
+        return task.random[chain, block]
+    terms = tally.hsic[chain, block]
+    known = float(terms.cka()[0]) if terms.scored()[0] else None
+    cor = task.cor[chain, block]
+    score = by.compatibility(known, cor, task.weight)
+    return round((1 - task.weight) * cor if score is None else score, by.DECIMALS)
+
+
+def _refused(reply: ScoreReply, task: ScoreTask, seen: set[int]) -> str:
+    if reply.client in seen:
+        return "a second reply"
+    if reply.round != task.round:
+        return f"a reply to round {reply.round}"
+    if reply.examples < 1:
+        return "no examples"
+    for part in reply.sums.values():
+        terms = (part.hsic.xy, part.hsic.xx, part.hsic.yy)
+        if not all(math.isfinite(float(v)) for term in terms for v in term.flat):
+            return "sums that are not finite"
+        if part.adapter is not None and not all(bool(t.isfinite().all()) for t in part.adapter.parts()):
+            return "sums that are not finite"
+    return ""
+
+
+def _valid_votes(reply: ScoreReply, task: ScoreTask, known: set[Key], dropped: list[Dropped]) -> list[Vote]:
+    kept: list[Vote] = []
+    taken: set[Key] = set()
+    count: dict[str, int] = {}
+    for vote in reply.votes:
+        key = (vote.chain, vote.block)
+        why = ""
+        if key not in known:
+            why = "unknown chain or block"
+        elif key in taken:
+            why = "given twice"
+        elif not isinstance(vote.score, (int, float)) or not math.isfinite(vote.score):
+            why = "score is not finite"
+        elif abs(vote.score) > 1 + 1e-6:
+            why = "score out of range"
+        elif count.get(vote.chain, 0) >= task.kept:
+            why = f"more than {task.kept} votes on a chain"
+        if why:
+            dropped.append(Dropped(task.round, reply.client, vote.chain, vote.block, why))
+            continue
+        taken.add(key)
+        count[vote.chain] = count.get(vote.chain, 0) + 1
+        kept.append(vote)
+    for chain in sorted({chain for chain, _ in known} - set(count)):
+        dropped.append(Dropped(task.round, reply.client, chain, "", "no vote on this chain"))
+    return kept

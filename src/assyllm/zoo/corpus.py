@@ -1,0 +1,98 @@
+"""Text -> rows of token ids that a model is pre-trained on: the generated world's sentences, or any plain text."""
+
+from __future__ import annotations
+
+import lzma
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from assyllm.artifacts import ArtifactError
+from assyllm.tasks.world import Row
+
+DOCUMENT_END = "<|endoftext|>"  # a line of its own between two documents; blank lines part them where there is none
+BATCH = 1000  # texts tokenised at a time
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """Token ids [T] of one row, special tokens included, and which of them are answers [T] (bool)."""
+
+    ids: np.ndarray
+    answer: np.ndarray
+
+
+def encode_rows(tokenizer: Any, rows: Sequence[Row]) -> list[TokenRow]:
+    """Tokenise the world's rows, one each; tokens that overlap an answer's span are marked."""
+    out = []
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        batch = tokenizer([row.text for row in part], return_offsets_mapping=True)
+        for row, ids, offsets in zip(part, batch["input_ids"], batch["offset_mapping"], strict=True):
+            span = np.asarray(offsets)
+            answer = np.zeros(len(ids), dtype=bool)
+            for first, last in row.answers:
+                answer |= (span[:, 1] > first) & (span[:, 0] < last) & (span[:, 1] > span[:, 0])
+            out.append(TokenRow(np.asarray(ids, dtype=np.int32), answer))
+    return out
+
+
+def read_documents(path: Path) -> Iterator[str]:
+    """Documents of a plain-text file (``.xz`` too), separated by a line ``<|endoftext|>`` or by blank lines.
+
+    Raises:
+        ArtifactError: the file is missing, damaged or not UTF-8.
+    """
+    path = Path(path)
+    opener = lzma.open if path.suffix == ".xz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8") as handle:
+            marked = any(line.strip() == DOCUMENT_END for line in handle)
+        with opener(path, "rt", encoding="utf-8") as handle:
+            lines: list[str] = []
+            for line in handle:
+                if line.strip() == (DOCUMENT_END if marked else ""):
+                    if lines:
+                        yield "".join(lines).strip()
+                    lines = []
+                else:
+                    lines.append(line)
+            if lines:
+                yield "".join(lines).strip()
+    except OSError as error:
+        raise ArtifactError(f"zoo.pretrain.corpus: {path}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, lzma.LZMAError, EOFError) as error:
+        raise ArtifactError(f"zoo.pretrain.corpus: {path}: not readable as text ({error})") from None
+
+
+def encode_documents(tokenizer: Any, documents: Sequence[str], max_tokens: int) -> list[TokenRow]:
+    """Cut documents, one after the other, into rows of exactly ``max_tokens``, special tokens included.
+
+    Every row gets the tokenizer's own special tokens around it; an end-of-text token (or the separator) stands
+    between two documents. A remainder shorter than a row is dropped.
+
+    Raises:
+        ArtifactError: the text gives less than one row.
+    """
+    around = tokenizer("", add_special_tokens=True)["input_ids"]
+    before = [] if not around else around[:1]
+    after = around[1:]
+    between = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    room = max_tokens - len(around)
+    parts = []
+    for start in range(0, len(documents), BATCH):
+        batch = tokenizer(list(documents[start : start + BATCH]), add_special_tokens=False, verbose=False)
+        parts += [np.asarray([*ids, between], dtype=np.int32) for ids in batch["input_ids"]]
+    stream = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
+    count = len(stream) // room
+    if count == 0:
+        raise ArtifactError(f"zoo.pretrain.corpus: {len(stream)} tokens, less than one row of {max_tokens}")
+    block = np.empty((count, max_tokens), dtype=np.int32)
+    block[:, : len(before)] = before
+    block[:, len(before) : len(before) + room] = stream[: count * room].reshape(count, room)
+    block[:, len(before) + room :] = after
+    nothing = np.zeros(max_tokens, dtype=bool)
+    return [TokenRow(ids, nothing) for ids in block]

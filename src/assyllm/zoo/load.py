@@ -1,0 +1,160 @@
+"""Models and tokenizers from transformers folders, and folders from the hub.
+
+Weights are safetensors only and no code comes with a model. Every defect is one line that names the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from assyllm.artifacts import ArtifactError, read_json, sha256_file, sha256_text
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "LICENSE*", "README.md")
+LM_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "opt": "OPTForCausalLM",
+    "bert": "BertForMaskedLM",
+    "roberta": "RobertaForMaskedLM",
+}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a transformers folder, one or several shards, all present and whole.
+
+    Raises:
+        ArtifactError: no weights, a shard missing, or a file shorter than its header says.
+    """
+    folder = Path(folder)
+    if (folder / INDEX).is_file():
+        names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
+    elif (folder / WEIGHTS).is_file():
+        names = [WEIGHTS]
+    else:
+        other = next((p.name for p in sorted(folder.glob("*.bin"))), None)
+        hint = f" ({other} is there, but only safetensors are read)" if other else ""
+        raise ArtifactError(f"{folder / WEIGHTS}: no such file{hint}")
+    files = [folder / name for name in names]
+    for file in files:
+        if not file.is_file():
+            raise ArtifactError(f"{file}: no such file, but {INDEX} lists it")
+        _check_whole(file)
+    return files
+
+
+def _check_whole(file: Path) -> None:
+    """Compare a safetensors file's size with its header (a torn file otherwise fails at its first use)."""
+    size = file.stat().st_size
+    with open(file, "rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise ArtifactError(f"{file}: not a safetensors file, or cut short ({size} bytes)")
+        try:
+            header = json.loads(handle.read(length))
+            end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, IndexError):
+            raise ArtifactError(f"{file}: its safetensors header is damaged") from None
+    if size != 8 + length + end:
+        raise ArtifactError(f"{file}: {size} bytes, {8 + length + end} expected; fetch or make it again")
+
+
+def weights_sha256(folder: Path) -> str:
+    """One sha256 for a folder's weights: the file's own, or that of all shards' hashes."""
+    digests = [sha256_file(file) for file in weight_files(folder)]
+    return digests[0] if len(digests) == 1 else sha256_text("".join(digests))
+
+
+def load_config(folder: Path) -> Any:
+    """A folder's transformers configuration.
+
+    Raises:
+        ArtifactError: no config.json, or a family that this project does not know.
+    """
+    import transformers
+
+    path = Path(folder) / "config.json"
+    kind = read_json(path).get("model_type")
+    if kind not in LM_CLASSES:
+        raise ArtifactError(f"{path}: model_type {kind!r} is not one of {', '.join(LM_CLASSES)}")
+    return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def load_model(folder: Path, dtype: Any = None) -> Any:
+    """A folder's language model, on the CPU, in evaluation mode, with eager attention.
+
+    Args:
+        dtype: torch dtype of the weights; None for float32.
+
+    Raises:
+        ArtifactError: a file is missing or damaged, or weights that the model needs are not in it.
+    """
+    import torch
+    import transformers
+
+    config = load_config(folder)
+    weight_files(folder)
+    cls = getattr(transformers, LM_CLASSES[config.model_type])
+    model, found = cls.from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype or torch.float32,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        attn_implementation="eager",
+        output_loading_info=True,
+    )
+    if found["missing_keys"]:
+        first = sorted(found["missing_keys"])[0]
+        raise ArtifactError(f"{folder}: no weights for {first} ({len(found['missing_keys'])} missing in all)")
+    return model.eval()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """A folder's fast tokenizer.
+
+    Raises:
+        ArtifactError: no tokenizer.json, or it cannot be read.
+    """
+    import transformers
+
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such file (a fast tokenizer is needed)")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise ArtifactError(f"{path}: not readable as a tokenizer ({_first_line(error)})") from None
+
+
+def fetch(hub_id: str, revision: str, folder: Path) -> Path:
+    """Bring a model of the hub into a local folder: resumable, at a pinned revision, safetensors only.
+
+    Files already whole are not fetched again; ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` are honoured.
+
+    Args:
+        revision: a commit; a branch works too, but does not pin anything.
+        folder: made if missing.
+
+    Returns:
+        ``folder``, its weight files checked for wholeness.
+
+    Raises:
+        ArtifactError: not to be had (offline, no such id or revision, no access), or files missing or torn.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot_download(hub_id, revision=revision, local_dir=folder, allow_patterns=list(WANTED))
+    except Exception as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise ArtifactError(f"{hub_id}@{revision}: {_first_line(error)}{offline}") from None
+    weight_files(folder)
+    return Path(folder)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,217 @@
+"""A member of the zoo, from wherever it comes, into one folder: config, safetensors, tokenizer, card."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from assyllm import seeding
+from assyllm.artifacts import ArtifactError, output_folder
+from assyllm.tasks.world import CORPUS_WORDINGS, FORMS, Fact, World
+from assyllm.zoo import tokenizers
+from assyllm.zoo.cards import ModelCard, write_card
+from assyllm.zoo.corpus import TokenRow, encode_documents, encode_rows, read_documents
+from assyllm.zoo.families import FAMILIES, family
+from assyllm.zoo.load import LM_CLASSES, fetch, load_config, load_model, load_tokenizer, weight_files, weights_sha256
+from assyllm.zoo.pretrain import Recipe, Special, held_out_loss, pretrain
+
+KNOWN = 0.85  # accuracy on read facts below which a form is an exception on the card
+HELD_OUT_ROWS = 500
+PROBED_FACTS = 400  # read facts asked for each form
+
+
+def obtain(name: str, zoo: Any, world: Any, zoo_seed: int, base: Path | None, out: Path) -> ModelCard:
+    """Make or fetch a member and write its folder, whole or not at all.
+
+    Args:
+        name: key of ``zoo.models``.
+        zoo: section ``zoo``.
+        world: section ``world``; read only by members that know facets of it.
+        zoo_seed: seed of everything drawn for a member that is pre-trained here.
+        base: folder of the member that this one continues, or None.
+        out: the folder to write.
+
+    Raises:
+        ArtifactError: one line; a file is missing or damaged, or the sources contradict the parameters.
+    """
+    source = zoo.source_of(name)
+    with output_folder(out) as folder:
+        if source == "embedded":
+            card = _pretrained(name, zoo, world, zoo_seed, base, folder)
+        else:
+            card = _brought(name, zoo, source, folder)
+        write_card(folder, card)
+    return card
+
+
+def _brought(name: str, zoo: Any, source: str, folder: Path) -> ModelCard:
+    """Copy a local folder or fetch one from the hub, and check that it loads as what it is said to be."""
+    member = zoo.models[name]
+    if source == "hub":
+        cache = folder.parent / f".hub-{name}"  # kept until the member is whole: a broken fetch resumes
+        origin = fetch(member.hub_id, member.revision, cache)
+    else:
+        origin = Path(member.path)
+        if not origin.is_dir():
+            raise ArtifactError(f"zoo.models.{name}.path: {origin}: no such folder")
+    config = load_config(origin)
+    if config.model_type != member.family:
+        raise ArtifactError(
+            f"zoo.models.{name}.family: {member.family!r}, but {origin / 'config.json'} says {config.model_type!r}"
+        )
+    load_tokenizer(origin)
+    weight_files(origin)
+    for file in sorted(origin.iterdir()):
+        if file.is_file() and file.suffix in (".json", ".safetensors", ".model", ".txt"):
+            shutil.copyfile(file, folder / file.name)
+    if source == "hub":
+        shutil.rmtree(origin, ignore_errors=True)
+    model = load_model(folder)
+    return ModelCard(
+        name=name,
+        family=member.family,
+        stands_for=member.stands_for,
+        source=source,
+        origin=member.hub_id if source == "hub" else str(member.path),
+        revision=member.revision,
+        licence=member.licence or "unknown",
+        parameters=model.num_parameters(),
+        weights_sha256=weights_sha256(folder),
+    )
+
+
+def _pretrained(
+    name: str, zoo: Any, world_params: Any, zoo_seed: int, base: Path | None, folder: Path
+) -> ModelCard:
+    member, settings = zoo.models[name], zoo.pretrain
+    names = (zoo_seed, name)
+    kind = family(member.family)
+    world = World.build(world_params) if member.facets else None
+    texts, rows_of = _corpus(member, settings, world, names)
+    if base is None:
+        tokenizer = tokenizers.train(
+            kind, texts, member.vocabulary, settings.max_tokens, world.words() if world else ()
+        )
+        model = kind.build(kind.config(member, tokenizer, settings.max_tokens), seeding.seed_for("init", *names))
+    else:
+        tokenizer, model = load_tokenizer(base), load_model(base)
+        if LM_CLASSES[model.config.model_type] != kind.model_class:
+            raise ArtifactError(
+                f"zoo.models.{name}.continued_from: {base} is a {model.config.model_type}, not a {member.family}"
+            )
+    rows = rows_of(tokenizer)
+    recipe = Recipe(
+        causal=kind.causal,
+        steps=member.steps,
+        batch=settings.batch,
+        matrix_learning_rate=getattr(settings.matrix_learning_rate, "causal" if kind.causal else "masked"),
+        other_learning_rate=member.learning_rate or settings.other_learning_rate,
+        answer_weight=settings.answer_weight,
+        device=settings.device,
+        bf16=settings.bf16,
+    )
+    special = Special.of(tokenizer)
+    held = min(HELD_OUT_ROWS, max(1, len(rows) // 20))
+    with _progress(name, recipe.steps) as report:
+        pretrain(model, rows[held:], special, recipe, *names, report=report)
+    lost = held_out_loss(model, rows[:held], special, replace(recipe, bf16=False), *names)
+    model.config._attn_implementation = "eager"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    known = known_facts(model, tokenizer, world, member.facets, *names) if world else {}
+    return ModelCard(
+        name=name,
+        family=member.family,
+        stands_for=member.stands_for,
+        source="embedded",
+        origin="generated world" if world else str(settings.corpus),
+        licence=member.licence or ("Apache-2.0" if world else "as its corpus"),
+        parameters=model.num_parameters(),
+        weights_sha256=weights_sha256(folder),
+        seed=zoo_seed,
+        continued_from=member.continued_from,
+        steps=member.steps,
+        held_out_loss=round(lost, 4),
+        knowledge=[world.facets[i].name for i in member.facets] if world else [],
+        known_facts=known,
+        exceptions=[form for form, accuracy in known.items() if accuracy < KNOWN],
+    )
+
+
+def _corpus(
+    member: Any, settings: Any, world: World | None, names: tuple[int, str]
+) -> tuple[list[str], Callable[[Any], list[TokenRow]]]:
+    """The texts that train the tokenizer, and what turns a tokenizer into the rows that train the model."""
+    if world is not None:
+        rows = world.corpus(member.facets, settings.rows, settings.passages, *names)
+        return [row.text for row in rows], lambda tokenizer: encode_rows(tokenizer, rows)
+    if settings.corpus is None:
+        raise ArtifactError("zoo.pretrain.corpus: needed where a member is pre-trained and knows no facets")
+    documents = list(read_documents(settings.corpus))
+    return documents, lambda tokenizer: encode_documents(tokenizer, documents, settings.max_tokens)
+
+
+@torch.no_grad()
+def known_facts(
+    model: Any, tokenizer: Any, world: World, facets: Sequence[int], *names: str | int
+) -> dict[str, float]:
+    """Accuracy of the likeliest answer among a fact's options, for facts of ``facets``, by form.
+
+    Zero-shot, with the model's own objective: the next token, or the token in the mask's place.
+    """
+    draw = seeding.rng("known_facts", *names)
+    out = {}
+    for form in FORMS:
+        facts = world.facts(form, facets)
+        facts = [facts[i] for i in draw.permutation(len(facts))[:PROBED_FACTS]]
+        wordings = draw.integers(CORPUS_WORDINGS, size=len(facts))
+        hits = _answered(model, tokenizer, facts, [int(w) for w in wordings])
+        out[form] = round(sum(hits) / len(hits), 4)
+    return out
+
+
+def _answered(model: Any, tokenizer: Any, facts: Sequence[Fact], wordings: Sequence[int]) -> list[bool]:
+    masked = tokenizer.mask_token_id is not None
+    texts = [f.ask(w) + (f" {tokenizer.mask_token}" if masked else "") for f, w in zip(facts, wordings, strict=True)]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    if masked:
+        at = (batch["input_ids"] == tokenizer.mask_token_id).long().argmax(1)
+    else:
+        at = batch["attention_mask"].sum(1) - 1
+    scores = logits[torch.arange(len(facts)), at]
+    hits = []
+    for row, fact in zip(scores, facts, strict=True):
+        first = [tokenizer(f" {option}", add_special_tokens=False)["input_ids"][0] for option in fact.options]
+        hits.append(fact.options[int(row[first].argmax())] == fact.answer)
+    return hits
+
+
+@contextmanager
+def _progress(name: str, steps: int) -> Any:
+    """A progress bar on a terminal, a line every tenth of the steps elsewhere."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(f"pre-training {name}", total=steps)
+            yield lambda step, loss: bar.update(task, completed=step, description=f"{name} loss {loss:.3f}")
+    else:
+        every = max(1, steps // 10)
+
+        def line(step: int, loss: float) -> None:
+            if step % every == 0:
+                print(f"pre-training {name}: step {step} of {steps}, loss {loss:.4f}", file=sys.stderr, flush=True)
+
+        yield line
+
+
+__all__ = ["FAMILIES", "known_facts", "obtain"]

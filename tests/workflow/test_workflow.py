@@ -1,0 +1,163 @@
+"""The workflow as a user meets it: dry runs, a small study end to end, nothing to do twice, resume after a kill."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PRESETS = [ROOT, *sorted(path.parent for path in (ROOT / "presets").glob("*/params.yaml"))]
+SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"),
+             "--workflow-profile", str(ROOT / "profiles" / "default")]  # fmt: skip
+pytestmark = pytest.mark.workflow
+
+
+def snakemake(folder: Path, *arguments: str, check: bool = True) -> str:
+    done = subprocess.run(
+        [*SNAKEMAKE, "--directory", str(folder), *arguments], capture_output=True, text=True, cwd=folder
+    )
+    output = done.stdout + done.stderr
+    assert not check or done.returncode == 0, output[-4000:]
+    return output
+
+
+def tiny_params() -> dict:
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    changes = yaml.safe_load((ROOT / "tests" / "workflow" / "tiny.yaml").read_text())
+    for member in raw["zoo"]["models"].values():
+        member["steps"] = 12
+    for method in ("ft_oracle", "ft_practical"):
+        for tuning in raw["baselines"][method].values():
+            tuning["rounds"] = 4
+    raw["baselines"]["evaluate_every"] = 2
+    for dotted, value in changes.items():
+        node = raw
+        *parents, leaf = dotted.split(".")
+        for part in parents:
+            node = node[part]
+        assert leaf in node, dotted
+        node[leaf] = value
+    return raw
+
+
+def write_params(folder: Path, raw: dict) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+
+
+def products(folder: Path) -> dict[str, bytes]:
+    """Every table and figure but wall times."""
+    files = [*(folder / "data" / "results").glob("*"), *(folder / "figures").glob("*")]
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files if f.is_file() and f.stem != "timings"}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    write_params(folder, tiny_params())
+    snakemake(folder, "--cores", "2")
+    return folder
+
+
+@pytest.mark.parametrize("folder", PRESETS, ids=lambda p: p.name)
+@pytest.mark.parametrize("target", ["all", "full", "pool", "results", "tuning"])
+def test_every_target_of_every_preset_plans(folder: Path, target: str, tmp_path: Path) -> None:
+    shutil.copy(folder / "params.yaml", tmp_path / "params.yaml")
+    assert "rule" in snakemake(tmp_path, "--cores", "2", "-n", target) or target == "figures"
+
+
+def test_default_study_has_at_most_40_torch_jobs(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
+    lines = snakemake(tmp_path, "--cores", "2", "-n", "--quiet", "rules").splitlines()
+    counts = {p[0]: int(p[1]) for p in (line.split() for line in lines) if len(p) == 2 and p[1].isdigit()}
+    torch_rules = ("download", "split", "quantize", "score", "federate", "baseline")
+    assert 0 < sum(counts.get(rule, 0) for rule in torch_rules) <= 40
+
+
+def test_lint_is_clean(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
+    assert "Congratulations" in snakemake(tmp_path, "--lint")
+
+
+def test_bad_parameters_stop_before_any_rule(tmp_path: Path) -> None:
+    raw = tiny_params()
+    raw["partition"]["alhpa"] = 1
+    write_params(tmp_path, raw)
+    output = snakemake(tmp_path, "--cores", "1", check=False)
+    assert "params.yaml: partition.alhpa: unknown key, did you mean 'alpha'?" in output
+    assert not (tmp_path / "data").exists()
+
+
+def test_study_makes_tables_and_figures(study: Path) -> None:
+    made = products(study)
+    for name in ("memory_wall", "assembled_models", "algorithm_baselines", "fleet", "claims"):
+        assert made[f"figures/{name}.png"].startswith(b"\x89PNG")
+        assert made[f"figures/{name}.pdf"].startswith(b"%PDF")
+        assert made[f"figures/{name}.csv"].count(b"\n") > 1
+    for table in ("metrics", "runs", "accuracy", "differences", "models", "cost", "claims", "paper"):
+        assert made[f"data/results/{table}.csv"].count(b"\n") > 1
+
+
+def test_second_run_has_nothing_to_do_within_5_s_of_cpu(study: Path) -> None:
+    before = os.times()
+    assert "Nothing to be done" in snakemake(study, "--cores", "2")
+    after = os.times()
+    cpu = after.children_user - before.children_user + after.children_system - before.children_system
+    assert cpu <= 5
+
+
+def planned(folder: Path, *arguments: str) -> set[str]:
+    output = snakemake(folder, "--cores", "2", "-n", "--quiet", "rules", *arguments)
+    pairs = (line.split() for line in output.splitlines())
+    return {p[0] for p in pairs if len(p) == 2 and p[1].isdigit()} - {"total", "all"}
+
+
+def test_changes_rerun_what_depends_on_them(study: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(study, folder, symlinks=True)
+    raw = tiny_params()
+    raw["figures"]["dpi"] = 99
+    write_params(folder, raw)
+    assert planned(folder) == {"figure"}
+    raw = tiny_params()
+    raw["partition"]["alpha"] = 0.5
+    write_params(folder, raw)
+    assert planned(folder) == {"partition", "score", "federate", "baseline", "collect", "figure"}
+    write_params(folder, tiny_params())
+    assert planned(folder) == set()
+
+
+def test_one_core_gives_the_same_bytes_and_a_killed_run_goes_on(study: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    write_params(folder, tiny_params())
+    command = [*SNAKEMAKE, "--directory", str(folder), "--cores", "1"]
+    draw = random.Random(0)
+    for _ in range(3):
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        time.sleep(draw.uniform(4, 14))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    snakemake(folder, "--cores", "1")
+    assert products(folder) == products(study)
+
+
+def test_a_second_writer_is_refused_in_one_line(study: Path) -> None:
+    from assyllm.study import hold
+
+    handle = hold(study / ".snakemake")
+    try:
+        output = snakemake(study, "--cores", "1", check=False)
+    finally:
+        handle.close()
+    assert "another run is at work in this folder" in output
