@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from assyllm.artifacts import ArtifactError, write_json
-from assyllm.evaluate import bootstrap_mean, collapsed, paired_bootstrap
+from assyllm.evaluate import bootstrap_mean, paired_bootstrap
 from assyllm.params import Evaluate
 from assyllm.results import Metric, Prediction, Run, check_columns, read_table, write_table
 
@@ -42,7 +42,12 @@ def gather(runs: Iterable[Path], name: str, kind: type) -> Rows:
 
 def gather_optional(runs: Iterable[Path], name: str) -> Rows:
     """The rows of a table that only some runs have (assembled models, timings)."""
-    return [row for run in runs if (Path(run) / f"{name}.csv").is_file() for row in read_table(run / f"{name}.csv")]
+    return [
+        row
+        for run in runs
+        if (Path(run) / f"{name}.csv").is_file()
+        for row in read_table(run / f"{name}.csv")
+    ]
 
 
 def check_complete(runs: Rows, metrics: Rows) -> None:
@@ -63,16 +68,20 @@ def without_zoo(setting: str) -> str:
     return " ".join(part for part in setting.split() if not part.startswith("zoo.seed="))
 
 
-def accuracy_table(predictions: Rows, worlds: dict[str, str], best_zero_shot: set, ev: Evaluate) -> list[dict]:
-    """Mean accuracy per task, method, setting and split, with its bootstrap interval."""
+def accuracy_table(predictions: Rows, metrics: Rows, worlds: dict[str, str], ev: Evaluate) -> list[dict]:
+    """Mean accuracy per task, method, setting and split, with its bootstrap interval.
+
+    ``collapsed`` flags a method that gave nearly one answer only in some run; ``main`` marks the rows that
+    stand for a method in figures: the base setting, and for zero-shot the pool member best on dev.
+    """
+    best = best_zero_shot(metrics)
+    fallen = {(m["run_id"], m["task"]) for m in metrics if m["metric"] == "collapsed" and float(m["value"])}
     groups: dict[tuple, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    chosen: dict[tuple, list[int]] = defaultdict(list)
     for p in predictions:
         splits = ["test"] + ([f"test_{'seen' if p['seen'] == '1' else 'unseen'}"] if p["seen"] else [])
         for split in splits:
             key = (worlds[p["run_id"]], p["task"], p["method"], without_zoo(p["setting"]), split)
             groups[key][p["run_id"]].append(int(p["correct"]))
-            chosen[key].append(int(p["chosen"]))
     rows = []
     for key, by_run in sorted(groups.items()):
         world, task, method, setting, split = key
@@ -83,8 +92,8 @@ def accuracy_table(predictions: Rows, worlds: dict[str, str], best_zero_shot: se
                 "world": world, "task": task, "method": method, "setting": setting, "split": split,
                 "mean": float(np.mean([h.mean() for h in hits])), "low": low, "high": high,
                 "runs": len(hits), "examples": len(hits[0]),
-                "collapsed": int(collapsed(np.array(chosen[key]))) if method != "majority" else 0,
-                "main": int(setting == "" or (task, setting) in best_zero_shot), "source": "measured",
+                "collapsed": int(any((run, task) in fallen for run in by_run)),
+                "main": int(setting == "" or (method == "zero_shot" and (task, setting) in best)), "source": "measured",
             }
         )  # fmt: skip
     return rows
@@ -172,7 +181,7 @@ def collect(size: str, runs: list[Path], cost_tables: list[Path], ev: Evaluate, 
     worlds = {row["run_id"]: row["world"] for row in run_rows}
     models = [{"world": worlds[m["run_id"]], **m} for m in gather_optional(runs, "models")]
     cost = [row for table in cost_tables for row in read_table(table)]
-    accuracy = accuracy_table(predictions, worlds, best_zero_shot(metrics), ev)
+    accuracy = accuracy_table(predictions, metrics, worlds, ev)
     differences = difference_table(predictions, ev)
     timings = gather_optional(runs, "timings")
     out = Path(out)

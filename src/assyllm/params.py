@@ -62,12 +62,22 @@ class Studies(Section):
 # ---------------------------------------------------------------------------------------- models and tasks
 
 
+class MatrixRate(Section):
+    """Muon's learning rate by objective."""
+
+    causal: Positive
+    masked: Positive
+
+
 class Pretrain(Section):
     """How the zoo's own models are trained from scratch."""
 
     corpus: Path | None
+    rows: Count
+    passages: Annotated[int, Field(ge=0)]
+    max_tokens: Annotated[int, Field(ge=8)]
     batch: Count
-    matrix_learning_rate: Positive
+    matrix_learning_rate: MatrixRate
     other_learning_rate: Positive
     answer_weight: Positive
     device: Literal["cpu", "cuda"]
@@ -93,6 +103,7 @@ class Member(Section):
     key_value_heads: Count | None = None
     vocabulary: Count = 512
     steps: Count = 500
+    other_learning_rate: Positive | None = None
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Member:
@@ -135,8 +146,10 @@ class World(Section):
 
     seed: int
     entities: Count
-    facets: Count
-    values: Annotated[int, Field(ge=4)]
+    facets: Annotated[int, Field(ge=1, le=6)]
+    values: Annotated[int, Field(ge=4, le=6)]
+    wordings: Literal["corpus", "new", "both"]
+    held_out: Annotated[float, Field(gt=0, lt=1)]
 
 
 class Tasks(Section):

@@ -92,9 +92,7 @@ class Plan:
             dump["zoo"]["models"] = {name: member for name, member in members.items() if name in keep}
         if method is not None and "baselines" in dump:
             dump["baselines"] = {
-                key: value
-                for key, value in dump["baselines"].items()
-                if key not in P.TUNED or key == method
+                key: value for key, value in dump["baselines"].items() if key not in P.TUNED or key == method
             }
         return json.dumps(dump, sort_keys=True)
 

@@ -37,7 +37,18 @@ FLOORS = (
     ("study", "cli", "__main__"),
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
-LIGHT = ("params", "results", "artifacts", "seeding", "claims", "collect", "evaluate", "figures", "study", "cli")
+LIGHT = (
+    "params",
+    "results",
+    "artifacts",
+    "seeding",
+    "claims",
+    "collect",
+    "evaluate",
+    "figures",
+    "study",
+    "cli",
+)
 HEAVY = {"torch", "transformers", "bitsandbytes", "peft", "datasets", "accelerate"}
 
 
@@ -87,9 +98,11 @@ def test_imports_run_only_downward(path: Path) -> None:
             continue
         assert LEVEL[room(target)] <= LEVEL[room(path)], f"{path} climbs to {target}"
         same_floor = LEVEL[room(target)] == LEVEL[room(path)] and room(target) != room(path)
-        assert not (same_floor and {room(path), room(target)} == {"federated", "baselines"} and room(path) == "federated"), (
-            f"{path}: federated knows nothing of baselines"
-        )
+        assert not (
+            same_floor
+            and {room(path), room(target)} == {"federated", "baselines"}
+            and room(path) == "federated"
+        ), f"{path}: federated knows nothing of baselines"
 
 
 @pytest.mark.parametrize("path", [p for p in modules() if room(p) in LIGHT], ids=lambda p: p.name)
@@ -146,7 +159,9 @@ def test_params_schema_is_in_step() -> None:
     assert stored == json.loads(json.dumps(P.schema())), "run `make schema`"
 
 
-@pytest.mark.parametrize("path", [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*/params.yaml"))], ids=str)
+@pytest.mark.parametrize(
+    "path", [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*/params.yaml"))], ids=str
+)
 def test_params_files_are_valid_and_explained(path: Path) -> None:
     P.load(path)
     if path.parent == ROOT:
@@ -165,9 +180,13 @@ def test_dvc_is_in_step_with_params_and_tables() -> None:
     tracked = {name for stage in dvc["stages"].values() for name in stage["params"]}
     assert tracked | {"tune"} == set(P.Params.model_fields)
     outs = [o for s in dvc["stages"].values() for part in ("outs", "metrics") for o in s.get(part, [])]
-    assert all(spec["persist"] for out in outs for spec in out.values()), "without persist DVC deletes outs first"
+    assert all(spec["persist"] for out in outs for spec in out.values()), (
+        "without persist DVC deletes outs first"
+    )
     for stage, rule in (("pool", "quantize"), ("results", "collect")):
-        sections = {s for r in study.RULES if r not in ("figure", "tune") for s in study.stage_module(r).SECTIONS}
+        sections = {
+            s for r in study.RULES if r not in ("figure", "tune") for s in study.stage_module(r).SECTIONS
+        }
         if stage == "results":
             assert sections - {"figures"} <= set(dvc["stages"]["results"]["params"]), rule
     assert set(dvc["plots"]) == {f"figures/{n}.png" for n in P.load(ROOT / "params.yaml").figures.names}
@@ -184,7 +203,11 @@ def test_environment_is_in_step_with_pyproject() -> None:
 
 def test_readme_names_only_what_is_there() -> None:
     text = (ROOT / "README.md").read_text()
-    named = set(re.findall(r"[`(]((?:src|tests|workflow|presets|profiles|figures|data|benchmarks)/[\w./-]*)[`)]", text))
+    named = set(
+        re.findall(
+            r"[`(]((?:src|tests|workflow|presets|profiles|figures|data|benchmarks)/[\w./-]*)[`)]", text
+        )
+    )
     named |= set(re.findall(r"[`(]([A-Z][A-Za-z]+\.(?:md|cff))[`)]", text))
     made = {"data/zoo", "data/pool", "data/quantized", "data/tasks", "data/partition", "data/cost", "data/scores",
             "data/runs", "data/checkpoints", "data/external", "data/tuning", "data/results/full", "figures/full"}  # fmt: skip
@@ -202,4 +225,6 @@ def test_tracked_files_are_small_and_hold_no_machine_paths() -> None:
             continue
         assert path.stat().st_size < 2_000_000, f"{name}: belongs under DVC"
         if path.suffix in (".py", ".md", ".yaml", ".smk", ".toml", ".csv"):
-            assert not re.search(r"(?<![\w.])/(home|root|Users)/\w", path.read_text()), f"{name}: a machine's path"
+            assert not re.search(r"(?<![\w.])/(home|root|Users)/\w", path.read_text()), (
+                f"{name}: a machine's path"
+            )

@@ -32,7 +32,11 @@ def changed(tmp_path: Path, dotted: str, value: object) -> Path:
         ("partition.alpha", -1, "partition.alpha: Input should be greater than 0 (got -1)"),
         ("partition.alpha", "one", "partition.alpha: Input should be a valid number"),
         ("quantize.bits", 5, "quantize.bits: Input should be 4, 8 or 16 (got 5)"),
-        ("federated.clients_per_round", 201, "federated.clients_per_round: 201 is more than partition.clients"),
+        (
+            "federated.clients_per_round",
+            201,
+            "federated.clients_per_round: 201 is more than partition.clients",
+        ),
         ("selection.kept_per_round", 9, "selection.kept_per_round: 9 is more than evaluated_per_round"),
         ("baselines.model", "gpt", "baselines.model: 'gpt' is not in zoo.models"),
         ("zoo.models.opt.heads", 7, "zoo.models.opt.hidden_size 72 is not a multiple of heads 7"),
@@ -40,8 +44,16 @@ def changed(tmp_path: Path, dotted: str, value: object) -> Path:
         ("zoo.models.vicuna.continued_from", "lama", "zoo.models.vicuna.continued_from: 'lama' is not"),
         ("zoo.models.llama.source", "local", "zoo.models.llama.path: needed when its source is local"),
         ("fleet.memory_gb", {64: 0.5}, "fleet.memory_gb: the shares sum to 0.5, not 1"),
-        ("settings.opt", {"baselines.modle": "opt"}, "settings.opt: baselines.modle: no such key, did you mean"),
-        ("study.default.runs", {"nope": ["majority"]}, "study.default.runs.nope: no such entry under settings"),
+        (
+            "settings.opt",
+            {"baselines.modle": "opt"},
+            "settings.opt: baselines.modle: no such key, did you mean",
+        ),
+        (
+            "study.default.runs",
+            {"nope": ["majority"]},
+            "study.default.runs.nope: no such entry under settings",
+        ),
         ("study.default.runs", {"base": ["loraa"]}, "study.default.runs.base.0: Input should be"),
     ],
 )

@@ -52,8 +52,7 @@ def full_fine_tuning(shape: Shape, cost: Cost) -> Peak:
     return Peak(
         parameters=weights,
         gradients=weights,
-        activations=shape.layers
-        * saved_activations(shape, cost.batch * cost.tokens, cost.bytes_per_weight),
+        activations=shape.layers * saved_activations(shape, cost.batch * cost.tokens, cost.bytes_per_weight),
         optimizer=2 * weights if cost.optimizer == "adamw" else 0.0,
     )
 

@@ -56,7 +56,9 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         ax.scatter(best["size_mb"].astype(float), best["accuracy"], s=90, facecolor="none", edgecolor="black",
                    lw=1.2, label="reported model, one a seed")  # fmt: skip
         for row in df[(df["model"] == "") & (df["task"] == task)].itertuples():
-            ax.axhline(row.accuracy, color=style.colour(row.method), ls="--", lw=1, label=style.label(row.method))
+            ax.axhline(
+                row.accuracy, color=style.colour(row.method), ls="--", lw=1, label=style.label(row.method)
+            )
         ax.set_title(style.task_label(task, mine["world"].iloc[0]))
         ax.set_xlabel("size [MB]")
         style.percent_axis(ax, 0, 105)

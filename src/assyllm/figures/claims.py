@@ -27,7 +27,15 @@ def data(tables: Tables) -> pd.DataFrame:
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """One row a claim: the paper's value, ours, where it comes from, the verdict in colour, and why."""
-    columns = {"claim": 34, "paper_value": 9, "our_value": 9, "unit": 8, "source": 9, "verdict": 14, "why": 46}
+    columns = {
+        "claim": 34,
+        "paper_value": 9,
+        "our_value": 9,
+        "unit": 8,
+        "source": 9,
+        "verdict": 14,
+        "why": 46,
+    }
     cells = [
         ["\n".join(textwrap.wrap(_cell(row[c]), width)) for c, width in columns.items()]
         for _, row in df.iterrows()
@@ -54,7 +62,9 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
             cell.set_text_props(weight="bold")
         elif j == 5:
             cell.set_facecolor(COLOURS.get(df["verdict"].iloc[i - 1], "white"))
-    style.caption(figure, df, "Headline claims of the paper, judged for the method as the paper describes it.")
+    style.caption(
+        figure, df, "Headline claims of the paper, judged for the method as the paper describes it."
+    )
     return figure
 
 

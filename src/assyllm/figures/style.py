@@ -68,7 +68,9 @@ def task_label(task: str, world: str) -> str:
 def caption(figure: Figure, df: pd.DataFrame, text: str) -> None:
     """Write under a figure what was run, at which scale, and where its numbers come from."""
     worlds = {"embedded": "generated world, tiny models pre-trained here", "real": "real tasks, small models"}
-    scale = ", ".join(worlds[w] for w in sorted(set(df.get("world", pd.Series(dtype=str)).dropna()) & set(worlds)))
+    scale = ", ".join(
+        worlds[w] for w in sorted(set(df.get("world", pd.Series(dtype=str)).dropna()) & set(worlds))
+    )
     sources = ", ".join(sorted(set(df["source"]) - {"paper"}))
     line = f"{text}  Scale: {scale or 'true shapes'}. Source: {sources}."
     figure.text(0.01, -0.01, line, ha="left", va="top", fontsize=7, wrap=True)

@@ -7,7 +7,15 @@ from pathlib import Path
 from assyllm.params import parse_sections
 
 SECTIONS = ("evaluate",)
-CODE = ("collect.py", "claims.py", "evaluate.py", "results.py", "artifacts.py", "seeding.py", "paper_values.csv")
+CODE = (
+    "collect.py",
+    "claims.py",
+    "evaluate.py",
+    "results.py",
+    "artifacts.py",
+    "seeding.py",
+    "paper_values.csv",
+)
 
 
 def run(params: str, code_sha: str, size: str, runs: list[Path], cost: list[Path], out: Path) -> None:

@@ -145,7 +145,9 @@ class World:
     def facts(self, form: str, facets: Iterable[int] | None = None) -> list[Fact]:
         """Every fact of a form ("value", "effect", "bit") in the given facets (indices), default all."""
         chosen = self.facets if facets is None else [self.facets[index] for index in facets]
-        return [fact for entity in self.entities for facet in chosen for fact in self._of(form, entity, facet)]
+        return [
+            fact for entity in self.entities for facet in chosen for fact in self._of(form, entity, facet)
+        ]
 
     def _of(self, form: str, entity: str, facet: Facet) -> list[Fact]:
         values = tuple(facet.effects)[: self.values]
@@ -156,7 +158,14 @@ class World:
             answer = "yes" if self.bit_of[entity, facet.name] else "no"
             return [Fact(form, entity, facet, "", answer, ("no", "yes"))]
         return [
-            Fact(form, entity, facet, action, facet.effects[value][i], tuple(facet.effects[v][i] for v in values))
+            Fact(
+                form,
+                entity,
+                facet,
+                action,
+                facet.effects[value][i],
+                tuple(facet.effects[v][i] for v in values),
+            )
             for i, action in enumerate(facet.actions)
         ]
 

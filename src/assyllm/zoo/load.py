@@ -54,7 +54,9 @@ def _check_whole(file: Path) -> None:
             raise ArtifactError(f"{file}: not a safetensors file, or cut short ({size} bytes)")
         try:
             header = json.loads(handle.read(length))
-            end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
+            end = max(
+                (t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0
+            )
         except (ValueError, KeyError, TypeError, IndexError):
             raise ArtifactError(f"{file}: its safetensors header is damaged") from None
     if size != 8 + length + end:
@@ -125,22 +127,24 @@ def load_tokenizer(folder: Path) -> Any:
     if not path.is_file():
         raise ArtifactError(f"{path}: no such file (a fast tokenizer is needed)")
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:
         raise ArtifactError(f"{path}: not readable as a tokenizer ({_first_line(error)})") from None
 
 
-def fetch(hub_id: str, revision: str, folder: Path) -> Path:
-    """Bring a model of the hub into a local folder: resumable, at a pinned revision, safetensors only.
+def fetch(hub_id: str, revision: str) -> Path:
+    """A model of the hub in the local hub cache: resumable, at a pinned revision, safetensors only.
 
-    Files already whole are not fetched again; ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` are honoured.
+    Files already whole are not fetched again; ``HF_HOME``, ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE``
+    are honoured.
 
     Args:
         revision: a commit; a branch works too, but does not pin anything.
-        folder: made if missing.
 
     Returns:
-        ``folder``, its weight files checked for wholeness.
+        The folder, its weight files checked for wholeness.
 
     Raises:
         ArtifactError: not to be had (offline, no such id or revision, no access), or files missing or torn.
@@ -148,12 +152,12 @@ def fetch(hub_id: str, revision: str, folder: Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        snapshot_download(hub_id, revision=revision, local_dir=folder, allow_patterns=list(WANTED))
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(WANTED)))
     except Exception as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise ArtifactError(f"{hub_id}@{revision}: {_first_line(error)}{offline}") from None
     weight_files(folder)
-    return Path(folder)
+    return folder
 
 
 def _first_line(error: BaseException) -> str:

@@ -18,8 +18,16 @@ from assyllm.tasks.world import CORPUS_WORDINGS, FORMS, Fact, World
 from assyllm.zoo import tokenizers
 from assyllm.zoo.cards import ModelCard, write_card
 from assyllm.zoo.corpus import TokenRow, encode_documents, encode_rows, read_documents
-from assyllm.zoo.families import FAMILIES, family
-from assyllm.zoo.load import LM_CLASSES, fetch, load_config, load_model, load_tokenizer, weight_files, weights_sha256
+from assyllm.zoo.families import family
+from assyllm.zoo.load import (
+    LM_CLASSES,
+    fetch,
+    load_config,
+    load_model,
+    load_tokenizer,
+    weight_files,
+    weights_sha256,
+)
 from assyllm.zoo.pretrain import Recipe, Special, held_out_loss, pretrain
 
 KNOWN = 0.85  # accuracy on read facts below which a form is an exception on the card
@@ -55,8 +63,7 @@ def _brought(name: str, zoo: Any, source: str, folder: Path) -> ModelCard:
     """Copy a local folder or fetch one from the hub, and check that it loads as what it is said to be."""
     member = zoo.models[name]
     if source == "hub":
-        cache = folder.parent / f".hub-{name}"  # kept until the member is whole: a broken fetch resumes
-        origin = fetch(member.hub_id, member.revision, cache)
+        origin = fetch(member.hub_id, member.revision)
     else:
         origin = Path(member.path)
         if not origin.is_dir():
@@ -71,8 +78,6 @@ def _brought(name: str, zoo: Any, source: str, folder: Path) -> ModelCard:
     for file in sorted(origin.iterdir()):
         if file.is_file() and file.suffix in (".json", ".safetensors", ".model", ".txt"):
             shutil.copyfile(file, folder / file.name)
-    if source == "hub":
-        shutil.rmtree(origin, ignore_errors=True)
     model = load_model(folder)
     return ModelCard(
         name=name,
@@ -99,7 +104,9 @@ def _pretrained(
         tokenizer = tokenizers.train(
             kind, texts, member.vocabulary, settings.max_tokens, world.words() if world else ()
         )
-        model = kind.build(kind.config(member, tokenizer, settings.max_tokens), seeding.seed_for("init", *names))
+        model = kind.build(
+            kind.config(member, tokenizer, settings.max_tokens), seeding.seed_for("init", *names)
+        )
     else:
         tokenizer, model = load_tokenizer(base), load_model(base)
         if LM_CLASSES[model.config.model_type] != kind.model_class:
@@ -112,7 +119,7 @@ def _pretrained(
         steps=member.steps,
         batch=settings.batch,
         matrix_learning_rate=getattr(settings.matrix_learning_rate, "causal" if kind.causal else "masked"),
-        other_learning_rate=member.learning_rate or settings.other_learning_rate,
+        other_learning_rate=member.other_learning_rate or settings.other_learning_rate,
         answer_weight=settings.answer_weight,
         device=settings.device,
         bf16=settings.bf16,
@@ -179,7 +186,10 @@ def known_facts(
 
 def _answered(model: Any, tokenizer: Any, facts: Sequence[Fact], wordings: Sequence[int]) -> list[bool]:
     masked = tokenizer.mask_token_id is not None
-    texts = [f.ask(w) + (f" {tokenizer.mask_token}" if masked else "") for f, w in zip(facts, wordings, strict=True)]
+    texts = [
+        f.ask(w) + (f" {tokenizer.mask_token}" if masked else "")
+        for f, w in zip(facts, wordings, strict=True)
+    ]
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     if masked:
@@ -209,9 +219,10 @@ def _progress(name: str, steps: int) -> Any:
 
         def line(step: int, loss: float) -> None:
             if step % every == 0:
-                print(f"pre-training {name}: step {step} of {steps}, loss {loss:.4f}", file=sys.stderr, flush=True)
+                print(
+                    f"pre-training {name}: step {step} of {steps}, loss {loss:.4f}",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
         yield line
-
-
-__all__ = ["FAMILIES", "known_facts", "obtain"]

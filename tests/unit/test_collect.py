@@ -1,0 +1,142 @@
+"""Runs become tables: completeness, intervals, paired differences, verdicts, figures with stable bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from assyllm import params as P
+from assyllm.artifacts import ArtifactError
+from assyllm.claims import verdict
+from assyllm.collect import collect, paper_values
+from assyllm.results import Metric, Prediction, Run, read_table, write_rows, write_table
+from assyllm.stages import cost, figure
+
+ROOT = Path(__file__).parents[2]
+PARAMS = P.load(ROOT / "params.yaml")
+QUALITY = {"majority": 0.3, "ft_practical": 0.5, "ft_oracle": 0.8, "assyllm_paper": 0.7}
+
+
+def write_run(folder: Path, method: str, setting: str, name: str, seed: int, tasks: tuple[str, ...]) -> Path:
+    run_id = f"{name}-{method}-zoo0-seed{seed}"
+    draw = np.random.default_rng([seed, *map(ord, method + setting)])
+    common = {"run_id": run_id, "method": method, "seed": seed, "setting": setting}
+    metrics, predictions, models = [], [], []
+    for task in tasks:
+        hits = draw.random(80) < QUALITY[method]
+        predictions += [
+            Prediction(**common, task=task, question=f"q{i}", seen=str(i % 2), chosen=int(h), correct=int(h))
+            for i, h in enumerate(hits)
+        ]
+        row = {**common, "task": task, "world": "embedded", "metric": "accuracy"}
+        metrics.append(Metric(**row, split="test", value=float(hits.mean())))
+        metrics += [Metric(**row, split="test", round=r, value=0.1 * r) for r in (1, 2, 3)]
+        if method == "assyllm_paper":
+            models += [
+                {
+                    **common, "task": task, "model": i, "blocks": "a:0-1 b:1-2", "n_blocks": 2 + i % 3,
+                    "families": "llama opt", "size_bytes": 10**6 * (i + 1), "compatibility": 0.5 + 0.1 * i,
+                    "accuracy_dev": 0.5, "accuracy_test": 0.6, "reported": int(i == 3), "source": "measured",
+                }
+                for i in range(4)
+            ]  # fmt: skip
+    run = Run(
+        run_id=run_id, method=method, tasks=" ".join(tasks), world="embedded", models="llama", budget="none",
+        alpha=1.0, seed=seed, params_sha="0", code_sha="0", setting=setting, device="cpu",
+    )  # fmt: skip
+    write_rows(folder / "run.csv", Run, [run])
+    write_rows(folder / "metrics.csv", Metric, metrics)
+    write_rows(folder / "predictions.csv", Prediction, predictions)
+    write_table(folder / "timings.csv", [{"run_id": run_id, "what": "round", "value": 0.1, "unit": "s"}])
+    if models:
+        write_table(folder / "models.csv", models)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("collect")
+    tasks = ("boolq", "piqa", "openbookqa")
+    runs = [write_run(folder / f"{m}{s}", m, "", "base", s, tasks) for m in QUALITY for s in (0, 1)]
+    for method in ("ft_oracle", "ft_practical"):
+        runs.append(write_run(folder / f"opt{method}", method, 'baselines.model="opt"', "opt", 0, tasks))
+    tables = []
+    for method in ("ft_oracle", "ft_practical", "assyllm_paper"):
+        tables.append(folder / f"{method}.csv")
+        cost.run(P.sections_json(PARAMS, cost.SECTIONS), "0", method, tables[-1])
+    collect("default", runs, tables, PARAMS.evaluate, folder / "results")
+    return folder / "results"
+
+
+def test_accuracy_has_its_interval_and_counts(results: Path) -> None:
+    rows = {
+        (r["task"], r["method"], r["setting"], r["split"]): r for r in read_table(results / "accuracy.csv")
+    }
+    row = rows["boolq", "ft_oracle", "", "test"]
+    assert float(row["low"]) < float(row["mean"]) < float(row["high"])
+    assert (row["runs"], row["examples"], row["main"]) == ("2", "80", "1")
+    assert rows["boolq", "ft_oracle", "", "test_seen"]["examples"] == "40"
+    assert rows["boolq", "ft_oracle", 'baselines.model="opt"', "test"]["main"] == "0"
+
+
+def test_differences_are_paired_and_signed(results: Path) -> None:
+    rows = {(r["task"], r["method"], r["versus"]): r for r in read_table(results / "differences.csv")}
+    row = rows["boolq", "ft_practical", "ft_oracle"]
+    assert float(row["high"]) < 0
+    assert float(rows["boolq", "ft_oracle", "ft_practical"]["difference"]) == -float(row["difference"])
+
+
+def test_an_incomplete_run_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "majority", "", "base", 0, ("boolq",))
+    text = (run / "run.csv").read_text().replace(",boolq,", ",boolq piqa,")
+    (run / "run.csv").write_text(text)
+    with pytest.raises(ArtifactError, match="base-majority-zoo0-seed0: no test accuracy for piqa"):
+        collect("default", [run], [], PARAMS.evaluate, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("paper", "ours", "interval", "expected"),
+    [
+        (18.0, 20.0, (15.0, 25.0), "reproduced"),
+        (18.0, 14.0, (10.0, 20.0), "reproduced"),
+        (18.0, 5.0, (1.0, 9.0), "reproduced in direction"),
+        (18.0, 5.0, (-1.0, 9.0), "not reproduced"),
+        (18.0, -5.0, (-9.0, -1.0), "not reproduced"),
+        (-13.0, -14.0, (-20.0, -9.0), "reproduced"),
+        (18.0, None, None, "not yet measured"),
+    ],
+)
+def test_verdicts(
+    paper: float, ours: float | None, interval: tuple[float, float] | None, expected: str
+) -> None:
+    assert verdict(paper, ours, interval) == expected
+
+
+def test_claims_say_where_each_number_comes_from(results: Path) -> None:
+    rows = {r["claim"]: r for r in read_table(results / "claims.csv")}
+    row = rows["Clients excluded from full fine-tuning, llama-7b"]
+    assert (row["our_value"], row["source"], row["verdict"]) == ("90", "modelled", "reproduced")
+    assert rows["Speed-up over swapping, boolq"]["verdict"] == "not yet measured"
+    assert len(paper_values()) == 105
+
+
+@pytest.mark.parametrize("name", PARAMS.figures.names)
+def test_figures_draw_with_stable_bytes(results: Path, tmp_path: Path, name: str) -> None:
+    sections = P.sections_json(PARAMS, figure.SECTIONS)
+    for attempt in ("a", "b"):
+        figure.run(sections, "0", name, results, tmp_path / attempt)
+    for suffix in ("pdf", "png", "csv"):
+        first, second = (tmp_path / attempt / f"{name}.{suffix}" for attempt in ("a", "b"))
+        assert first.read_bytes() == second.read_bytes()
+    df = pd.read_csv(tmp_path / "a" / f"{name}.csv")
+    assert len(df)
+    assert set(df["source"].dropna()) <= {"measured", "modelled", "paper"}
+
+
+def test_an_unknown_figure_is_one_line(results: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no figure called 'nope'"):
+        figure.run(P.sections_json(PARAMS, figure.SECTIONS), "0", "nope", results, tmp_path)
