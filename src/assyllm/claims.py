@@ -34,7 +34,7 @@ def claims_table(
     accuracy: list[dict], differences: list[dict], models: list[dict], cost: list[dict],
     paper: list[dict], size: str,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Rows claim, paper_value, our_value, unit, source, scale, verdict, why."""
+    """Rows claim, paper_value, our_value, unit, source, scale, world, verdict, why."""
     table4 = {
         (p["dataset"], p["method"]): float(p["value"])
         for p in paper
@@ -53,6 +53,7 @@ def claims_table(
                 "claim": claim, "paper_value": paper_value, "our_value": "" if ours is None else ours,
                 "unit": unit, "source": source if ours is not None else "",
                 "scale": scale if source == "measured" else "true shapes",
+                "world": "embedded" if worlds == {"embedded"} and source == "measured" else "",
                 "verdict": verdict(paper_value, ours, interval), "why": reason,
             }
         )  # fmt: skip

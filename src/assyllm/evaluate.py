@@ -68,9 +68,7 @@ class Label:
 
     def row(self, split: str, metric: str, value: float, **more: Any) -> Metric:
         """A metric row of this run and task."""
-        common = {
-            name: getattr(self, name) for name in ("run_id", "method", "task", "world", "seed", "setting")
-        }
+        common = {name: getattr(self, name) for name in ("run_id", "method", "task", "world", "seed", "setting")}
         return Metric(**common, split=split, metric=metric, value=value, **more)
 
 
@@ -124,9 +122,7 @@ def final_rows(
 # ----------------------------------------------------------------------------------------------- bootstrap
 
 
-def bootstrap_mean(
-    hits: Sequence[np.ndarray], samples: int, interval: float, name: str
-) -> tuple[float, float]:
+def bootstrap_mean(hits: Sequence[np.ndarray], samples: int, interval: float, name: str) -> tuple[float, float]:
     """Interval (low, high) of a mean accuracy, resampling runs and examples.
 
     Args:

@@ -62,13 +62,6 @@ class Studies(Section):
 # ---------------------------------------------------------------------------------------- models and tasks
 
 
-class MatrixRate(Section):
-    """Muon's learning rate by objective."""
-
-    causal: Positive
-    masked: Positive
-
-
 class Pretrain(Section):
     """How the zoo's own models are trained from scratch."""
 
@@ -77,7 +70,7 @@ class Pretrain(Section):
     passages: Annotated[int, Field(ge=0)]
     max_tokens: Annotated[int, Field(ge=8)]
     batch: Count
-    matrix_learning_rate: MatrixRate
+    matrix_learning_rate: Positive
     other_learning_rate: Positive
     answer_weight: Positive
     device: Literal["cpu", "cuda"]
@@ -264,6 +257,8 @@ class Tuning(Section):
     rounds: Count
     local_epochs: Count
     batch: Count
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    head_factor: Positive = 1.0
 
 
 class Baselines(Section):

@@ -1,9 +1,9 @@
 """The linear adapter in closed form: ridge regression from sums that add up over clients (paper section 3.3).
 
-The adapter maps the states that arrive to the states that the next block natively receives. Its exact federated
-least-squares fit needs X'X, X'Y, the column sums and the number of rows only, from forward passes only. A row is
-a pooled state of an example, so it does not matter that two models cut the same text into unlike tokens; the
-fitted map is then applied to every token.
+The adapter maps the states that arrive to the states that the next block natively receives. Its exact
+federated least-squares fit needs X'X, X'Y, the column sums and the number of rows, from forward passes only. A
+row is a pooled state of an example, so it does not matter that two models cut the same text into unlike
+tokens; the fitted map is then applied to every token.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from assyllm.artifacts import ArtifactError
 
 @dataclass(frozen=True, slots=True)
 class LinearSums:
-    """Sufficient statistics of a linear map from d to e columns, float64; ``a + b`` pools two clients' rows."""
+    """Sufficient statistics of a linear map from d to e columns, float64; ``a + b`` pools their rows."""
 
     xx: Tensor  # [d, d] X'X
     xy: Tensor  # [d, e] X'Y

@@ -26,8 +26,8 @@ def encode_words(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> tuple
         max_tokens: longer rows are cut.
 
     Returns:
-        ``Encoded`` with one "choice" a text and W pooled vectors (W = most words of a text), and ``[N, W]`` bool,
-        True where the word is there in full.
+        ``Encoded`` with one "choice" a text and W pooled vectors (W = most words of a text); and ``[N, W]``
+        bool, True where the word is there in full.
     """
     prefix, suffix = prefix_and_suffix(tokenizer)
     room = max_tokens - len(prefix) - len(suffix)

@@ -36,9 +36,7 @@ class HeadSums:
     @classmethod
     def zeros(cls, features: int) -> HeadSums:
         """No questions yet."""
-        return cls(
-            *(torch.zeros(s, dtype=torch.float64) for s in ((features, features), (features,), (), ()))
-        )
+        return cls(*(torch.zeros(s, dtype=torch.float64) for s in ((features, features), (features,), (), ())))
 
     @classmethod
     def of(cls, features: Tensor, choice_mask: Tensor, answer: Tensor) -> HeadSums:

@@ -1,7 +1,7 @@
 """The search over chains: beam, winners stacked, paths that end (paper section 3.1). Pure functions.
 
-Every start block is a root. A round stacks each of the K winners on each chain; the best ``beam`` open chains go
-on. A chain is finished when a terminating block ends it, at the depth limit, or when nothing may follow it.
+Every start block is a root. A round stacks each of the K winners on each chain; the best ``beam`` open chains
+go on. A chain is finished when a terminating block ends it, at the depth limit, or when nothing may follow it.
 """
 
 from __future__ import annotations
@@ -80,16 +80,15 @@ def grow(
     Returns:
         Open chains, best first and at most ``beam``; chains that finished.
     """
-    still, finished = [], []
+    still: list[Chain] = []
+    finished: list[Chain] = []
     for chain in chains:
         found = winners.get(chain.id, ())
         if not found and len(chain.blocks) > 1:
             finished.append(Chain(chain.blocks, chain.scores, "exhausted"))
         for block, score in found:
             end = pool.info(block).kind == "end"
-            ended: Ended = (
-                "terminating" if end else "depth" if len(chain.blocks) + 1 >= max_blocks else "open"
-            )
+            ended: Ended = "terminating" if end else "depth" if len(chain.blocks) + 1 >= max_blocks else "open"
             (still if ended == "open" else finished).append(chain.then(block, score, ended))
     return ranked(still)[:beam], finished
 

@@ -39,6 +39,10 @@ class Walker:
         self._vectors: dict[tuple[str, ...], Tensor] = {}
         self.passes = 0  # block passes made: what the cache saves can be counted
 
+    def use(self, adapters: Adapters) -> None:
+        """Take further adapters; those of chains already walked must be the same."""
+        self._adapters = adapters
+
     def states(self, chain: Sequence[str]) -> list[Tensor]:
         """Per-chunk states ``[r, T, d]`` after the chain's last block."""
         key = tuple(chain)

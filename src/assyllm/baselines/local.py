@@ -89,9 +89,7 @@ def update(
         weight.sub_(change, alpha=rate)
 
 
-def local_step(
-    loss: Loss, weights: Weights, state: list[Weights], step: int, batch: Packed, local: Local
-) -> float:
+def local_step(loss: Loss, weights: Weights, state: list[Weights], step: int, batch: Packed, local: Local) -> float:
     """One step of one client, in place; returns the loss before it.
 
     Args:

@@ -83,9 +83,7 @@ class Block(nn.Module):
                 raise ArtifactError(f"block {self.id}: a start block takes token ids [B, T]")
             hidden = family_of(self.family).embed(self.embed, hidden, mask)
         elif hidden.dim() != 3 or hidden.shape[-1] != self.width:
-            raise ArtifactError(
-                f"block {self.id}: states [B, T, {self.width}] expected, {list(hidden.shape)} given"
-            )
+            raise ArtifactError(f"block {self.id}: states [B, T, {self.width}] expected, {list(hidden.shape)} given")
         extra: dict[str, Any] = {"attention_mask": self.attention_mask(hidden, mask)}
         if self.rotary is not None:
             positions = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)

@@ -28,6 +28,8 @@ from assyllm.blocks.families import find
 from assyllm.blocks.segment import segments
 from assyllm.blocks.split import empty_block, head_of, split
 from assyllm.params import Blocks
+from assyllm.zoo.cards import read_card
+from assyllm.zoo.load import load_tokenizer
 
 HEAD = "head.safetensors"
 MODEL_FILES = (
@@ -92,12 +94,12 @@ def write_model(out: Path, name: str, family: str, model: nn.Module, folder: Pat
         if (folder / file).is_file():
             shutil.copyfile(folder / file, own / file)
     tied = _save_head(own / HEAD, model, family)
-    card = read_json(folder / "card.json")
+    card = read_card(folder)
     return {
         "family": family,
-        "stands_for": card.get("stands_for", ""),
-        "licence": card.get("licence", ""),
-        "revision": card.get("revision") or "",
+        "stands_for": card.stands_for,
+        "licence": card.licence,
+        "revision": card.revision or "",
         "width": int(config.hidden_size),  # type: ignore[union-attr, arg-type]
         "layers": total,
         "head_bytes": sum(t.nbytes for t in load_file(own / HEAD).values()),
@@ -155,6 +157,7 @@ class Pool:
         self._raw = read_json(folder / "pool.json")
         self._blocks: dict[str, Block] = {}
         self._configs: dict[str, Any] = {}
+        self._tokenizers: dict[str, Any] = {}
         self._infos: dict[str, BlockInfo] = {}
         self.models: dict[str, ModelInfo] = {}
         for name in self._raw["order"]:
@@ -252,9 +255,9 @@ class Pool:
 
     def tokenizer(self, model: str) -> Any:
         """The model's tokenizer."""
-        from transformers import PreTrainedTokenizerFast
-
-        return PreTrainedTokenizerFast.from_pretrained(self.folder / "models" / model)
+        if model not in self._tokenizers:
+            self._tokenizers[model] = load_tokenizer(self.folder / "models" / model)
+        return self._tokenizers[model]
 
     def lm_head(self, model: str) -> nn.Module:
         """The model's language-model head, tied weights taken from its start block."""

@@ -110,11 +110,6 @@ def join(blocks: list[Block], lm_head: nn.Module) -> Joined:
     """
     ends = [block.layers for block in blocks]
     whole = all(a[1] == b[0] for a, b in pairwise(ends))
-    if (
-        not whole
-        or len({b.model for b in blocks}) != 1
-        or blocks[0].kind != "start"
-        or blocks[-1].kind != "end"
-    ):
+    if not whole or len({b.model for b in blocks}) != 1 or blocks[0].kind != "start" or blocks[-1].kind != "end":
         raise ArtifactError(f"blocks {[b.id for b in blocks]} are not one whole model in order")
     return Joined(blocks, lm_head)

@@ -119,9 +119,7 @@ def paired_terms(x: Tensor, y: Tensor, batch: int, estimator: Estimator = "unbia
     for part in minibatches(x.shape[1], batch):
         left, right = centred_grams(x[:, part], estimator), centred_grams(y[:, part], estimator)
         size = part.stop - part.start
-        xy, xx, yy = (
-            size * (a * b).sum(-1).double().numpy() for a, b in ((left, right), (left, left), (right, right))
-        )
+        xy, xx, yy = (size * (a * b).sum(-1).double().numpy() for a, b in ((left, right), (left, left), (right, right)))
         terms = terms + HsicTerms(xy, xx, yy, size)
     return terms
 

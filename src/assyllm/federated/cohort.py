@@ -42,7 +42,7 @@ def participating(table: Path, model: str) -> Mapping[int, bool]:
 
 
 def sample(seed: int, round_: int, eligible: Sequence[int], size: int, dropout: float = 0.0) -> list[int]:
-    """The clients that answer in a round: ``size`` of ``eligible`` (all if fewer), less those that drop out."""
+    """Clients that answer in a round: ``size`` of ``eligible`` (all if fewer), less those that drop out."""
     size = min(size, len(eligible))
     drawn = seeding.rng("cohort", seed, round_).choice(np.asarray(eligible), size=size, replace=False)
     return answering(seed, round_, drawn, dropout)
@@ -51,7 +51,7 @@ def sample(seed: int, round_: int, eligible: Sequence[int], size: int, dropout: 
 def partitioned(
     seed: int, round_: int, eligible: Sequence[int], size: int, rounds: Iterable[int], dropout: float = 0.0
 ) -> list[int]:
-    """As :func:`sample`, but over ``rounds`` no client is asked twice (sums must not count a client twice)."""
+    """As :func:`sample`, but over ``rounds`` no client is asked twice (no sum may count it twice)."""
     order = seeding.rng("cohort", seed, "once").permutation(np.asarray(eligible))
     place = list(rounds).index(round_)
     return answering(seed, round_, order[place * size : (place + 1) * size], dropout)

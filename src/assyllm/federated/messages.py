@@ -1,7 +1,7 @@
-"""What travels between server and clients, frozen and typed; a transport may carry it, the simulator calls it.
+"""What travels between server and clients, frozen and typed; a transport may carry it later.
 
-Two channels leave a device: **votes** (block ids and scores: small, visible) and **sums** (statistics that only
-their total over the cohort is for). Every message knows its bytes: ids take 2 bytes, numbers 4 (float32).
+Two channels leave a device: **votes** (block ids and scores: small, visible) and **sums** (statistics of which
+only the total over the cohort is wanted). Every message knows its bytes: ids take 2, numbers 4 (float32).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Vote:
 
 @dataclass(frozen=True, slots=True)
 class CandidateSums:
-    """A client's part of a secure sum for one candidate: HSIC terms, and the adapter's statistics if voted for."""
+    """A client's part of the sums for one candidate: HSIC terms; the adapter's statistics if voted for."""
 
     hsic: HsicTerms
     adapter: LinearSums | None

@@ -27,10 +27,10 @@ class Tally:
 def server_step(tally: Tally, task: ScoreTask, replies: Sequence[ScoreReply]) -> tuple[Tally, list[Dropped]]:
     """Add a round's replies to the tally (weighted vote, "in the manner of FedAvg"; paper section 3.1).
 
-    A vote counts compatibility x the client's share of the cohort's examples. Replies are taken in the order of
-    client numbers, sums in float64, so the result does not depend on the order of arrival. A vote that is not
-    finite, out of [-1, 1], for an unknown chain or block, given twice, or beyond the K-th is dropped, as is a
-    second reply of a client; every one is listed. Sums that are not finite are left out with the client's votes.
+    A vote counts compatibility x the client's share of the cohort's examples. Replies are taken in the order
+    of client numbers, sums in float64, so the result does not depend on the order of arrival. A vote that is
+    not finite, out of [-1, 1], for an unknown chain or block, given twice, or beyond the K-th is dropped, as is
+    a client's second reply; every one is listed. Sums that are not finite are left out with the client's votes.
     """
     dropped: list[Dropped] = []
     known = {("+".join(chain), block) for chain, blocks in task.candidates.items() for block in blocks}
@@ -65,8 +65,8 @@ def server_step(tally: Tally, task: ScoreTask, replies: Sequence[ScoreReply]) ->
 def decide(tally: Tally, task: ScoreTask) -> dict[str, list[tuple[str, float]]]:
     """The K winners of every chain with the compatibility that is recorded for them.
 
-    Winners have the greatest vote weight, ties by block id. The recorded compatibility divides the cohort's HSIC
-    sums once (a mean of the clients' ratios would be biased); without a score it is COR's part alone.
+    Winners have the greatest vote weight, ties by block id. The recorded compatibility divides the cohort's
+    HSIC sums once (a mean of the clients' ratios would be biased); without a score it is COR's part alone.
     """
     winners: dict[str, list[tuple[str, float]]] = {}
     for chain, blocks in task.candidates.items():
@@ -74,9 +74,7 @@ def decide(tally: Tally, task: ScoreTask) -> dict[str, list[tuple[str, float]]]:
         weights: dict[str, float | None] = {
             block: tally.weight[name, block] for block in blocks if (name, block) in tally.votes
         }
-        winners[name] = [
-            (block, _recorded(tally, task, name, block)) for block in by.best(weights, task.kept)
-        ]
+        winners[name] = [(block, _recorded(tally, task, name, block)) for block in by.best(weights, task.kept)]
     return winners
 
 

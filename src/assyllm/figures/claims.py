@@ -12,6 +12,16 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+# column -> characters in a line, heading
+COLUMNS = {
+    "claim": (36, "claim"),
+    "paper_value": (7, "paper"),
+    "our_value": (7, "ours"),
+    "unit": (8, "unit"),
+    "source": (9, "source"),
+    "verdict": (15, "verdict"),
+    "why": (40, "on what, and why they differ"),
+}
 COLOURS = {
     "reproduced": "#CDE8DC",
     "reproduced in direction": "#FFF3C9",
@@ -27,46 +37,40 @@ def data(tables: Tables) -> pd.DataFrame:
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """One row a claim: the paper's value, ours, where it comes from, the verdict in colour, and why."""
-    columns = {
-        "claim": 34,
-        "paper_value": 9,
-        "our_value": 9,
-        "unit": 8,
-        "source": 9,
-        "verdict": 14,
-        "why": 46,
-    }
     cells = [
-        ["\n".join(textwrap.wrap(_cell(row[c]), width)) for c, width in columns.items()]
+        ["\n".join(textwrap.wrap(_cell(row[c]), width)) for c, (width, _) in COLUMNS.items()]
         for _, row in df.iterrows()
     ]
     lines = [max(cell.count("\n") + 1 for cell in row) for row in cells]
-    figure, ax = plt.subplots(figsize=(look.width_inches * 1.35, 0.16 * sum(lines) + 0.12 * len(cells) + 0.5))
+    heights = [1.6, *[n + 0.6 for n in lines]]
+    figure, ax = plt.subplots(figsize=(look.width_inches * 1.3, 0.125 * sum(heights)), layout="constrained")
     ax.axis("off")
-    total = sum(columns.values())
+    total = sum(width for width, _ in COLUMNS.values()) + 2 * len(COLUMNS)
     table = ax.table(
         cellText=cells,
-        colLabels=["claim", "paper", "ours", "unit", "source", "verdict", "why they differ"],
-        colWidths=[width / total for width in columns.values()],
+        colLabels=[heading for _, heading in COLUMNS.values()],
+        colWidths=[(width + 2) / total for width, _ in COLUMNS.values()],
         cellLoc="left",
         bbox=[0, 0, 1, 1],
     )
     table.auto_set_font_size(False)
     table.set_fontsize(7)
-    heights = [1.4, *[n + 0.6 for n in lines]]
+    verdict_column = list(COLUMNS).index("verdict")
     for (i, j), cell in table.get_celld().items():
         cell.set_height(heights[i] / sum(heights))
         cell.set_linewidth(0.4)
-        cell.PAD = 0.03
+        cell.PAD = 0.04
         if i == 0:
             cell.set_text_props(weight="bold")
-        elif j == 5:
-            cell.set_facecolor(COLOURS.get(df["verdict"].iloc[i - 1], "white"))
-    style.caption(
-        figure, df, "Headline claims of the paper, judged for the method as the paper describes it."
-    )
+        elif j == verdict_column:
+            cell.set_facecolor(COLOURS[df["verdict"].iloc[i - 1]])
+    style.caption(figure, df, "Headline claims of the paper, judged for the method as the paper describes it.")
     return figure
 
 
 def _cell(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    """Numbers with three digits; they come as text where a column also has empty cells."""
+    try:
+        return f"{float(value):.3g}"  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return str(value)

@@ -25,13 +25,13 @@ def data(tables: Tables) -> pd.DataFrame:
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """Bars of the share per class; the classes that can fine-tune a model in full are marked."""
-    figure, ax = plt.subplots(figsize=(look.width_inches * 0.6, look.width_inches * 0.38))
+    figure, ax = plt.subplots(figsize=(look.width_inches * 0.6, look.width_inches * 0.38), layout="constrained")
     bars = ax.bar([f"{gb} GB" for gb in df["memory_gb"]], 100 * df["share"], color="#56B4E9", width=0.65)
     for bar, row in zip(bars, df.itertuples(), strict=True):
         can = [name for name, ok in (("Llama-7B", row.llama_7b), ("OPT-6.7B", row.opt_6_7b)) if ok]
-        note = f"{100 * row.share:g} %" + ("\nfull FT of\n" + ", ".join(can) if can else "")
+        note = f"{100 * row.share:g} %" + ("\nfull FT of\n" + ",\n".join(can) if can else "")
         ax.text(bar.get_x() + bar.get_width() / 2, bar.get_height() + 0.5, note, ha="center", va="bottom")
-    style.percent_axis(ax, 0, 45)
+    style.percent_axis(ax, 0, 40)
     ax.set_xlabel("device memory")
     ax.set_ylabel("share of clients")
     ax.grid(axis="x", visible=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -68,12 +69,11 @@ def task_label(task: str, world: str) -> str:
 def caption(figure: Figure, df: pd.DataFrame, text: str) -> None:
     """Write under a figure what was run, at which scale, and where its numbers come from."""
     worlds = {"embedded": "generated world, tiny models pre-trained here", "real": "real tasks, small models"}
-    scale = ", ".join(
-        worlds[w] for w in sorted(set(df.get("world", pd.Series(dtype=str)).dropna()) & set(worlds))
-    )
-    sources = ", ".join(sorted(set(df["source"]) - {"paper"}))
-    line = f"{text}  Scale: {scale or 'true shapes'}. Source: {sources}."
-    figure.text(0.01, -0.01, line, ha="left", va="top", fontsize=7, wrap=True)
+    scales = [worlds[world] for world in worlds if "world" in df and world in set(df["world"])]
+    sources = ", ".join(s for s in ("measured", "modelled") if s in set(df["source"]))
+    line = f"{text} Scale: {', '.join(scales) or 'true shapes'}. Source: {sources}."
+    width = int(figure.get_figwidth() * 17.5)
+    figure.text(0.01, -0.01, textwrap.fill(line, width), ha="left", va="top", fontsize=7)
 
 
 def save(figure: Figure, df: pd.DataFrame, folder: Path, name: str) -> list[Path]:

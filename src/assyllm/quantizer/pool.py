@@ -1,8 +1,8 @@
 """A quantized copy of a pool, and opening one: linear layers packed, everything else at 16 bit.
 
 Packed are the weights of the linear layers inside the blocks' layers. Embeddings, positions, norms and biases
-stay at fp16, as is usual for weight-only quantization; **all** of it counts in every byte figure. Blocks compute
-in float32.
+stay at fp16, as is usual for weight-only quantization; **all** of it counts in every byte figure. Blocks
+compute in float32.
 """
 
 from __future__ import annotations

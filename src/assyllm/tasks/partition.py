@@ -20,9 +20,7 @@ from assyllm.tasks.record import Question
 By = Literal["label", "topic", "quantity"]
 
 
-def partition(
-    questions: Sequence[Question], task: str, clients: int, alpha: float, by: By, seed: int
-) -> np.ndarray:
+def partition(questions: Sequence[Question], task: str, clients: int, alpha: float, by: By, seed: int) -> np.ndarray:
     """The owner of every item.
 
     Within a group each client gets the floor or the ceiling of its share (systematic sampling over shuffled
@@ -113,9 +111,7 @@ def read_owned(path: Path, questions: Sequence[Question], clients: int) -> list[
     for row in results.read_table(path):
         client, name = int(row["client"]), row["question"]
         if name not in index or not 0 <= client < clients or name in dealt:
-            raise ArtifactError(
-                f"{path}: client {client}, question {name!r} does not fit the tasks; deal again"
-            )
+            raise ArtifactError(f"{path}: client {client}, question {name!r} does not fit the tasks; deal again")
         dealt.add(name)
         owned[client].append(index[name])
     if len(dealt) != len(index):

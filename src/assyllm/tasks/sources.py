@@ -130,9 +130,7 @@ def _broken_row(path: Path) -> str:
             return f"{path}, row {number}: an object is expected"
         for name, value in row.items():
             if value is not None and kinds.setdefault(name, type(value)) is not type(value):
-                return (
-                    f"{path}, row {number}: {name} is {type(value).__name__}, before {kinds[name].__name__}"
-                )
+                return f"{path}, row {number}: {name} is {type(value).__name__}, before {kinds[name].__name__}"
     return ""
 
 

@@ -170,9 +170,10 @@ class World:
         ]
 
     def words(self) -> list[str]:
-        """Entity names and answers: the words that every tokenizer keeps whole."""
+        """The words that facts are made of, which every tokenizer keeps whole; the others it may split."""
         words = [*self.entities, "no", "yes"]
         for facet in self.facets:
+            words += [facet.name, facet.quality, *facet.actions]
             for value in tuple(facet.effects)[: self.values]:
                 words += [value, *facet.effects[value]]
         return words

@@ -1,8 +1,8 @@
 """Text of multiple-choice questions -> tensors, and the one pooled state that every method's head reads.
 
 Every (question, choice) becomes a right-padded token row: ``BOS stem choice`` for decoders, ``[CLS] stem
-[MASK] choice [SEP]`` for encoders. All decisions about tokens, truncation and pooling are in this file; heads,
-CKA rows and adapters take what it gives.
+[MASK] choice [SEP]`` for encoders. All decisions about tokens, truncation and pooling are in this file;
+heads, CKA rows and adapters take what it gives.
 
 The pooled state is [choice, slot * choice]: the mean state of the choice's tokens, and its product with the
 state at the slot before the choice, where a language model holds its prediction of what comes next (a decoder

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 CHUNK_TOKENS = 4096  # tokens of one forward pass
 
 
-def option_likelihoods(
-    model: nn.Module, tokenizer: Any, questions: Sequence[Question], max_tokens: int
-) -> Any:
+def option_likelihoods(model: nn.Module, tokenizer: Any, questions: Sequence[Question], max_tokens: int) -> Tensor:
     """Log-likelihood of every choice given its stem, without training.
 
     Decoders: sum of log p(token | everything before it) over the choice's tokens. Encoders with a masked

@@ -118,7 +118,7 @@ def _pretrained(
         causal=kind.causal,
         steps=member.steps,
         batch=settings.batch,
-        matrix_learning_rate=getattr(settings.matrix_learning_rate, "causal" if kind.causal else "masked"),
+        matrix_learning_rate=settings.matrix_learning_rate,
         other_learning_rate=member.other_learning_rate or settings.other_learning_rate,
         answer_weight=settings.answer_weight,
         device=settings.device,

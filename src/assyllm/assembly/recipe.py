@@ -1,0 +1,151 @@
+"""The recipe of an assembled model as YAML: which layers of which models, joined by what, under which licence.
+
+It reads like a merge recipe: ``slices`` in order, each with its source model and layer range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from assyllm.adapter.linear import LinearAdapter
+from assyllm.artifacts import ArtifactError, write_text
+from assyllm.blocks.pool import Pool
+from assyllm.zoo.encoding import POOLED
+
+FORMAT = 1
+# from free to strict; a licence that is not listed counts as stricter than all of them
+LICENCES = (
+    "CC0-1.0", "MIT", "BSD-3-Clause", "Apache-2.0", "OpenRAIL-M", "llama2", "llama3", "CC-BY-4.0", "CC-BY-SA-4.0",
+    "OPT-175B (non-commercial)", "Llama-1 (non-commercial)", "CC-BY-NC-4.0", "CC-BY-NC-SA-4.0",
+)  # fmt: skip
+
+
+def strictest(licences: Iterable[str]) -> str:
+    """The licence that an assembled model must be under: the strictest of its blocks', ties by name.
+
+    An unknown licence is taken to be stricter than every known one.
+    """
+    known = {name.lower(): rank for rank, name in enumerate(LICENCES)}
+    names = sorted(set(licences))
+    if not names:
+        raise ArtifactError("a model without blocks has no licence")
+    return max(names, key=lambda name: (known.get(name.lower(), len(LICENCES)), name))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An assembled model on paper; with the pool and the tensors beside it, it can be rebuilt."""
+
+    task: str
+    slices: tuple[dict[str, Any], ...]
+    head: dict[str, Any]
+    licence: str
+    licences: dict[str, str]
+    max_tokens: int
+    compatibility: float
+    params_sha: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Block ids in order."""
+        return tuple(f"{s['model']}:{s['layer_range'][0]}-{s['layer_range'][1]}" for s in self.slices)
+
+    def to_yaml(self) -> str:
+        """The recipe's text, stable for equal content."""
+        first = self.slices[0]["model"]
+        value = {
+            "format": FORMAT,
+            "assembled_by": "assyllm",
+            "task": self.task,
+            "tokenizer": first,
+            "max_tokens": self.max_tokens,
+            "slices": list(self.slices),
+            "head": self.head,
+            "licence": self.licence,
+            "licences": self.licences,
+            "compatibility": self.compatibility,
+            "params_sha": self.params_sha,
+            "provenance": self.provenance,
+        }
+        note = (
+            "# An assembled model: blocks of pre-trained models in order (layer_range counts from 0, end excluded).\n"
+        )
+        return note + yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
+
+    @classmethod
+    def from_yaml(cls, text: str, path: Path | str = "recipe.yaml") -> Recipe:
+        """Read a recipe.
+
+        Raises:
+            ArtifactError: not a recipe of this format; one line with the path.
+        """
+        try:
+            raw = yaml.safe_load(text)
+            if raw["format"] != FORMAT:
+                raise ArtifactError(f"{path}: format {raw['format']}, {FORMAT} expected")
+            return cls(
+                task=raw["task"],
+                slices=tuple(raw["slices"]),
+                head=raw["head"],
+                licence=raw["licence"],
+                licences=raw["licences"],
+                max_tokens=raw["max_tokens"],
+                compatibility=raw["compatibility"],
+                params_sha=raw["params_sha"],
+                provenance=raw.get("provenance", {}),
+            )
+        except (yaml.YAMLError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{path}: not a recipe ({' '.join(str(error).split())})") from None
+
+    def write(self, path: Path) -> None:
+        """Write the YAML whole or not at all."""
+        write_text(path, self.to_yaml())
+
+
+def recipe_of(
+    pool: Pool,
+    blocks: Sequence[str],
+    adapters: Sequence[LinearAdapter | None],
+    task: str,
+    max_tokens: int,
+    head: dict[str, Any],
+    compatibility: float,
+    params_sha: str,
+    provenance: dict[str, Any],
+) -> Recipe:
+    """The recipe of a chain.
+
+    Args:
+        adapters: one per block; the first is None, others None where a block follows in its own model.
+        head: scope, ridge and so on, as they shall stand in the recipe.
+    """
+    slices = []
+    for block, adapter in zip(blocks, adapters, strict=True):
+        info = pool.info(block)
+        model = pool.models[info.model]
+        row: dict[str, Any] = {"model": info.model, "stands_for": model.stands_for}
+        if model.revision:
+            row["revision"] = model.revision
+        row |= {"layer_range": list(info.layers), "kind": info.kind, "family": info.family}
+        row |= {"width": info.width, "bits": info.bits}
+        if adapter is not None:
+            row["adapter"] = {"kind": "linear", "from": adapter.weight.shape[0], "to": adapter.weight.shape[1]}
+        slices.append(row)
+    licences = {name: pool.models[name].licence for name in sorted({s["model"] for s in slices})}
+    return Recipe(
+        task=task,
+        slices=tuple(slices),
+        head={**head, "pooled": list(POOLED)},
+        licence=strictest(licences.values()),
+        licences=licences,
+        max_tokens=max_tokens,
+        compatibility=compatibility,
+        params_sha=params_sha,
+        provenance=provenance,
+    )

@@ -1,0 +1,180 @@
+"""A task's data as the simulator sees it, and a cohort's share of it as its clients see theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from assyllm.adapter.linear import LinearAdapter
+from assyllm.artifacts import ArtifactError
+from assyllm.assembly.walk import Walker
+from assyllm.blocks.pool import Pool
+from assyllm.comparator.public import Public
+from assyllm.tasks.record import Question
+from assyllm.zoo.encoding import Encoded, combine, encode
+
+
+@dataclass
+class TaskData:
+    """One task: questions, who holds which, and what the stage ``score`` cached.
+
+    ``native[block]`` are pooled states ``[N, C, P, d]`` of the training questions, ``hsic[c]`` client c's HSIC
+    sums of all block pairs, ``histograms[block][c]`` its activation counts ``[layers, bins]``.
+    """
+
+    task: str
+    max_tokens: int
+    splits: Mapping[str, Sequence[Question]]
+    owned: Sequence[Sequence[int]]
+    blocks: Sequence[str]
+    native: Mapping[str, Tensor]
+    hsic: np.ndarray
+    histograms: Mapping[str, np.ndarray]
+    public: Public
+    public_questions: Sequence[Question]
+    _encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict)
+
+    def encoded(self, pool: Pool, model: str, split: str) -> Encoded:
+        """A split (or "public") in a model's tokens, cached."""
+        if (model, split) not in self._encoded:
+            questions = self.public_questions if split == "public" else self.splits[split]
+            self._encoded[model, split] = encode(pool.tokenizer(model), questions, self.max_tokens)
+        return self._encoded[model, split]
+
+
+def read_scores(
+    folders: Sequence[Path],
+    task: str,
+    max_tokens: int,
+    splits: Mapping[str, Sequence[Question]],
+    owned: Sequence[Sequence[int]],
+    blocks: Sequence[str],
+    public_questions: Sequence[Question],
+) -> TaskData:
+    """Put the score stage's shards together.
+
+    Raises:
+        ArtifactError: the shards do not cover every client's questions once.
+    """
+    shards = [load_file(Path(folder) / f"{task}.safetensors") for folder in folders]
+    number = len(splits["train"])
+    index = torch.cat([shard["question"] for shard in shards])
+    if sorted(index.tolist()) != sorted(q for items in owned for q in items):
+        raise ArtifactError(f"scores of {task}: the shards do not hold every client's questions once")
+    native = {}
+    for block in blocks:
+        parts = [shard[f"pooled/{block}"] for shard in shards]
+        choices = max(part.shape[1] for part in parts)
+        whole = torch.zeros(number, choices, *parts[0].shape[2:])
+        for shard, part in zip(shards, parts, strict=True):
+            whole[shard["question"], : part.shape[1]] = part
+        native[block] = whole
+    clients, order = len(owned), torch.cat([shard["client"] for shard in shards])
+    hsic = torch.cat([shard["hsic"] for shard in shards])
+    histograms = {b: torch.cat([shard[f"histogram/{b}"] for shard in shards]) for b in blocks}
+    place = torch.argsort(order)
+    if order[place].tolist() != list(range(clients)):
+        raise ArtifactError(f"scores of {task}: the shards do not hold every client once")
+    return TaskData(
+        task=task,
+        max_tokens=max_tokens,
+        splits=splits,
+        owned=owned,
+        blocks=blocks,
+        native=native,
+        hsic=hsic[place].numpy(),
+        histograms={block: counts[place].numpy() for block, counts in histograms.items()},
+        public=Public.from_tensors(load_file(Path(folders[0]) / f"{task}.public.safetensors")),
+        public_questions=public_questions,
+    )
+
+
+class Cohort:
+    """The clients of one round, their forward passes batched; :meth:`view` is what one of them sees.
+
+    Args:
+        walker: gives, for a chain, the walker over the cohort's questions in the chain's own tokens.
+        scoring: (chain, block) -> the scoring adapter, None for a natural continuation.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        data: TaskData,
+        clients: Sequence[int],
+        walker: Callable[[Sequence[int], str], Walker],
+        scoring: Callable[[tuple[str, ...], str], LinearAdapter | None],
+    ) -> None:
+        self.pool, self.data, self.clients, self.scoring = pool, data, clients, scoring
+        self.items = [item for client in clients for item in data.owned[client]]
+        ends = np.cumsum([0, *[len(data.owned[client]) for client in clients]])
+        self.places = {c: slice(int(a), int(b)) for c, a, b in zip(clients, ends[:-1], ends[1:], strict=True)}
+        model = next(iter(pool.models))
+        self.real = data.encoded(pool, model, "train").choice_mask[self.items]
+        self._walker = walker
+        self._walkers: dict[str, Walker] = {}
+        self._assembled: dict[tuple[tuple[str, ...], str], Tensor] = {}
+
+    def walker(self, chain: Sequence[str]) -> Walker:
+        """The walker over the cohort's questions in the tokens of the chain's first block."""
+        model = self.pool.info(chain[0]).model
+        if model not in self._walkers:
+            self._walkers[model] = self._walker(self.items, model)
+        return self._walkers[model]
+
+    def assembled(self, chain: tuple[str, ...], block: str) -> Tensor:
+        """Features ``[n, C, F]`` of a candidate's output on the chain, outlier dimensions tamed."""
+        if (chain, block) not in self._assembled:
+            vectors = self.walker(chain).candidate(chain, block, self.scoring(chain, block))
+            self._assembled[chain, block] = combine(vectors) * self.data.public.scale[block]
+        return self._assembled[chain, block]
+
+    def view(self, client: int) -> ClientView:
+        """One client's part of the cohort."""
+        return ClientView(self, client)
+
+
+class ClientView:
+    """A client's own examples (see :class:`assyllm.federated.client.ClientData`)."""
+
+    def __init__(self, cohort: Cohort, client: int) -> None:
+        self._cohort = cohort
+        self.client = client
+        self._place = cohort.places[client]
+        self._real = cohort.real[self._place]
+        self._items = cohort.items[self._place]
+        self.examples = len(self._items)
+
+    def _rows(self, states: Tensor) -> Tensor:
+        """Real choices of ``[n, C, ...]``."""
+        return states[self._real[:, : states.shape[1]]]
+
+    def assembled(self, chain: tuple[str, ...], block: str) -> Tensor:
+        """X ``[rows, F]``."""
+        return self._rows(self._cohort.assembled(chain, block)[self._place])
+
+    def native(self, block: str) -> Tensor:
+        """Y ``[rows, F]``."""
+        data = self._cohort.data
+        return self._rows(combine(data.native[block][self._items]) * data.public.scale[block])
+
+    def arriving(self, chain: tuple[str, ...]) -> Tensor:
+        """Pooled states at the chain's end ``[rows * P, d]``."""
+        return self._rows(self._cohort.walker(chain).vectors(chain)[self._place]).flatten(0, 1)
+
+    def received(self, block: str) -> Tensor | None:
+        """Pooled states that the block natively receives ``[rows * P, e]``."""
+        before = self._cohort.pool.before(block)
+        if before is None:
+            return None
+        return self._rows(self._cohort.data.native[before][self._items]).flatten(0, 1)
+
+    def natural(self, chain: tuple[str, ...], block: str) -> bool:
+        """Whether the block follows the chain's last block in its own model."""
+        return self._cohort.pool.before(block) == chain[-1]

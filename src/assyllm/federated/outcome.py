@@ -1,0 +1,227 @@
+"""From a finished run to its tables and models: heads chosen on dev, test answers, every assembled model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from assyllm.adapter.linear import LinearAdapter
+from assyllm.artifacts import write_json
+from assyllm.assembly import search
+from assyllm.assembly.assembled import AssembledModel
+from assyllm.assembly.head import Head, accuracy, fit_on_dev
+from assyllm.assembly.recipe import recipe_of
+from assyllm.assembly.search import Chain
+from assyllm.assembly.walk import Walker, edges
+from assyllm.blocks.pool import Pool
+from assyllm.comparator.activations import rows_of
+from assyllm.federated.data import TaskData
+from assyllm.federated.rounds import Settings, reported
+from assyllm.federated.state import State
+from assyllm.results import Metric, Prediction, Run, write_rows, write_table
+
+MODEL_COLUMNS = (
+    "run_id", "method", "task", "seed", "setting", "model", "blocks", "n_blocks", "families", "size_bytes",
+    "compatibility", "ended", "accuracy_test", "accuracy_dev", "reported", "source",
+)  # fmt: skip
+
+
+@dataclass
+class Assembled:
+    """A finished model with its head and answers."""
+
+    chain: Chain
+    head: Head
+    ridge: float
+    dev: float
+    test: float
+    chosen: np.ndarray  # [test questions]
+    size_bytes: int
+
+
+@dataclass
+class Outcome:
+    """What a task's run came to: all models, best compatibility first, and the rounds' rows."""
+
+    data: TaskData
+    state: State
+    models: list[Assembled]
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def reported(self) -> Assembled:
+        """The model of highest compatibility."""
+        return self.models[0]
+
+
+def outcome(pool: Pool, data: TaskData, settings: Settings, state: State) -> Outcome:
+    """Choose each finished model's ridge on the development split and answer the test split."""
+    made: dict[str, Assembled] = {}
+    by_start: dict[str, list[Chain]] = {}
+    for chain in sorted(state.finished, key=lambda c: c.id):
+        by_start.setdefault(pool.info(chain.blocks[0]).model, []).append(chain)
+    for model, chains in by_start.items():
+        parts = {split: data.encoded(pool, model, split) for split in ("dev", "test")}
+        walkers = {split: Walker(pool, rows_of(part), state.joined) for split, part in parts.items()}
+        for chain in chains:
+            features: dict[str, Tensor] = {}
+            for split, walker in walkers.items():
+                features[split] = walker.features(chain.blocks, settings.head.scope)
+                walker.forget(chain.blocks)
+            dev, test = parts["dev"], parts["test"]
+            head, ridge, on_dev = fit_on_dev(
+                state.heads[chain.id], settings.head.ridge_grid, features["dev"], dev.choice_mask, dev.answer
+            )
+            made[chain.id] = Assembled(
+                chain=chain,
+                head=head,
+                ridge=ridge,
+                dev=on_dev,
+                test=accuracy(head, features["test"], test.choice_mask, test.answer),
+                chosen=head(features["test"], test.choice_mask).argmax(-1).numpy(),
+                size_bytes=size_bytes(pool, chain, state),
+            )
+    return Outcome(data, state, [made[chain.id] for chain in search.ranked(state.finished)])
+
+
+def size_bytes(pool: Pool, chain: Chain, state: State) -> int:
+    """Bytes of a model's tensors: blocks as the pool stores them, adapters in float32 (its head is a vector)."""
+    own = [state.joined[name] for name in edges(chain.blocks)]
+    return sum(pool.info(block).bytes for block in chain.blocks) + sum(a.bytes for a in own if a is not None)
+
+
+def adapters_of(chain: Chain, state: State) -> list[LinearAdapter | None]:
+    """One adapter per block, None before the first and at natural continuations."""
+    return [None, *(state.joined[name] for name in edges(chain.blocks))]
+
+
+def assemble(
+    pool: Pool, found: Outcome, settings: Settings, params_sha: str, provenance: dict[str, Any]
+) -> AssembledModel:
+    """The reported model, ready to answer questions or to be saved."""
+    best, data = found.reported, found.data
+    adapters = adapters_of(best.chain, found.state)
+    head = {"kind": "ridge", "scope": settings.head.scope, "ridge": best.ridge}
+    recipe = recipe_of(
+        pool, best.chain.blocks, adapters, data.task, data.max_tokens, head,
+        round(best.chain.compatibility, 4), params_sha, provenance,
+    )  # fmt: skip
+    blocks = [pool.block(block) for block in best.chain.blocks]
+    tokenizer = pool.tokenizer(pool.info(best.chain.blocks[0]).model)
+    return AssembledModel(blocks, adapters, best.head, recipe, tokenizer).eval()
+
+
+def write_run(
+    folder: Path,
+    outcomes: Sequence[Outcome],
+    pool: Pool,
+    settings: Settings,
+    *,
+    run_id: str,
+    method: str,
+    world: str,
+    seed: int,
+    setting: str,
+    alpha: float,
+    params_sha: str,
+    code_sha: str,
+) -> None:
+    """Write a run's tables and models into ``folder``."""
+    metrics: list[Metric] = []
+    predictions: list[Prediction] = []
+    models: list[dict[str, Any]] = []
+    timings: list[dict[str, Any]] = []
+    dropped: dict[str, Any] = {}
+    for found in outcomes:
+        task, state = found.data.task, found.state
+        common: dict[str, Any] = {
+            "run_id": run_id, "method": method, "task": task, "world": world, "seed": seed, "setting": setting,
+        }  # fmt: skip
+        metrics += _metrics(found, common)
+        predictions += _predictions(found, common)
+        for place, model in enumerate(found.models):
+            row = {key: value for key, value in common.items() if key != "world"}
+            models.append(row | _model_row(pool, model) | {"reported": int(place == 0)})
+        timings += [
+            {"run_id": run_id, "what": f"{task}/round/{i}", "value": seconds, "unit": "s"}
+            for i, seconds in enumerate(state.seconds, start=1)
+        ]
+        dropped[task] = state.dropped
+        provenance = {"run": run_id, "seed": seed, "rounds": state.round, "code": code_sha}
+        model = assemble(pool, found, settings, params_sha, provenance)
+        model.save_pretrained(folder / "models" / task, pool)
+    run = Run(
+        run_id=run_id, method=method, tasks=" ".join(found.data.task for found in outcomes), world=world,
+        models=" ".join(pool.models), budget="none", alpha=alpha, seed=seed, params_sha=params_sha,
+        code_sha=code_sha, setting=setting, device="cpu",
+    )  # fmt: skip
+    write_rows(folder / "metrics.csv", Metric, metrics)
+    write_rows(folder / "run.csv", Run, [run])
+    write_rows(folder / "predictions.csv", Prediction, predictions)
+    write_table(folder / "models.csv", models, MODEL_COLUMNS)
+    write_table(folder / "timings.csv", timings, ("run_id", "what", "value", "unit"))
+    write_json(folder / "dropped_votes.json", dropped)
+
+
+def _seen(found: Outcome) -> list[str]:
+    """ "1" or "0" for each test question with facts: whether clients' training data holds all of them."""
+    train = found.data.splits["train"]
+    held = {fact for items in found.data.owned for item in items for fact in train[item].facts}
+    return ["" if not q.facts else str(int(set(q.facts) <= held)) for q in found.data.splits["test"]]
+
+
+def _predictions(found: Outcome, common: dict[str, Any]) -> list[Prediction]:
+    keys = {key: common[key] for key in ("run_id", "method", "task", "seed", "setting")}
+    questions, chosen = found.data.splits["test"], found.reported.chosen
+    return [
+        Prediction(**keys, question=q.id, seen=seen, chosen=int(c), correct=int(c == q.answer))
+        for q, seen, c in zip(questions, _seen(found), chosen, strict=True)
+    ]
+
+
+def _metrics(found: Outcome, common: dict[str, Any]) -> list[Metric]:
+    best, state = found.reported, found.state
+    rows = [
+        Metric(**common, split="test", metric="accuracy", value=best.test),
+        Metric(**common, split="dev", metric="accuracy", value=best.dev),
+    ]
+    answers = np.array([q.answer for q in found.data.splits["test"]])
+    seen = np.array(_seen(found))
+    for name, mark in (("test_seen", "1"), ("test_unseen", "0")):
+        if (seen == mark).any():
+            share = float((best.chosen == answers)[seen == mark].mean())
+            rows.append(Metric(**common, split=name, metric="accuracy", value=share))
+    for row in state.rows:
+        for name in ("participants", "bytes_up", "bytes_down", "bytes_up_votes", "bytes_up_sums"):
+            unit = "bytes" if name.startswith("bytes") else ""
+            value = float(row[name])
+            rows.append(Metric(**common, split="", round=row["round"], metric=name, value=value, unit=unit))
+    for row in found.curve:
+        where = {"round": row["round"], "split": row["split"]}
+        rows.append(Metric(**common, **where, metric=row["metric"], value=row["value"]))
+    for family, count in sorted(state.chosen.items()):
+        rows.append(Metric(**common, split="", block=family, metric="times_chosen", value=float(count)))
+    for name, value in (("models_assembled", len(found.models)), ("votes_dropped", len(state.dropped))):
+        rows.append(Metric(**common, split="", metric=name, value=float(value)))
+    return rows
+
+
+def _model_row(pool: Pool, model: Assembled) -> dict[str, Any]:
+    chain = model.chain
+    return {
+        "model": chain.id,
+        "blocks": " ".join(chain.blocks),
+        "n_blocks": len(chain.blocks),
+        "families": " ".join(sorted({pool.info(block).family for block in chain.blocks})),
+        "size_bytes": model.size_bytes,
+        "compatibility": chain.compatibility,
+        "ended": chain.ended,
+        "accuracy_test": model.test,
+        "accuracy_dev": model.dev,
+        "source": "measured",
+    }

@@ -1,0 +1,109 @@
+"""Everything that a run must remember between two rounds, as JSON values and tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from assyllm.adapter.linear import LinearAdapter, LinearSums
+from assyllm.assembly.head import HeadSums
+from assyllm.assembly.search import Chain
+from assyllm.comparator.cka import HsicTerms
+from assyllm.federated.server import Tally
+
+Phase = Literal["native", "select", "head", "done"]
+PLAIN = ("phase", "round", "stage", "tried", "rows", "dropped", "seconds", "chosen")
+
+
+@dataclass
+class State:
+    """A run after some round.
+
+    ``rows`` has one dict a round for the result tables, ``seconds`` the rounds' wall times, ``joined`` the
+    adapter of every join of every chain (None for natural continuations).
+    """
+
+    phase: Phase = "native"
+    round: int = 0
+    stage: int = 0  # blocks chosen so far
+    tried: int = 0  # rounds spent on the block that is being chosen
+    open: list[Chain] = field(default_factory=list)
+    finished: list[Chain] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    dropped: list[dict[str, Any]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    chosen: dict[str, int] = field(default_factory=dict)  # times a family won a place
+    tally: Tally = field(default_factory=Tally)
+    hsic: np.ndarray | None = None
+    histograms: dict[str, np.ndarray] = field(default_factory=dict)
+    joined: dict[str, LinearAdapter | None] = field(default_factory=dict)
+    heads: dict[str, HeadSums] = field(default_factory=dict)
+
+    def dump(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON values for a checkpoint; floats survive exactly."""
+        raw: dict[str, Any] = {name: getattr(self, name) for name in PLAIN}
+        raw["open"] = [chain.to_json() for chain in self.open]
+        raw["finished"] = [chain.to_json() for chain in self.finished]
+        raw["natural"] = [name for name, adapter in self.joined.items() if adapter is None]
+        raw["weight"] = [[*key, value] for key, value in self.tally.weight.items()]
+        raw["votes"] = [[*key, value] for key, value in self.tally.votes.items()]
+        raw["terms"] = [
+            [*key, float(t.xy[0]), float(t.xx[0]), float(t.yy[0]), t.rows] for key, t in self.tally.hsic.items()
+        ]
+        tensors: dict[str, Tensor] = {}
+        if self.hsic is not None:
+            tensors["hsic"] = torch.from_numpy(self.hsic)
+        for block, counts in self.histograms.items():
+            tensors[f"histogram/{block}"] = torch.from_numpy(counts)
+        for name, adapter in self.joined.items():
+            if adapter is not None:
+                tensors[f"adapter/{name}/0"], tensors[f"adapter/{name}/1"] = adapter.weight, adapter.bias
+        for (chain, block), sums in self.tally.adapter.items():
+            tensors |= {f"sums/{chain}>{block}/{i}": part for i, part in enumerate(sums.parts())}
+        for name, head in self.heads.items():
+            tensors |= {f"head/{name}/{i}": part for i, part in enumerate(head.parts())}
+        return tensors, raw
+
+    @classmethod
+    def load(cls, tensors: dict[str, Tensor], raw: dict[str, Any]) -> State:
+        """The inverse of :meth:`dump`."""
+        groups: dict[str, dict[str, list[Tensor]]] = {"adapter": {}, "sums": {}, "head": {}}
+        for name in sorted(tensors):
+            kind, _, rest = name.partition("/")
+            if kind in groups:
+                groups[kind].setdefault(rest.rpartition("/")[0], []).append(tensors[name])
+        joined: dict[str, LinearAdapter | None] = {name: None for name in raw["natural"]}
+        joined |= {name: LinearAdapter(*parts) for name, parts in groups["adapter"].items()}
+        adapters = {}
+        for name, parts in groups["sums"].items():
+            chain, _, block = name.rpartition(">")
+            adapters[chain, block] = LinearSums(*parts)
+        terms = {
+            (chain, block): HsicTerms(np.array([xy]), np.array([xx]), np.array([yy]), rows)
+            for chain, block, xy, xx, yy, rows in raw["terms"]
+        }
+        tally = Tally(
+            weight={(chain, block): value for chain, block, value in raw["weight"]},
+            votes={(chain, block): value for chain, block, value in raw["votes"]},
+            hsic=terms,
+            adapter=adapters,
+        )
+        plain = {name: raw[name] for name in PLAIN}
+        return cls(
+            **plain,
+            open=[Chain.from_json(chain) for chain in raw["open"]],
+            finished=[Chain.from_json(chain) for chain in raw["finished"]],
+            tally=tally,
+            hsic=tensors["hsic"].numpy() if "hsic" in tensors else None,
+            histograms={
+                name.removeprefix("histogram/"): tensor.numpy()
+                for name, tensor in tensors.items()
+                if name.startswith("histogram/")
+            },
+            joined=joined,
+            heads={name: HeadSums(*parts) for name, parts in groups["head"].items()},
+        )

@@ -1,0 +1,30 @@
+"""Opening one task for a run: its questions, who holds them, and the cached scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from assyllm.blocks.pool import Pool
+from assyllm.comparator.public import cloze_questions
+from assyllm.federated.data import TaskData, read_scores
+from assyllm.tasks.partition import read_owned
+from assyllm.tasks.record import SPLITS, read_questions
+
+
+def open_task(pool: Pool, task: str, p: Any, tasks: Path, partition: Path, scores: Sequence[Path]) -> TaskData:
+    """Read a task's folders.
+
+    Args:
+        p: the parsed sections ``tasks``, ``partition`` and ``adapter``.
+        scores: the score stage's folders, one per shard.
+
+    Raises:
+        ArtifactError: a file is missing or broken, or partition and scores do not belong to the task's questions.
+    """
+    splits = {split: read_questions(tasks / task / f"{split}.jsonl") for split in SPLITS}
+    owned = read_owned(partition / f"{task}.csv", splits["train"], p.partition.clients)
+    lines = (tasks / task / "public.txt").read_text(encoding="utf-8").splitlines()
+    public = cloze_questions(lines, p.adapter.public_texts)
+    return read_scores(scores, task, p.tasks.max_tokens[task], splits, owned, pool.ids, public)

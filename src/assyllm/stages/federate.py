@@ -1,0 +1,91 @@
+"""Stage ``federate``: AssyLLM's rounds on every task, and the models that come out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from assyllm.params import params_sha, parse_sections
+
+SECTIONS = (
+    "tasks", "partition", "comparator", "adapter", "selection", "head", "federated", "fleet", "zoo", "quantize",
+)  # fmt: skip
+CODE = (
+    "params.py", "artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer", "comparator",
+    "adapter", "assembly", "federated", "baselines/checkpoint.py",
+)  # fmt: skip
+
+
+def run(
+    params: str,
+    code_sha: str,
+    method: str,
+    setting_name: str,
+    setting: str,
+    pool: Path,
+    tasks: Path,
+    partition: Path,
+    scores: list[Path],
+    cost: Path,
+    zoo_seed: int,
+    seed: int,
+    checkpoint: Path | None,
+    out: Path,
+) -> None:
+    """Write the run folder ``out``: tables, and for each task ``models/<task>/`` with its ``recipe.yaml``.
+
+    A run that was killed goes on from its last round if params, code and inputs are the same.
+    """
+    p = parse_sections(params, SECTIONS)
+    import shutil
+
+    import torch
+
+    from assyllm.artifacts import manifest_sha, output_folder, sha256_file, sha256_text, verify_folder
+    from assyllm.baselines.checkpoint import Checkpoint
+    from assyllm.federated.cohort import device_memory, participating
+    from assyllm.federated.outcome import Outcome, outcome, write_run
+    from assyllm.federated.rounds import Rounds, Settings
+    from assyllm.federated.state import State
+    from assyllm.federated.task import open_task
+    from assyllm.quantizer.pool import open_pool
+
+    torch.set_num_threads(1)
+    opened = open_pool(Path(pool))
+    for folder in (tasks, *scores):
+        verify_folder(Path(folder))
+    inputs = [manifest_sha(Path(folder)) for folder in (pool, tasks, *scores)]
+    inputs += [sha256_file(Path(partition) / f"{task}.csv") for task in p.tasks.names]
+    key = sha256_text("\n".join([params, code_sha, method, str(seed), sha256_file(Path(cost)), *inputs]))
+    classes = participating(Path(cost), "pool")
+    devices = device_memory(seed, p.fleet, p.partition.clients)
+    eligible = [client for client, memory in enumerate(devices) if classes[memory]]
+    settings = Settings(p.selection, p.comparator, p.adapter, p.head, p.federated)
+    run_id = f"{setting_name}-{method}-zoo{zoo_seed}-seed{seed}"
+    outcomes: list[Outcome] = []
+    for task in p.tasks.names:
+        data = open_task(opened, task, p, Path(tasks), Path(partition), [Path(folder) for folder in scores])
+        rounds = Rounds(opened, data, settings, seed, eligible)
+        kept = Checkpoint(checkpoint, task, key)
+        stored = kept.load()
+
+        def save(state: State, kept: Checkpoint = kept) -> None:
+            kept.save(*state.dump())
+
+        def report(state: State, task: str = task) -> None:
+            row = state.rows[-1]
+            print(
+                f"{task} round {state.round}: {row['participants']} clients, {len(state.open)} chains open, "
+                f"{len(state.finished)} finished",
+                flush=True,
+            )
+
+        state = rounds.run(State.load(*stored) if stored else None, save, report)
+        outcomes.append(outcome(opened, data, settings, state))
+    world = "embedded" if p.tasks.source == "world" else "real"
+    with output_folder(out, unlisted=("timings.csv",)) as folder:
+        write_run(
+            folder, outcomes, opened, settings, run_id=run_id, method=method, world=world, seed=seed,
+            setting=setting, alpha=p.partition.alpha, params_sha=params_sha(params), code_sha=code_sha,
+        )  # fmt: skip
+    if checkpoint is not None:
+        shutil.rmtree(checkpoint, ignore_errors=True)

@@ -1,0 +1,29 @@
+"""Stage ``partition``: deal every task's training items to the clients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from assyllm import params as P
+from assyllm.artifacts import output_folder, verify_folder
+from assyllm.results import write_table
+
+SECTIONS = ("tasks", "partition")
+CODE = ("tasks/partition.py", "tasks/record.py", "results.py", "artifacts.py", "seeding.py")
+
+
+def run(params: str, code_sha: str, tasks: Path, seed: int, out: Path) -> None:
+    """Write ``<task>.csv`` (client, question) for every task, and ``counts.csv``."""
+    from assyllm.tasks.partition import COUNT_COLUMNS, counts, partition, write_owners
+    from assyllm.tasks.record import read_questions
+
+    p = P.parse_sections(params, SECTIONS)
+    verify_folder(tasks)
+    with output_folder(out) as folder:
+        table = []
+        for task in p.tasks.names:
+            questions = read_questions(Path(tasks) / task / "train.jsonl")
+            owners = partition(questions, task, p.partition.clients, p.partition.alpha, p.partition.by, seed)
+            write_owners(folder / f"{task}.csv", questions, owners)
+            table += counts(questions, owners, task, p.partition.by)
+        write_table(folder / "counts.csv", table, columns=COUNT_COLUMNS)

@@ -1,0 +1,24 @@
+"""Stage ``quantize``: the pool at low precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from assyllm.params import parse_sections
+
+SECTIONS = ("quantize",)
+CODE = ("params.py", "artifacts.py", "blocks", "quantizer", "zoo/load.py", "zoo/cards.py")
+
+
+def run(params: str, code_sha: str, pool: Path, out: Path) -> None:
+    """Write ``out``, the pool at ``quantize.bits`` a weight."""
+    p = parse_sections(params, SECTIONS)
+    import torch
+
+    from assyllm.quantizer.pool import open_pool, quantize_pool
+
+    torch.set_num_threads(1)
+    quantize_pool(Path(pool), Path(out), p.quantize.bits, p.quantize.group_size)
+    made = open_pool(Path(out))
+    weights = sum(made.info(block).parameters for block in made.ids)
+    print(f"quantize: {made.bytes / 1e6:.2f} MB, {8 * made.bytes / weights:.2f} bits a weight", flush=True)

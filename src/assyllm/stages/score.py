@@ -1,0 +1,48 @@
+"""Stage ``score``: what does not depend on any chain, for one shard of the clients.
+
+Per task ``<task>.safetensors`` (pooled native states of every block, HSIC sums of all block pairs by client,
+activation histograms by client) and ``<task>.public.safetensors`` (the same on public text, without clients).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from assyllm.params import parse_sections
+
+SECTIONS = ("tasks", "partition", "comparator", "adapter", "federated")
+CODE = ("params.py", "artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer",
+        "comparator")  # fmt: skip
+
+
+def run(params: str, code_sha: str, pool: Path, tasks: Path, partition: Path, seed: int, shard: int, out: Path) -> None:
+    """Score shard ``shard`` of ``federated.shards``: the clients whose number leaves that remainder."""
+    p = parse_sections(params, SECTIONS)
+    import torch
+    from safetensors.torch import save_file
+
+    from assyllm.artifacts import output_folder, verify_folder
+    from assyllm.comparator.native import score_clients
+    from assyllm.comparator.public import cloze_questions, public_statistics
+    from assyllm.quantizer.pool import open_pool
+    from assyllm.tasks.partition import read_owned
+    from assyllm.tasks.record import read_questions
+
+    torch.set_num_threads(1)
+    opened = open_pool(Path(pool))
+    verify_folder(Path(tasks))
+    with output_folder(out) as folder:
+        for task in p.tasks.names:
+            train = read_questions(Path(tasks) / task / "train.jsonl")
+            owned = read_owned(Path(partition) / f"{task}.csv", train, p.partition.clients)
+            lines = (Path(tasks) / task / "public.txt").read_text(encoding="utf-8").splitlines()
+            length = p.tasks.max_tokens[task]
+            public = public_statistics(opened, cloze_questions(lines, p.adapter.public_texts), length)
+            clients = [c for c in range(p.partition.clients) if c % p.federated.shards == shard]
+            tensors = score_clients(opened, train, owned, clients, public, p.comparator, length)
+            save_file(tensors, folder / f"{task}.safetensors")
+            save_file(
+                {n: t.contiguous() for n, t in public.tensors().items()},
+                folder / f"{task}.public.safetensors",
+            )
+            print(f"score {task}: {len(clients)} clients, {len(opened.ids)} blocks", flush=True)

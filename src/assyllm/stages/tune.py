@@ -1,0 +1,83 @@
+"""Stage ``tune``: a baseline's settings by grid search, judged on the development split only."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+from assyllm import params as P
+from assyllm.artifacts import verify_folder
+from assyllm.results import write_table
+
+SECTIONS = ("zoo", "tasks", "partition", "federated", "baselines", "fleet", "tune")
+CODE = (
+    "baselines", "federated/cohort.py", "zoo/encoding.py", "zoo/forward.py", "zoo/likelihood.py",
+    "tasks/record.py", "tasks/partition.py", "evaluate.py", "results.py", "artifacts.py", "seeding.py",
+)  # fmt: skip
+COLUMNS = (
+    "task", "method", "model", "rank", "dev_accuracy", "best_round", "learning_rate", "local_epochs", "rounds",
+    "batch", "optimizer", "head_factor", "seed", "source",
+)  # fmt: skip
+
+
+def run(
+    params: str,
+    code_sha: str,
+    method: str,
+    zoo: Path,
+    tasks: Path,
+    partition: Path,
+    cost: Path,
+    out: Path,
+) -> None:
+    """Write the grid's development accuracies per task, best first; the test split is never scored.
+
+    The grid is ``tune.learning_rates`` x ``tune.local_epochs`` at ``tune.rounds`` rounds and ``tune.seed``;
+    batch, optimizer and head factor are the method's own. A tie goes to the cheaper setting (fewer epochs,
+    earlier best round).
+    """
+    import torch
+
+    from assyllm.baselines.job import eligible_clients, encode_task, plan, read_task, takes_part
+    from assyllm.baselines.open import open_model
+    from assyllm.baselines.registry import METHODS
+    from assyllm.baselines.rounds import run_rounds
+    from assyllm.federated.cohort import device_memory
+
+    torch.set_num_threads(1)
+    p = P.parse_sections(params, SECTIONS)
+    for folder in (tasks, partition):
+        verify_folder(folder)
+    seed = p.tune.seed
+    model, tokenizer = open_model(zoo / p.baselines.model)
+    check = takes_part(cost, method, p.baselines.model)
+    eligible = eligible_clients(device_memory(seed, p.fleet, p.partition.clients), check)
+    rows: list[dict[str, Any]] = []
+    for task in p.tasks.names:
+        files = read_task(tasks, partition, task, p.partition.clients)
+        files.splits["test"] = []
+        subject = METHODS[method](model)
+        data, _ = encode_task(files, tokenizer, subject.causal, p.tasks.max_tokens[task])
+        found = []
+        for rate, epochs in itertools.product(p.tune.learning_rates, p.tune.local_epochs):
+            change = {"learning_rate": rate, "local_epochs": epochs, "rounds": p.tune.rounds}
+            tuning = getattr(p.baselines, method)[task].model_copy(update=change)
+            settings = plan(tuning, p.federated, p.baselines.evaluate_every)
+            _, outcome = run_rounds(METHODS[method](model), data, settings, seed, eligible)
+            print(f"{task} {rate:g} x {epochs}: dev {outcome.best_dev:.3f}", flush=True)
+            found.append(
+                {
+                    "task": task,
+                    "method": method,
+                    "model": p.baselines.model,
+                    "dev_accuracy": outcome.best_dev,
+                    "best_round": outcome.best_round,
+                    **tuning.model_dump(),
+                    "seed": seed,
+                    "source": "measured",
+                }
+            )
+        found.sort(key=lambda r: (-r["dev_accuracy"], r["local_epochs"], r["best_round"], r["learning_rate"]))
+        rows += [{"rank": rank, **row} for rank, row in enumerate(found, start=1)]
+    write_table(out, rows, columns=COLUMNS)
