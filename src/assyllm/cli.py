@@ -65,11 +65,12 @@ def download(
     zoo_seed: ZooSeed,
     out: Out,
     base: Annotated[Path | None, typer.Option(help="Folder of the member it is continued from.")] = None,
+    corpus: Annotated[Path | None, typer.Option(help="Plain text to pre-train on.")] = None,
 ) -> None:
     """Fetch one model of the zoo, or pre-train it."""
     from assyllm.stages import download as stage
 
-    stage.run(params, code, model, zoo_seed, base, out)
+    stage.run(params, code, model, zoo_seed, base, corpus, out)
 
 
 @app.command()

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from assyllm.artifacts import output_folder, write_json, write_text
+from assyllm.artifacts import output_folder, sha256_file, write_text
 from assyllm.seeding import rng, seed_for
 from assyllm.tasks.record import Question, write_questions
+from assyllm.zoo.cards import ModelCard, write_card
 
 FAMILY = {"llama": "llama", "vicuna": "llama", "opt": "opt", "bert": "bert", "roberta": "roberta"}
 STANDS_FOR = {
@@ -183,15 +184,18 @@ def write_zoo(folder: Path, names: tuple[str, ...] = tuple(FAMILY), seed: int = 
         with output_folder(folder / name) as out:
             made.save_pretrained(out, safe_serialization=True)
             tool.save_pretrained(out)
-            card = {
-                "name": name,
-                "family": FAMILY[name],
-                "stands_for": STANDS_FOR[name],
-                "licence": LICENCE[name],
-                "source": "embedded",
-                "revision": "",
-            }
-            write_json(out / "card.json", card)
+            card = ModelCard(
+                name=name,
+                family=FAMILY[name],
+                stands_for=STANDS_FOR[name],
+                source="embedded",
+                origin="random weights",
+                licence=LICENCE[name],
+                parameters=sum(p.numel() for p in made.parameters()),
+                weights_sha256=sha256_file(out / "model.safetensors"),
+                seed=seed,
+            )
+            write_card(out, card)
     return folder
 
 
@@ -216,9 +220,7 @@ def questions(task: str, split: str, number: int) -> list[Question]:
             choices = tuple(PLACES[i] for i in shuffled)
             stem, answer, topic = f"{entity} lives near the", shuffled.index(who % 4), "place"
         context = f"{entity} is {COLOURS[who % 4]}" if task == "boolq" else ""
-        out.append(
-            Question(f"{task}-{split}-{n}", context, stem, choices, answer, topic, (f"{task}/{entity}",))
-        )
+        out.append(Question(f"{task}-{split}-{n}", context, stem, choices, answer, topic, (f"{task}/{entity}",)))
     return out
 
 

@@ -1,4 +1,4 @@
-# Pre-trained models become a pool of blocks: download -> split -> quantize.
+# Tasks, and pre-trained models that become a pool of blocks: tasks; download -> split -> quantize.
 include: "common.smk"
 
 
@@ -20,18 +20,45 @@ def base_model(wildcards):
 
 def zoo_folders(wildcards):
     """Every member of the zoo."""
-    return [f"data/zoo/{PLAN.variant('download', wildcards.variant)}/seed{wildcards.zoo}/{m}" for m in PLAN.at(wildcards.variant).zoo.models]
+    variant = PLAN.variant("download", wildcards.variant)
+    return [f"data/zoo/{variant}/seed{wildcards.zoo}/{model}" for model in PLAN.at(wildcards.variant).zoo.models]
+
+
+def passages(wildcards):
+    """The tasks whose passages this zoo's own models are pre-trained on, if params say so."""
+    corpus = PLAN.at(wildcards.variant).zoo.pretrain.corpus
+    return f"data/tasks/{PLAN.variant('tasks', wildcards.variant)}" if str(corpus) == "passages" else []
+
+
+rule tasks:
+    output:
+        directory("data/tasks/{variant}"),
+    params:
+        sections=sections("tasks"),
+        code=code_sha("tasks"),
+    log:
+        "logs/tasks/{variant}.log",
+    benchmark:
+        "logs/tasks/{variant}.tsv"
+    resources:
+        mem_mb=2000,
+    conda:
+        "../../environment.yml"
+    shell:
+        "assyllm tasks --params {params.sections:q} --code {params.code} --out {output} &> {log}"
 
 
 rule download:
     input:
         base=base_model,
+        tasks=passages,
     output:
         directory("data/zoo/{variant}/seed{zoo}/{model}"),
     params:
         sections=lambda w: PLAN.sections("download", w.variant, model=w.model),
         code=code_sha("download"),
         base=lambda w, input: f"--base {input.base}" if input.base else "",
+        corpus=lambda w, input: f"--corpus {input.tasks}/passages.txt" if input.tasks else "",
     log:
         "logs/download/{variant}/seed{zoo}/{model}.log",
     benchmark:
@@ -42,7 +69,7 @@ rule download:
         "../../environment.yml"
     shell:
         "assyllm download --params {params.sections:q} --code {params.code} --model {wildcards.model}"
-        " --zoo-seed {wildcards.zoo} {params.base} --out {output} &> {log}"
+        " --zoo-seed {wildcards.zoo} {params.base} {params.corpus} --out {output} &> {log}"
 
 
 rule split:

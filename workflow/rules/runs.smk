@@ -43,24 +43,6 @@ def member_folders(variant_of):
     return folders
 
 
-rule tasks:
-    output:
-        directory("data/tasks/{variant}"),
-    params:
-        sections=sections("tasks"),
-        code=code_sha("tasks"),
-    log:
-        "logs/tasks/{variant}.log",
-    benchmark:
-        "logs/tasks/{variant}.tsv"
-    resources:
-        mem_mb=2000,
-    conda:
-        "../../environment.yml"
-    shell:
-        "assyllm tasks --params {params.sections:q} --code {params.code} --out {output} &> {log}"
-
-
 rule partition:
     input:
         tasks=above("tasks", "data/tasks/{variant}"),

@@ -76,7 +76,7 @@ class Recipe:
         note = (
             "# An assembled model: blocks of pre-trained models in order (layer_range counts from 0, end excluded).\n"
         )
-        return note + yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
+        return note + yaml.safe_dump(value, sort_keys=False, default_flow_style=None, allow_unicode=True, width=100)
 
     @classmethod
     def from_yaml(cls, text: str, path: Path | str = "recipe.yaml") -> Recipe:

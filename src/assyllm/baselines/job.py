@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from assyllm import params as P
-from assyllm.artifacts import ArtifactError
+from assyllm.artifacts import MANIFEST, ArtifactError, verify_folder
 from assyllm.baselines.local import Local
 from assyllm.baselines.rounds import Data, Plan
-from assyllm.results import read_table
+from assyllm.federated.cohort import participating
 from assyllm.tasks.partition import read_owned
 from assyllm.tasks.record import SPLITS, Question, read_questions
 from assyllm.zoo.encoding import encode
 from assyllm.zoo.forward import Packed, pack
+from assyllm.zoo.load import load_model, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,25 +60,32 @@ def plan(tuning: P.Tuning, federated: P.Federated, evaluate_every: int) -> Plan:
     return Plan(tuning.rounds, federated.clients_per_round, evaluate_every, local, federated.dropout)
 
 
-def takes_part(cost: Path, method: str, model: str) -> Callable[[int], bool]:
-    """Which memory classes (GB) can run ``method`` on ``model``, from the cost table.
+def open_model(folder: Path) -> tuple[Any, Any]:
+    """A zoo member's whole model (eager attention: it vectorises over clients) and its tokenizer.
 
     Raises:
-        ArtifactError: the table says nothing about that method and model.
+        ArtifactError: the folder lacks a file, or differs from its manifest.
     """
-    rows = [row for row in read_table(cost) if row["method"] == method and row["model"] == model]
-    if not rows:
-        raise ArtifactError(f"{cost}: no row for method {method} and model {model}")
-    classes = {int(row["memory_gb"]): bool(int(row["participates"])) for row in rows}
-
-    def check(memory_gb: int) -> bool:
-        if memory_gb not in classes:
-            raise ArtifactError(f"{cost}: no row for devices of {memory_gb} GB")
-        return classes[memory_gb]
-
-    return check
+    if (Path(folder) / MANIFEST).is_file():
+        verify_folder(folder)
+    return load_model(folder), load_tokenizer(folder)
 
 
-def eligible_clients(memory_gb: Sequence[int], check: Callable[[int], bool]) -> list[int]:
-    """Numbers of the clients whose device takes part."""
-    return [client for client, memory in enumerate(memory_gb) if check(memory)]
+def eligible_clients(cost: Path, model: str, memory_gb: Sequence[int]) -> list[int]:
+    """Numbers of the clients whose device can run the cost table's method on ``model``.
+
+    Raises:
+        ArtifactError: the table has no row for the model or for a memory class.
+    """
+    classes = participating(cost, model)
+    for memory in sorted(set(memory_gb)):
+        if memory not in classes:
+            raise ArtifactError(f"{cost}: no row for {model} on devices of {memory} GB")
+    return [client for client, memory in enumerate(memory_gb) if classes[memory]]
+
+
+def budget(cost: Path, model: str) -> str:
+    """The smallest memory class that takes part, e.g. ``"64 GB"``; ``"none"`` where memory excludes no one."""
+    classes = participating(cost, model)
+    inside = [memory for memory, fits in classes.items() if fits]
+    return f"{min(inside)} GB" if inside and len(inside) < len(classes) else "none"

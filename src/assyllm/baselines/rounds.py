@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from assyllm import seeding
 from assyllm.baselines.checkpoint import Checkpoint
 from assyllm.baselines.local import Local, Weights
 from assyllm.baselines.method import Method, choose
+from assyllm.federated.cohort import sample
 from assyllm.zoo.forward import Packed
 
 
@@ -58,14 +58,6 @@ class Outcome:
     seconds: list[float] = field(default_factory=list)
 
 
-def cohort(seed: int, round_: int, eligible: Sequence[int], size: int, dropout: float = 0.0) -> list[int]:
-    """The clients that answer: ``size`` of ``eligible`` (all if fewer), less those that drop out."""
-    size = min(size, len(eligible))
-    drawn = seeding.rng("cohort", seed, round_).choice(np.asarray(eligible), size=size, replace=False)
-    lost = seeding.rng("dropout", seed, round_).random(size) < dropout
-    return sorted(int(client) for client in drawn[~lost])
-
-
 def run_rounds(
     method: Method,
     data: Data,
@@ -101,7 +93,7 @@ def run_rounds(
     for round_ in range(len(outcome.rounds) + 1, rounds + 1):
         row: dict[str, Any] = {"round": round_}
         began = time.perf_counter()
-        answering = cohort(seed, round_, eligible, plan.clients_per_round, plan.dropout)
+        answering = sample(seed, round_, eligible, plan.clients_per_round, plan.dropout)
         row["bytes_up"], row["bytes_down"] = method.traffic(weights)
         row["participants"] = len(answering)
         if answering:
@@ -128,7 +120,8 @@ def _evaluate(
     """Add a round's accuracies to its row; the weights of the best round so far (the earliest at a tie)."""
     dev, test = choose(method, weights, data.dev), choose(method, weights, data.test)
     row["dev"] = float((dev == data.dev.answer.numpy()).mean())
-    row["test"] = float((test == data.test.answer.numpy()).mean())
+    if len(test):  # a tuning run is given no test questions
+        row["test"] = float((test == data.test.answer.numpy()).mean())
     if row["dev"] <= outcome.best_dev:
         return best
     outcome.best_dev, outcome.best_round = row["dev"], row["round"]

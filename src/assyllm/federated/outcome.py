@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from assyllm.assembly.walk import Walker, edges
 from assyllm.blocks.pool import Pool
 from assyllm.comparator.activations import rows_of
 from assyllm.federated.data import TaskData
-from assyllm.federated.rounds import Settings, reported
+from assyllm.federated.rounds import Settings
 from assyllm.federated.state import State
 from assyllm.results import Metric, Prediction, Run, write_rows, write_table
 
@@ -51,7 +51,6 @@ class Outcome:
     data: TaskData
     state: State
     models: list[Assembled]
-    curve: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def reported(self) -> Assembled:
@@ -153,8 +152,8 @@ def write_run(
         ]
         dropped[task] = state.dropped
         provenance = {"run": run_id, "seed": seed, "rounds": state.round, "code": code_sha}
-        model = assemble(pool, found, settings, params_sha, provenance)
-        model.save_pretrained(folder / "models" / task, pool)
+        product = assemble(pool, found, settings, params_sha, provenance)
+        product.save_pretrained(folder / "models" / task, pool)
     run = Run(
         run_id=run_id, method=method, tasks=" ".join(found.data.task for found in outcomes), world=world,
         models=" ".join(pool.models), budget="none", alpha=alpha, seed=seed, params_sha=params_sha,
@@ -201,9 +200,12 @@ def _metrics(found: Outcome, common: dict[str, Any]) -> list[Metric]:
             unit = "bytes" if name.startswith("bytes") else ""
             value = float(row[name])
             rows.append(Metric(**common, split="", round=row["round"], metric=name, value=value, unit=unit))
-    for row in found.curve:
-        where = {"round": row["round"], "split": row["split"]}
-        rows.append(Metric(**common, **where, metric=row["metric"], value=row["value"]))
+        for split in ("dev", "test"):
+            if split in row:
+                where = {"split": split, "round": row["round"]}
+                rows.append(Metric(**common, **where, metric="accuracy", value=row[split]))
+        if "loss" in row:
+            rows.append(Metric(**common, split="train", round=row["round"], metric="loss", value=row["loss"]))
     for family, count in sorted(state.chosen.items()):
         rows.append(Metric(**common, split="", block=family, metric="times_chosen", value=float(count)))
     for name, value in (("models_assembled", len(found.models)), ("votes_dropped", len(state.dropped))):

@@ -19,11 +19,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from assyllm import params
 from assyllm.adapter.linear import LinearAdapter, LinearSums
 from assyllm.artifacts import ArtifactError
 from assyllm.assembly import search
-from assyllm.assembly.head import HeadSums
+from assyllm.assembly.head import HeadSums, accuracy, fit_on_dev
 from assyllm.assembly.search import Chain
 from assyllm.assembly.walk import Walker, edge, edges
 from assyllm.blocks.pool import Pool
@@ -67,6 +69,7 @@ class Rounds:
             raise ArtifactError(f"{data.task}: no client has both the memory and the data to take part")
         self._public: dict[str, Walker] = {}
         self._scoring: dict[str, LinearAdapter | None] = {}
+        self._judged: dict[str, Tensor] = {}  # the reported model's features on dev and test
 
     def run(self, state: State | None = None, save: Save | None = None, report: Save | None = None) -> State:
         """All rounds from ``state`` (a fresh one if None); ``save`` is called after each."""
@@ -232,11 +235,28 @@ class Rounds:
         own = [state.joined[name] for name in edges(best.blocks)]
         down = ID * len(best.blocks) + sum(a.bytes for a in own if a is not None)
         self._log(state, clients, up_sums=up, down=down, head=1)
+        if best.id in heads:
+            state.rows[-1] |= self._evaluate(state, best)
         if state.round == planned[-1]:
             if not heads:
                 raise ArtifactError(f"{self.data.task}: no client answered in the head's rounds")
             state.phase = "done"
         return state
+
+    def _evaluate(self, state: State, best: Chain) -> dict[str, float]:
+        """The reported model so far: mean squared error on the sums, accuracies with the ridge best on dev."""
+        model = self.pool.info(best.blocks[0]).model
+        parts = {split: self.data.encoded(self.pool, model, split) for split in ("dev", "test")}
+        if not self._judged:
+            for split, part in parts.items():
+                walker = Walker(self.pool, rows_of(part), state.joined)
+                self._judged[split] = walker.features(best.blocks, self.settings.head.scope)
+        dev, test = parts["dev"], parts["test"]
+        sums = state.heads[best.id]
+        grid, features = self.settings.head.ridge_grid, self._judged
+        head, _, on_dev = fit_on_dev(sums, grid, features["dev"], dev.choice_mask, dev.answer)
+        on_test = accuracy(head, features["test"], test.choice_mask, test.answer)
+        return {"loss": sums.loss(head), "dev": on_dev, "test": on_test}
 
     def _first_head_round(self, state: State) -> int:
         done = sum(1 for row in state.rows if row["head"])

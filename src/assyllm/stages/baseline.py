@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 SECTIONS = ("zoo", "tasks", "partition", "federated", "baselines", "fleet")
 CODE = (
-    "baselines", "federated/cohort.py", "zoo/encoding.py", "zoo/forward.py", "zoo/likelihood.py",
+    "baselines", "federated/cohort.py", "zoo/encoding.py", "zoo/forward.py", "zoo/likelihood.py", "zoo/load.py",
     "tasks/record.py", "tasks/partition.py", "evaluate.py", "results.py", "artifacts.py", "seeding.py",
 )  # fmt: skip
 Rows = tuple[list[Metric], list[Prediction], list[dict[str, Any]]]
@@ -53,7 +54,7 @@ def run(
     labels = {
         task: Label(run_id=run_id, method=method, task=task, world=world, seed=seed, setting=setting) for task in files
     }
-    models, budget = p.baselines.model, "none"
+    models, limit = p.baselines.model, "none"
     if method == "majority":
         models, rows = "", _majority(files, labels)
     elif method == "zero_shot":
@@ -61,7 +62,7 @@ def run(
     else:
         inputs = [manifest_sha(folder) for folder in (tasks, partition, zoo / models)]
         key = sha256_text("\n".join([params, code_sha, method, run_id, setting, sha256_file(cost), *inputs]))
-        budget, rows = _federated(p, method, zoo / models, files, labels, cost, seed, checkpoint, key)
+        limit, rows = _federated(p, method, zoo / models, files, labels, cost, seed, checkpoint, key)
     metrics, predictions, timings = rows
     record = Run(
         run_id=run_id,
@@ -69,7 +70,7 @@ def run(
         tasks=" ".join(files),
         world=world,
         models=models,
-        budget=budget,
+        budget=limit,
         alpha=p.partition.alpha,
         seed=seed,
         params_sha=P.params_sha(params),
@@ -115,7 +116,7 @@ def _zero_shot(p: Any, zoo: Path, files: dict[str, Any], labels: dict[str, Label
     from dataclasses import replace
 
     from assyllm.baselines import zero_shot
-    from assyllm.baselines.open import open_model
+    from assyllm.baselines.job import open_model
     from assyllm.evaluate import accuracy, final_rows, seen_facts
 
     metrics, predictions = [], []
@@ -148,16 +149,15 @@ def _federated(
     key: str,
 ) -> tuple[str, Rows]:
     from assyllm.baselines.checkpoint import Checkpoint
-    from assyllm.baselines.job import eligible_clients, encode_task, plan, takes_part
-    from assyllm.baselines.open import open_model
+    from assyllm.baselines.job import budget, eligible_clients, encode_task, open_model, plan
     from assyllm.baselines.registry import METHODS
     from assyllm.baselines.rounds import run_rounds
     from assyllm.evaluate import final_rows, seen_facts
     from assyllm.federated.cohort import device_memory
 
     model, tokenizer = open_model(folder)
-    check = takes_part(cost, method, p.baselines.model)
-    eligible = eligible_clients(device_memory(seed, p.fleet, p.partition.clients), check)
+    name = p.baselines.model
+    eligible = eligible_clients(cost, name, device_memory(seed, p.fleet, p.partition.clients))
     metrics, predictions, timings = [], [], []
     for task, task_files in files.items():
         label, splits = labels[task], task_files.splits
@@ -171,7 +171,7 @@ def _federated(
             seed,
             eligible,
             Checkpoint(checkpoint, task, key),
-            report=lambda row, task=task: _say(task, row),
+            report=partial(_say, task),
         )
         seen = seen_facts(splits["train"], splits["test"])
         more = final_rows(label, splits["test"], outcome.test_chosen, seen, outcome.best_dev)
@@ -181,10 +181,7 @@ def _federated(
         metrics.append(label.row("", "shortened_questions", float(shortened)))
         predictions += more[1]
         timings += _timings(label.run_id, task, outcome)
-    smallest = min((memory for memory in p.fleet.memory_gb if check(memory)), default=None)
-    everyone = all(check(memory) for memory in p.fleet.memory_gb)
-    budget = "none" if everyone or smallest is None else f"{smallest} GB"
-    return budget, (metrics, predictions, timings)
+    return budget(cost, name), (metrics, predictions, timings)
 
 
 def _say(task: str, row: dict[str, Any]) -> None:

@@ -13,7 +13,10 @@ PUBLIC_TEXTS = 1000  # lines of the generated world's public text
 
 
 def run(params: str, code_sha: str, out: Path) -> None:
-    """Write ``<task>/{train,dev,test}.jsonl`` and ``<task>/public.txt`` (one unlabelled text a line)."""
+    """Write ``<task>/{train,dev,test}.jsonl`` and ``<task>/public.txt`` (one unlabelled text a line).
+
+    ``passages.txt`` holds the passages of the training questions, once each (``zoo.pretrain.corpus: passages``).
+    """
     from assyllm.tasks import sources, synthetic
     from assyllm.tasks.record import SPLITS, write_questions
     from assyllm.tasks.world import World
@@ -35,3 +38,5 @@ def run(params: str, code_sha: str, out: Path) -> None:
             for split in SPLITS:
                 write_questions(folder / task / f"{split}.jsonl", splits[split])
             write_text(folder / task / "public.txt", "".join(f"{' '.join(t.split())}\n" for t in public[task]))
+        passages = dict.fromkeys(q.context for splits in tasks.values() for q in splits["train"] if q.context)
+        write_text(folder / "passages.txt", "".join(f"{passage}\n<|endoftext|>\n" for passage in passages))

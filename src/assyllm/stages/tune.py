@@ -12,7 +12,7 @@ from assyllm.results import write_table
 
 SECTIONS = ("zoo", "tasks", "partition", "federated", "baselines", "fleet", "tune")
 CODE = (
-    "baselines", "federated/cohort.py", "zoo/encoding.py", "zoo/forward.py", "zoo/likelihood.py",
+    "baselines", "federated/cohort.py", "zoo/encoding.py", "zoo/forward.py", "zoo/likelihood.py", "zoo/load.py",
     "tasks/record.py", "tasks/partition.py", "evaluate.py", "results.py", "artifacts.py", "seeding.py",
 )  # fmt: skip
 COLUMNS = (
@@ -39,8 +39,7 @@ def run(
     """
     import torch
 
-    from assyllm.baselines.job import eligible_clients, encode_task, plan, read_task, takes_part
-    from assyllm.baselines.open import open_model
+    from assyllm.baselines.job import eligible_clients, encode_task, open_model, plan, read_task
     from assyllm.baselines.registry import METHODS
     from assyllm.baselines.rounds import run_rounds
     from assyllm.federated.cohort import device_memory
@@ -51,8 +50,8 @@ def run(
         verify_folder(folder)
     seed = p.tune.seed
     model, tokenizer = open_model(zoo / p.baselines.model)
-    check = takes_part(cost, method, p.baselines.model)
-    eligible = eligible_clients(device_memory(seed, p.fleet, p.partition.clients), check)
+    memory = device_memory(seed, p.fleet, p.partition.clients)
+    eligible = eligible_clients(cost, p.baselines.model, memory)
     rows: list[dict[str, Any]] = []
     for task in p.tasks.names:
         files = read_task(tasks, partition, task, p.partition.clients)
