@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,10 +16,23 @@ from assyllm import seeding
 from assyllm.artifacts import ArtifactError
 from assyllm.results import Metric, Prediction
 
-if TYPE_CHECKING:
-    from assyllm.tasks.record import Question
-
 COLLAPSED_SHARE = 0.95  # a method whose answers are this often the same index has collapsed
+
+
+class Question(Protocol):
+    """What is needed of a ``tasks.record.Question``."""
+
+    @property
+    def id(self) -> str:
+        """Its name in its split."""
+
+    @property
+    def answer(self) -> int:
+        """Index of the right choice."""
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """The facts it rests on."""
 
 
 # ---------------------------------------------------------------------------------------------- accuracies

@@ -130,15 +130,26 @@ class Plan:
         return self.params.figures.names
 
 
-def hold(folder: Path = Path(".snakemake")) -> Any:
+_HELD: dict[Path, Any] = {}
+
+
+def hold(folder: Path = Path(".snakemake")) -> None:
     """Hold this working folder until the process ends; a second writer is refused in one line.
 
-    The kernel frees the lock when the process dies, so a killed run leaves nothing to unlock by hand.
+    The kernel frees the lock when the process dies, so a killed run leaves nothing to unlock by hand. Asking again
+    from the same process is fine (every rules file asks).
 
     Raises:
         BlockingIOError: another process holds it.
     """
+    folder = Path(folder).resolve()
+    if folder in _HELD:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     handle = open(folder / "assyllm.lock", "w")  # noqa: SIM115 - open until the process ends
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return handle
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise
+    _HELD[folder] = handle

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,9 +59,13 @@ def test_code_hash_follows_content_not_time(tmp_path: Path, monkeypatch: pytest.
     assert fresh("cost") != before
 
 
-def test_one_writer_at_a_time(tmp_path: Path) -> None:
-    first = hold(tmp_path)
-    with pytest.raises(BlockingIOError):
-        hold(tmp_path)
-    first.close()
-    hold(tmp_path).close()
+def test_one_writer_at_a_time_and_none_after_a_kill(tmp_path: Path) -> None:
+    code = f"import time; from assyllm.study import hold; hold({str(tmp_path)!r}); print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError):
+            hold(tmp_path)
+        other.kill()
+    hold(tmp_path)
+    hold(tmp_path)

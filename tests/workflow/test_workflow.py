@@ -153,11 +153,11 @@ def test_one_core_gives_the_same_bytes_and_a_killed_run_goes_on(study: Path, tmp
 
 
 def test_a_second_writer_is_refused_in_one_line(study: Path) -> None:
-    from assyllm.study import hold
-
-    handle = hold(study / ".snakemake")
-    try:
+    folder = str(study / ".snakemake")
+    code = f"import time; from assyllm.study import hold; hold({folder!r}); print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
         output = snakemake(study, "--cores", "1", check=False)
-    finally:
-        handle.close()
+        other.kill()
     assert "another run is at work in this folder" in output

@@ -25,7 +25,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Snakemake's own lock outlives a killed run; this one ends with the process (profiles/default sets nolock)
 if workflow.exec_mode == ExecMode.DEFAULT and not workflow.dryrun:
     try:
-        LOCK = hold()
+        hold()
     except BlockingIOError:
         raise WorkflowError("another run is at work in this folder; wait for it or stop it")
 

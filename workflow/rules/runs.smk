@@ -134,7 +134,7 @@ rule federate:
         "../../environment.yml"
     shell:
         "assyllm federate --params {params.sections:q} --code {params.code} --method {wildcards.method}"
-        " --setting-name {wildcards.setting} --setting {params.setting:q} --pool {input.pool}"
+        " --setting-name {wildcards.setting} --setting={params.setting:q} --pool {input.pool}"
         " --tasks {input.tasks} --partition {input.partition} {params.scores} --cost {input.cost}"
         " --zoo-seed {wildcards.zoo} --seed {wildcards.seed} --checkpoint {params.checkpoint}"
         " --out {output} &> {log}"
@@ -166,7 +166,7 @@ rule baseline:
         "../../environment.yml"
     shell:
         "assyllm baseline --params {params.sections:q} --code {params.code} --method {wildcards.method}"
-        " --setting-name {wildcards.setting} --setting {params.setting:q} --zoo {params.zoo}"
+        " --setting-name {wildcards.setting} --setting={params.setting:q} --zoo {params.zoo}"
         " --zoo-seed {wildcards.zoo} --tasks {input.tasks} --partition {input.partition}"
         " --cost {input.cost} --seed {wildcards.seed} --checkpoint {params.checkpoint}"
         " --out {output} &> {log}"

@@ -14,7 +14,7 @@ from assyllm.blocks.pool import Pool
 from assyllm.comparator import cor
 from assyllm.zoo.encoding import Encoded
 
-CHUNK_TOKENS = 8192  # tokens of one forward pass
+CHUNK_TOKENS = 2048  # tokens of one forward pass (fits the cache at small widths)
 
 
 @dataclass(frozen=True, slots=True)

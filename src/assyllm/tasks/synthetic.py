@@ -47,7 +47,7 @@ def _task(task: str, world: World, params: Any, world_params: Any, seed: int) ->
     only_test, only_dev = set(order[: held - held // 2]), set(order[held - held // 2 : held])
     train_facts = [f for f in facts if f.pair not in only_test | only_dev]
     trained = _deal(train_facts, params.train_items[task] or DEFAULT_TRAIN, draw)
-    seen = list(dict.fromkeys(trained))
+    seen = list({fact.id: fact for fact in trained}.values())
     wordings = _wordings(FORM_OF[task], world_params.wordings)
 
     def questions(prefix: str, chosen: list[Fact]) -> list[Question]:

@@ -41,6 +41,7 @@ def train(
     tokenizer, trainer = _untrained(family, size - len(set(whole)))
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([AddedToken(word, single_word=True, lstrip=True) for word in whole])
+    added = dict(zip(family.specials, _specials(family), strict=True))
     surround = {token for token in family.template.split() if token != "$A"}
     tokenizer.post_processor = processors.TemplateProcessing(
         single=family.template,
@@ -50,12 +51,18 @@ def train(
         tokenizer_object=tokenizer,
         model_max_length=max_tokens,
         padding_side="right",
-        **{f"{role}_token": token for role, token in family.roles.items()},
+        **{f"{role}_token": added[token] for role, token in family.roles.items()},
     )
 
 
+def _specials(family: Family) -> list[AddedToken]:
+    """Special tokens; the mask takes the space before it, or an encoder would see a stray space there."""
+    mask = family.roles.get("mask")
+    return [AddedToken(t, lstrip=t == mask, special=True, normalized=False) for t in family.specials]
+
+
 def _untrained(family: Family, size: int) -> tuple[Tokenizer, Any]:
-    common: dict[str, Any] = {"special_tokens": list(family.specials), "show_progress": False}
+    common: dict[str, Any] = {"special_tokens": _specials(family), "show_progress": False}
     unknown = family.roles["unk"]
     if family.algorithm == "wordpiece":
         tokenizer = Tokenizer(models.WordPiece(unk_token=unknown))

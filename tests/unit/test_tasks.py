@@ -1,0 +1,172 @@
+"""The three real tasks: rows to questions, local files, cuts; and owners on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from assyllm import params as P
+from assyllm.artifacts import ArtifactError
+from assyllm.tasks import boolq, openbookqa, piqa, sources
+from assyllm.tasks.partition import partition, read_owned, write_owners
+from assyllm.tasks.record import Question
+
+BOOLQ = {"question": "is it red?", "title": "Red", "passage": "Red -- it  is\nred.", "answer": True}
+PIQA = {"goal": "How to open a jar", "sol1": "twist it", "sol2": "eat it", "label": 0}
+OBQA = {"id": "7-1", "question": "The sun is", "choices": ["a star", "a dog", "ice", "wet"], "answer": 0}
+ROWS = {"boolq": BOOLQ, "piqa": PIQA, "openbookqa": OBQA}
+
+
+def section(**changes: object) -> P.Tasks:
+    values: dict = {
+        "names": ["boolq", "piqa", "openbookqa"],
+        "source": "local",
+        "local_dir": "nowhere",
+        "max_tokens": {"boolq": 64, "piqa": 64, "openbookqa": 64},
+        "train_items": {"boolq": None, "piqa": None, "openbookqa": None},
+        "dev_items": 5,
+        "test_items": None,
+        "unseen_fraction": 0.5,
+    }
+    return P.Tasks(**{**values, **changes})
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Forty training and ten validation rows of each task, found through ASSYLLM_DATA."""
+    for task, row in ROWS.items():
+        (tmp_path / task).mkdir()
+        for split, number in (("train", 40), ("validation", 10)):
+            rows = [dict(row, **({"id": f"{split}-{i}"} if task == "openbookqa" else {})) for i in range(number)]
+            text = "".join(json.dumps(r) + "\n" for r in rows)
+            (tmp_path / task / f"{split}.jsonl").write_text(text)
+    monkeypatch.setenv("ASSYLLM_DATA", str(tmp_path))
+    return tmp_path
+
+
+def test_boolq_row() -> None:
+    question = boolq.question(BOOLQ, "b1")
+    assert question == Question("b1", "Red -- it is red.", "is it red?", ("no", "yes"), 1, "Red")
+    untitled = {name: value for name, value in BOOLQ.items() if name != "title"}
+    assert boolq.question(untitled, "b1").topic == "Red"
+
+
+def test_piqa_and_openbookqa_rows() -> None:
+    question = piqa.question(PIQA, "p1")
+    assert (question.choices, question.answer, question.topic) == (("twist it", "eat it"), 0, "open")
+    published = {
+        "id": "7-1",
+        "question_stem": "The sun is",
+        "choices": {"text": OBQA["choices"], "label": list("ABCD")},
+        "answerKey": "A",
+    }
+    assert openbookqa.question(published, "x") == openbookqa.question(OBQA, "x")
+    assert openbookqa.question(OBQA, "x").topic == "sun"
+
+
+@pytest.mark.parametrize(
+    ("task", "field", "value"),
+    [
+        ("boolq", "answer", 1),
+        ("boolq", "passage", None),
+        ("boolq", "question", " "),
+        ("piqa", "label", -1),
+        ("piqa", "label", True),
+        ("piqa", "sol2", 3),
+        ("openbookqa", "choices", ["a", "b"]),
+        ("openbookqa", "answer", 4),
+        ("openbookqa", "question", None),
+    ],
+)
+def test_a_wrong_field_is_one_line_with_file_and_row(folder: Path, task: str, field: str, value: object) -> None:
+    path = folder / task / "train.jsonl"
+    lines = path.read_text().splitlines()
+    lines[6] = json.dumps({**json.loads(lines[6]), field: value})
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ArtifactError) as error:
+        sources.load(task, "local", Path("nowhere"))
+    message = str(error.value)
+    assert "\n" not in message
+    assert message.startswith(f"{path}, row 7: ")
+    assert field in message
+
+
+def test_broken_json_names_the_row(folder: Path) -> None:
+    path = folder / "piqa" / "train.jsonl"
+    path.write_text(path.read_text() + "{not json\n")
+    with pytest.raises(ArtifactError, match="row 41: not valid JSON"):
+        sources.load("piqa", "local", Path("nowhere"))
+
+
+def test_missing_files_say_where_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ASSYLLM_DATA", raising=False)
+    with pytest.raises(ArtifactError, match=r"boolq.train\.jsonl: missing.*google/boolq.*ASSYLLM_DATA"):
+        sources.load("boolq", "local", tmp_path)
+
+
+def test_reading_leaves_no_cache_behind(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    before = {path for path in tmp_path.rglob("*")}
+    assert len(sources.load("piqa", "local", folder)["train"]) == 40
+    assert {path for path in tmp_path.rglob("*")} == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_cut_is_disjoint_deterministic_and_capped(folder: Path) -> None:
+    for task in ROWS:
+        published = sources.load(task, "local", folder)
+        cut = sources.cut(task, published, section(train_items={**dict.fromkeys(ROWS, 20)}, test_items=7))
+        assert [len(cut[split]) for split in ("train", "dev", "test")] == [20, 5, 7]
+        ids = [q.id for split in cut.values() for q in split]
+        assert len(set(ids)) == len(ids)
+        again = sources.cut(task, published, section(train_items={**dict.fromkeys(ROWS, 20)}, test_items=7))
+        assert cut == again
+
+
+def test_openbookqa_carves_test_items_from_train_only_without_a_test_file(folder: Path) -> None:
+    published = sources.load("openbookqa", "local", folder)
+    cut = sources.cut("openbookqa", published, section())
+    assert [len(cut[split]) for split in ("train", "dev", "test")] == [31, 5, 14]
+    published["test"] = published["validation"][:3]
+    assert len(sources.cut("openbookqa", published, section())["test"]) == 3
+
+
+def test_too_many_dev_items_are_refused(folder: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"tasks\.dev_items: 40 of 40"):
+        sources.cut("piqa", sources.load("piqa", "local", folder), section(dev_items=40))
+
+
+def test_public_texts_hold_every_choice_without_the_answer() -> None:
+    texts = sources.public_texts([piqa.question(PIQA, "p"), openbookqa.question(OBQA, "o")])
+    assert texts[:2] == ["How to open a jar twist it", "The sun is a star"]
+    assert len(texts) == 6
+
+
+def test_owners_survive_the_disk_and_misfits_are_refused(tmp_path: Path) -> None:
+    questions = [Question(f"q{i}", "", "?", ("a", "b"), i % 2) for i in range(30)]
+    owners = partition(questions, "piqa", 7, 1.0, "label", 0)
+    write_owners(tmp_path / "piqa.csv", questions, owners)
+    owned = read_owned(tmp_path / "piqa.csv", questions, 7)
+    assert [list(np.flatnonzero(owners == client)) for client in range(7)] == owned
+    with pytest.raises(ArtifactError, match="deal again"):
+        read_owned(tmp_path / "piqa.csv", questions[:-1], 7)
+    with pytest.raises(ArtifactError, match="deal again"):
+        read_owned(tmp_path / "piqa.csv", questions, 3)
+
+
+REAL = os.environ.get("ASSYLLM_DATA", "")
+
+
+@pytest.mark.skipif(not (Path(REAL) / "boolq" / "train.jsonl").is_file(), reason="ASSYLLM_DATA holds no BoolQ")
+def test_real_files_load_and_cut() -> None:
+    sizes = {}
+    for task in ("boolq", "piqa", "openbookqa"):
+        cut = sources.cut(task, sources.load(task, "local", Path("nowhere")), section(dev_items=300))
+        sizes[task] = len(cut["test"])
+        assert len({q.topic for q in cut["train"]}) > 50
+        assert all(q.topic for q in cut["train"][:50])
+    assert sizes["openbookqa"] > 900
+    assert min(sizes.values()) > 500
