@@ -214,7 +214,7 @@ class Adapter(Section):
 class Selection(Section):
     """How the next block is chosen (paper sections 3.1 and 4.1)."""
 
-    rule: Literal["paper", "paper_distinct", "cka_only", "cor_only", "random"]
+    rule: Literal["paper", "paper_distinct", "paper_other_model", "cka_only", "cor_only", "random"]
     evaluated_per_round: Count
     kept_per_round: Count
     beam: Count

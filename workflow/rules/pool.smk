@@ -1,6 +1,4 @@
 # Tasks, and pre-trained models that become a pool of blocks: tasks; download -> split -> quantize.
-include: "common.smk"
-
 
 rule pool:
     input:

@@ -1,6 +1,4 @@
 # The runs: tasks -> partition -> cost, score -> federate, baseline -> collect; and tune, for the tuning grids.
-include: "common.smk"
-
 
 rule results:
     input:

@@ -61,7 +61,7 @@ def shortlist(
     Args:
         score: compatibility of the chain's last block with a candidate, both in their own models.
     """
-    found = by.eligible(pool, chain.blocks, rule.natural)
+    found = by.eligible(pool, chain.blocks, rule)
     return by.best({block: score(chain.blocks[-1], block) for block in found}, count)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from assyllm.artifacts import ArtifactError, read_json, verify_folder, write_json
+from assyllm.artifacts import ArtifactError, read_json, sha256_file, verify_folder, write_json
 from assyllm.blocks.block import Block, Kind, kind_of
 from assyllm.blocks.families import family as family_of
 from assyllm.blocks.families import find
@@ -158,6 +158,7 @@ class Pool:
         self._blocks: dict[str, Block] = {}
         self._configs: dict[str, Any] = {}
         self._tokenizers: dict[str, Any] = {}
+        self._reads_as: dict[str, str] = {}
         self._infos: dict[str, BlockInfo] = {}
         self.models: dict[str, ModelInfo] = {}
         for name in self._raw["order"]:
@@ -258,6 +259,14 @@ class Pool:
         if model not in self._tokenizers:
             self._tokenizers[model] = load_tokenizer(self.folder / "models" / model)
         return self._tokenizers[model]
+
+    def reads_as(self, model: str) -> str:
+        """The first model of the pool with the same tokenizer: what is encoded for one serves the other."""
+        if model not in self._reads_as:
+            file = self.folder / "models" / model / TOKENIZER_FILES[0]
+            same = [m for m in self.models if sha256_file(self.folder / "models" / m / file.name) == sha256_file(file)]
+            self._reads_as[model] = same[0]
+        return self._reads_as[model]
 
     def lm_head(self, model: str) -> nn.Module:
         """The model's language-model head, tied weights taken from its start block."""

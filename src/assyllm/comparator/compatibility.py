@@ -20,17 +20,21 @@ class Rule:
         cka_weight: w, or None to take the parameter's.
         natural: whether the natural continuation (the next block of the same model) may be chosen. X
             and Y are then the same computation, so that its CKA is 1 and the literal rule rebuilds one model.
+        same_model: whether any block of the model that the chain's last block comes from may be chosen. Without
+            natural continuations the same model's other blocks still score highest, out of order.
         random: ignore the measurements.
     """
 
     cka_weight: float | None = None
     natural: bool = False
+    same_model: bool = True
     random: bool = False
 
 
 RULES: dict[str, Rule] = {
     "paper": Rule(natural=True),
     "paper_distinct": Rule(),
+    "paper_other_model": Rule(same_model=False),
     "cka_only": Rule(cka_weight=1.0),
     "cor_only": Rule(cka_weight=0.0),
     "random": Rule(random=True),
@@ -60,14 +64,17 @@ def random_score(seed: int, task: str, chain: Sequence[str], candidate: str) -> 
     return float(seeding.rng("random rule", seed, task, "+".join(chain), candidate).random())
 
 
-def eligible(pool: Pool, chain: Sequence[str], natural: bool) -> list[str]:
+def eligible(pool: Pool, chain: Sequence[str], chosen: Rule) -> list[str]:
     """Blocks that may follow a chain: no start blocks (they read ids), none that the chain holds already."""
     last = chain[-1]
+    model = pool.info(last).model
     found = []
     for block in pool.ids:
         if pool.info(block).kind == "start" or block in chain:
             continue
-        if not natural and pool.before(block) == last:
+        if not chosen.natural and pool.before(block) == last:
+            continue
+        if not chosen.same_model and pool.info(block).model == model:
             continue
         found.append(block)
     return found

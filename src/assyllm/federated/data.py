@@ -42,6 +42,7 @@ class TaskData:
 
     def encoded(self, pool: Pool, model: str, split: str) -> Encoded:
         """A split (or "public") in a model's tokens, cached."""
+        model = pool.reads_as(model)
         if (model, split) not in self._encoded:
             questions = self.public_questions if split == "public" else self.splits[split]
             self._encoded[model, split] = encode(pool.tokenizer(model), questions, self.max_tokens)

@@ -8,7 +8,7 @@ from assyllm.params import parse_sections
 from assyllm.results import write_table
 
 SECTIONS = ("zoo", "fleet", "cost", "blocks", "quantize")
-CODE = ("cost", "blocks/segment.py")
+CODE = ("cost", "blocks/segment.py", "results.py", "artifacts.py")
 
 
 def run(params: str, code_sha: str, method: str, out: Path) -> None:
