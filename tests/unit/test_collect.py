@@ -72,9 +72,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_accuracy_has_its_interval_and_counts(results: Path) -> None:
-    rows = {
-        (r["task"], r["method"], r["setting"], r["split"]): r for r in read_table(results / "accuracy.csv")
-    }
+    rows = {(r["task"], r["method"], r["setting"], r["split"]): r for r in read_table(results / "accuracy.csv")}
     row = rows["boolq", "ft_oracle", "", "test"]
     assert float(row["low"]) < float(row["mean"]) < float(row["high"])
     assert (row["runs"], row["examples"], row["main"]) == ("2", "80", "1")
@@ -110,9 +108,7 @@ def test_an_incomplete_run_is_named(tmp_path: Path) -> None:
         (18.0, None, None, "not yet measured"),
     ],
 )
-def test_verdicts(
-    paper: float, ours: float | None, interval: tuple[float, float] | None, expected: str
-) -> None:
+def test_verdicts(paper: float, ours: float | None, interval: tuple[float, float] | None, expected: str) -> None:
     assert verdict(paper, ours, interval) == expected
 
 

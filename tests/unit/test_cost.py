@@ -28,9 +28,7 @@ def test_pool_is_41_2_gb_in_16_bit() -> None:
 
 
 @pytest.mark.parametrize(("optimizer", "measured_gib"), [("sgd", 37.0), ("adamw", 62.1)])
-def test_full_fine_tuning_of_llama_7b_is_within_3_percent_of_a_gpu(
-    optimizer: str, measured_gib: float
-) -> None:
+def test_full_fine_tuning_of_llama_7b_is_within_3_percent_of_a_gpu(optimizer: str, measured_gib: float) -> None:
     # batch 16 x 256 tokens, 16 bit, measured on one H200
     cost = PARAMS.cost.model_copy(update={"optimizer": optimizer})
     assert full_fine_tuning(SHAPES["llama-7b"], cost).total / GIB == pytest.approx(measured_gib, rel=0.03)

@@ -36,7 +36,7 @@ class FullFineTuning(Method):
     def start(self) -> Weights:
         """The trainable tensors before round one: the pre-trained weights, and a head of zeros."""
         weights = {name: p.detach().clone() for name, p in self.base.named_parameters()}
-        weights[HEAD] = torch.zeros(features(self.width))
+        weights[HEAD] = torch.zeros(features(self.width), dtype=next(self.base.parameters()).dtype)
         return weights
 
     def scores(self, weights: Weights, batch: Packed) -> Tensor:

@@ -127,7 +127,7 @@ def cohort_step(
     values = torch.func.vmap(one)(leaves, batch.tensors(), item_weights)
     gradients = torch.autograd.grad(values.sum(), list(leaves.values()))
     active = item_weights.sum(-1) > 0
-    masked = None if bool(active.all()) else active.to(torch.float32)
+    masked = None if bool(active.all()) else active.to(values.dtype)
     update(weights, dict(zip(leaves, gradients, strict=True)), state, step, masked, local)
     return values.detach() * active
 
@@ -194,9 +194,9 @@ def train_cohort(
             batch = data.take(torch.from_numpy(index[step]))
             used = torch.from_numpy(item_weights[step])
             sums += cohort_step(loss, stacked, state, step + 1, batch, used, local)
-        share = torch.tensor([len(clients[k][1]) / total for k in group])
+        share = torch.tensor([len(clients[k][1]) / total for k in group], dtype=torch.float64)
         for name, tensor in stacked.items():
-            average[name] += torch.tensordot(share, tensor, dims=1)
+            average[name] += torch.tensordot(share.to(tensor.dtype), tensor, dims=1)
         losses[group] = sums.numpy() / [len(plans[k]) for k in group]
     return average, losses
 

@@ -263,9 +263,9 @@ class Pool:
     def reads_as(self, model: str) -> str:
         """The first model of the pool with the same tokenizer: what is encoded for one serves the other."""
         if model not in self._reads_as:
-            file = self.folder / "models" / model / TOKENIZER_FILES[0]
-            same = [m for m in self.models if sha256_file(self.folder / "models" / m / file.name) == sha256_file(file)]
-            self._reads_as[model] = same[0]
+            files = {name: self.folder / "models" / name / "tokenizer.json" for name in self.models}
+            own = sha256_file(files[model])
+            self._reads_as[model] = next(name for name, file in files.items() if sha256_file(file) == own)
         return self._reads_as[model]
 
     def lm_head(self, model: str) -> nn.Module:

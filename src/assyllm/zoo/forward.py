@@ -150,7 +150,7 @@ def pooled(base: nn.Module, weights: Mapping[str, Tensor] | None, batch: Packed)
     else:
         states = torch.func.functional_call(base, dict(weights), args=(), kwargs=arguments).last_hidden_state
     number, rows, length = batch.ids.shape
-    vectors = batch.pools @ states.reshape(number, rows, length, states.shape[-1])
+    vectors = batch.pools.to(states.dtype) @ states.reshape(number, rows, length, states.shape[-1])
     choices = batch.choice_mask.shape[-1]
     return combine(vectors.reshape(number, choices, -1, states.shape[-1]))
 

@@ -1,0 +1,48 @@
+"""The linear adapter from sums is the ridge fit on the pooled rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from assyllm.adapter.linear import LinearSums
+from assyllm.artifacts import ArtifactError
+
+
+def data(n: int = 200, d: int = 12, e: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, d, generator=generator) + 3
+    return x, x @ torch.randn(d, e, generator=generator) + 5
+
+
+def test_an_affine_map_is_found_again() -> None:
+    x, y = data()
+    adapter = LinearSums.of(x, y).fit(1e-9)
+    torch.testing.assert_close(adapter(x), y, atol=1e-3, rtol=1e-3)
+    assert LinearSums.of(x, y).unexplained(adapter) < 1e-6
+
+
+def test_sums_over_clients_are_the_pooled_fit() -> None:
+    x, y = data()
+    parts = [LinearSums.of(x[i : i + 23], y[i : i + 23]) for i in range(0, 200, 23)]
+    total = LinearSums.zeros(12, 7)
+    for part in parts:
+        total = total + part
+    one, other = LinearSums.of(x, y).fit(0.1), total.fit(0.1)
+    torch.testing.assert_close(one.weight, other.weight)
+    torch.testing.assert_close(one.bias, other.bias)
+
+
+def test_ridge_is_relative_to_the_scale_of_the_states() -> None:
+    x, y = data()
+    one, other = LinearSums.of(x, y).fit(0.1), LinearSums.of(100 * x, y).fit(0.1)
+    torch.testing.assert_close(one(x), other(100 * x), atol=1e-3, rtol=1e-3)
+
+
+def test_no_rows_or_broken_rows_are_refused() -> None:
+    with pytest.raises(ArtifactError, match="no rows"):
+        LinearSums.zeros(3, 2).fit(0.1)
+    with pytest.raises(ArtifactError, match="finite"):
+        LinearSums.of(torch.full((4, 3), float("inf")), torch.ones(4, 2)).fit(0.1)
+    with pytest.raises(ArtifactError, match="rows"):
+        LinearSums.of(torch.ones(4, 3), torch.ones(5, 2))

@@ -1,0 +1,109 @@
+"""Search, recipe and the assembled model: what is saved answers like what was assembled."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from assyllm.adapter.linear import LinearAdapter
+from assyllm.artifacts import ArtifactError
+from assyllm.assembly.assembled import AssembledModel
+from assyllm.assembly.head import Head
+from assyllm.assembly.recipe import Recipe, recipe_of, strictest
+from assyllm.assembly.search import Chain, grow, ranked, roots, shortlist
+from assyllm.assembly.walk import Walker, edge
+from assyllm.comparator.activations import native, rows_of
+from assyllm.comparator.compatibility import RULES, eligible
+from assyllm.quantizer.pool import open_pool
+from assyllm.zoo.encoding import combine, encode, pool
+from tiny import zoo
+
+CHAIN = ("bert:0-1", "opt:1-2", "llama:3-4")
+QUESTIONS = zoo.questions("openbookqa", "test", 9) + zoo.questions("boolq", "test", 5)
+
+
+def adapters() -> list[LinearAdapter | None]:
+    generator = torch.Generator().manual_seed(0)
+    made: list[LinearAdapter | None] = [None]
+    for d, e in ((24, 40), (40, 32)):
+        made.append(LinearAdapter(torch.randn(d, e, generator=generator) / d**0.5, torch.zeros(e)))
+    return made
+
+
+def model(blocks, scope: str = "last_block") -> AssembledModel:
+    width = 2 * 32 if scope == "last_block" else 2 * (24 + 40 + 32)
+    head = Head(torch.randn(width, generator=torch.Generator().manual_seed(1)))
+    recipe = recipe_of(blocks, CHAIN, adapters(), "openbookqa", 48, {"kind": "ridge", "scope": scope, "ridge": 0.1},
+                       0.7, "abc", {"run": "test"})  # fmt: skip
+    return AssembledModel([blocks.block(b) for b in CHAIN], adapters(), head, recipe, blocks.tokenizer("bert")).eval()
+
+
+def test_a_chain_of_one_model_is_that_model(tiny_pool) -> None:
+    encoded = encode(tiny_pool.tokenizer("opt"), QUESTIONS, 48)
+    chain = [info.id for info in tiny_pool.of_model("opt")]
+    walker = Walker(tiny_pool, rows_of(encoded, 64), {edge(chain[:i], chain[i]): None for i in range(1, 4)})
+    original = zoo.model("opt", len(tiny_pool.tokenizer("opt")), 1)
+    with torch.no_grad():
+        states = original.model(input_ids=encoded.ids.flatten(0, 1), attention_mask=encoded.mask.flatten(0, 1).long())
+    expected = pool(states.last_hidden_state, encoded) * encoded.choice_mask[..., None]
+    torch.testing.assert_close(combine(walker.vectors(chain)), expected, atol=1e-5, rtol=1e-4)
+    known = native(tiny_pool, "opt", encoded)
+    torch.testing.assert_close(known.pooled[chain[-1]], walker.vectors(chain), atol=1e-5, rtol=1e-4)
+    assert walker.passes == 4  # the prefix is not run again
+
+
+@pytest.mark.parametrize("kind", ["pool", "pool8"])
+@pytest.mark.parametrize("scope", ["last_block", "all_blocks"])
+def test_a_saved_model_answers_bit_equal(kind, scope, tiny_folder, tmp_path) -> None:
+    blocks = open_pool(tiny_folder / kind)
+    made = model(blocks, scope)
+    made.save_pretrained(tmp_path / "model", blocks)
+    again = AssembledModel.from_pretrained(tmp_path / "model")
+    encoded = made.encode(QUESTIONS)
+    assert torch.equal(made(encoded), again(again.encode(QUESTIONS)))
+    assert again.predict(QUESTIONS) == made(encoded).argmax(-1).tolist()
+    assert not any(part.suffix in (".bin", ".pt", ".pkl") for part in (tmp_path / "model").rglob("*"))
+    (tmp_path / "model" / "recipe.yaml").write_text("format: 1\n")
+    with pytest.raises(ArtifactError, match=r"recipe\.yaml"):
+        AssembledModel.from_pretrained(tmp_path / "model")
+
+
+def test_recipe_reads_back_and_names_the_strictest_licence(tiny_pool) -> None:
+    recipe = model(tiny_pool).recipe
+    assert recipe.blocks == CHAIN
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    assert "layer_range: [1, 2]" in recipe.to_yaml()
+    assert strictest(["MIT", "Apache-2.0"]) == "Apache-2.0"
+    assert strictest(["Apache-2.0", "Llama-1 (non-commercial)", "MIT"]) == "Llama-1 (non-commercial)"
+    assert strictest(["CC-BY-NC-4.0", "my own"]) == "my own"
+    with pytest.raises(ArtifactError, match="not a recipe"):
+        Recipe.from_yaml("format: 1")
+
+
+def test_who_may_follow(tiny_pool) -> None:
+    chain = ("llama:0-1", "opt:2-3")
+    found = eligible(tiny_pool, chain, RULES["paper"])
+    assert "opt:3-4" in found
+    assert not {"bert:0-1", "opt:2-3"} & set(found)
+    assert "opt:3-4" not in eligible(tiny_pool, chain, RULES["paper_distinct"])
+    assert not [b for b in eligible(tiny_pool, chain, RULES["paper_other_model"]) if b.startswith("opt")]
+
+
+def test_paths_end_at_terminating_blocks_depth_or_when_nothing_follows(tiny_pool) -> None:
+    chains = roots(tiny_pool)
+    assert [c.id for c in chains] == [b for b in tiny_pool.ids if tiny_pool.info(b).kind == "start"]
+    two = [Chain(("llama:0-1", "opt:1-2"), (0.5,)), Chain(("bert:0-1", "opt:1-2"), (0.4,))]
+    winners = {two[0].id: [("opt:3-4", 0.9), ("llama:2-3", 0.7), ("llama:1-2", 0.7)]}
+    still, finished = grow(tiny_pool, two, winners, beam=1, max_blocks=4)
+    assert [(c.blocks[-1], c.ended) for c in finished] == [("opt:3-4", "terminating"), ("opt:1-2", "exhausted")]
+    assert [c.blocks[-1] for c in still] == ["llama:1-2"]  # a tie goes to the smaller id
+    assert still[0].compatibility == pytest.approx(0.6)
+    _, deep = grow(tiny_pool, still, {still[0].id: [("bert:1-2", 0.1)]}, beam=4, max_blocks=4)
+    assert deep[0].ended == "depth"
+    assert ranked([deep[0], finished[0]])[0] == finished[0]
+
+
+def test_shortlist_takes_the_best_by_native_score(tiny_pool) -> None:
+    score = {"bert:1-2": 0.9, "opt:1-2": 0.8, "roberta:1-2": None}
+    listed = shortlist(tiny_pool, Chain(("llama:0-1",)), RULES["paper_distinct"], lambda a, b: score.get(b, 0.1), 3)
+    assert listed == ["bert:1-2", "opt:1-2", "bert:2-3"]

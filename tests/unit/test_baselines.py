@@ -1,0 +1,277 @@
+"""Baselines: the vectorised cohort equals the plain loop; rounds, participation, resume; the stages' files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from assyllm import params as P
+from assyllm.artifacts import ArtifactError
+from assyllm.baselines import majority
+from assyllm.baselines.checkpoint import Checkpoint
+from assyllm.baselines.full import FullFineTuning
+from assyllm.baselines.job import budget, eligible_clients
+from assyllm.baselines.local import Local, _groups, train_client, train_cohort
+from assyllm.baselines.method import choose
+from assyllm.baselines.rounds import Data, Plan, run_rounds
+from assyllm.results import Metric, Prediction, Run, check_columns, write_table
+from assyllm.stages import baseline, tune
+from assyllm.zoo.encoding import encode
+from assyllm.zoo.forward import mask_padding, pack
+from tiny import zoo as tiny
+
+torch.set_num_threads(1)
+CLIENTS = 8
+OWNED = [[0, 1, 2, 3, 4], [5], [], [6, 7], list(range(8, 20)), [20, 21, 22], [23], [24, 25, 26, 27, 28, 29]]
+
+
+@cache
+def tokenizer(family: str):
+    return tiny.tokenizer(family)
+
+
+@cache
+def method(family: str = "llama", dtype: torch.dtype = torch.float32) -> FullFineTuning:
+    made = tiny.model(family, len(tokenizer(family)), tokenizer(family).pad_token_id)
+    made.set_attn_implementation("eager")
+    return FullFineTuning(made.to(dtype))
+
+
+def packed(family: str, split: str, number: int, task: str = "openbookqa"):
+    encoded = encode(tokenizer(family), tiny.questions(task, split, number), 48)
+    return pack(encoded, method(family).causal)
+
+
+@cache
+def data(family: str = "llama") -> Data:
+    return Data(packed(family, "train", 30), packed(family, "dev", 16), packed(family, "test", 20), OWNED)
+
+
+@pytest.mark.parametrize(
+    ("family", "optimizer"),
+    [("llama", "adamw"), ("llama", "sgd"), ("opt", "sgd"), ("bert", "adamw"), ("roberta", "adamw")],
+)
+def test_cohort_equals_the_loop_over_clients(family: str, optimizer: str) -> None:
+    local = Local(0.01, local_epochs=2, batch=4, optimizer=optimizer, head_factor=3.0)
+    # in float64, as AdamW turns a gradient's rounding error into a whole step wherever the gradient is zero
+    subject, split = method(family, torch.float64), data(family).train
+    start = subject.start()
+    start["head.weight"] = torch.linspace(-0.5, 0.5, len(start["head.weight"]), dtype=torch.float64)
+    clients = [(c, items) for c, items in enumerate(OWNED) if items]
+    together, losses = train_cohort(subject.loss, start, split, clients, local, "test", 1)
+    total = sum(len(items) for _, items in clients)
+    expected = {name: torch.zeros_like(tensor) for name, tensor in start.items()}
+    for k, (client, items) in enumerate(clients):
+        weights, loss = train_client(subject.loss, start, split, items, local, "test", 1, client)
+        assert losses[k] == pytest.approx(loss, rel=1e-4)
+        for name, tensor in weights.items():
+            expected[name] += tensor * (len(items) / total)
+    for name, tensor in expected.items():
+        moved = (tensor - start[name]).abs().max()
+        assert (tensor - together[name]).abs().max() <= 1e-5 * moved + 1e-9, name
+        assert moved > 0 or "embed" in name or "position" in name or "token_type" in name, name
+
+
+def test_groups_hold_every_client_once_and_keep_like_sizes_together() -> None:
+    groups = _groups([1, 1, 16, 1, 16], [1, 1, 40, 1, 40])
+    assert sorted(k for group in groups for k in group) == [0, 1, 2, 3, 4]
+    assert [2, 4] in groups
+
+
+def test_evaluation_does_not_depend_on_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, weights = method(), method().start()
+    weights["head.weight"] = torch.linspace(-1, 1, len(weights["head.weight"]))
+    chosen = choose(subject, weights, data().test)
+    with torch.no_grad():
+        scores = mask_padding(subject.scores(weights, data().test), data().test.choice_mask)
+    assert chosen.tolist() == scores.argmax(-1).tolist()
+    monkeypatch.setattr("assyllm.baselines.method.CHUNK_TOKENS", 1)
+    assert chosen.tolist() == choose(subject, weights, data().test).tolist()
+
+
+PLAN = Plan(6, 3, 2, Local(0.01, 1, 4, "adamw"), dropout=0.3)
+
+
+def same(first: dict, second: dict) -> bool:
+    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_rounds_learn_choose_on_dev_and_repeat_exactly() -> None:
+    plan = Plan(20, 5, 5, Local(0.01, 2, 16, "adamw"))
+    best, outcome = run_rounds(method(), data(), plan, 0, range(CLIENTS))
+    assert [row["round"] for row in outcome.rounds if "dev" in row] == [5, 10, 15, 20]
+    assert outcome.rounds[-1]["loss"] < outcome.rounds[0]["loss"] - 0.1
+    devs = {row["round"]: row["dev"] for row in outcome.rounds if "dev" in row}
+    assert outcome.best_dev == max(devs.values())
+    assert outcome.best_round == min(r for r, dev in devs.items() if dev == outcome.best_dev)
+    assert choose(method(), best, data().test).tolist() == outcome.test_chosen
+    size = sum(tensor.numel() * 4 for tensor in best.values())
+    assert all(row["bytes_up"] == row["bytes_down"] == size for row in outcome.rounds)
+    again, repeated = run_rounds(method(), data(), plan, 0, range(CLIENTS))
+    assert same(best, again)
+    assert repeated.rounds == outcome.rounds
+
+
+def test_dropout_and_empty_clients_shrink_the_cohort() -> None:
+    _, outcome = run_rounds(method(), data(), PLAN, 0, [2, 4])  # client 2 holds nothing
+    assert all(row["participants"] <= 1 for row in outcome.rounds)
+    _, nobody = run_rounds(method(), data(), PLAN, 0, [])
+    assert nobody.rounds == []
+    assert len(nobody.test_chosen) == 20
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5, 6])
+def test_a_killed_run_resumes_to_identical_results(tmp_path: Path, stop: int) -> None:
+    best, outcome = run_rounds(method(), data(), PLAN, 0, range(CLIENTS))
+
+    def kill(row: dict) -> None:
+        if row["round"] == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_rounds(method(), data(), PLAN, 0, range(CLIENTS), Checkpoint(tmp_path, "t", "key"), kill)
+    done = []
+    resumed = run_rounds(
+        method(), data(), PLAN, 0, range(CLIENTS), Checkpoint(tmp_path, "t", "key"), lambda row: done.append(row)
+    )
+    assert len(done) == 6 - 2 * (stop // 2)
+    assert same(best, resumed[0])
+    assert resumed[1].rounds == outcome.rounds
+    assert resumed[1].test_chosen == outcome.test_chosen
+
+
+def test_another_key_or_a_torn_file_is_no_checkpoint(tmp_path: Path) -> None:
+    saved = Checkpoint(tmp_path, "t", "key")
+    assert saved.load() is None
+    saved.save({"a": torch.ones(3)}, {"x": 0.1})
+    tensors, state = saved.load() or ({}, {})
+    assert (tensors["a"].tolist(), state) == ([1, 1, 1], {"x": 0.1})
+    assert Checkpoint(tmp_path, "t", "other").load() is None
+    path = tmp_path / "t.safetensors"
+    path.write_bytes(path.read_bytes()[:40])
+    assert saved.load() is None
+    assert Checkpoint(None, "t", "key").load() is None
+
+
+def cost_table(path: Path, name: str, threshold: int) -> Path:
+    common = {"method": name, "model": "llama", "share": 0.5, "peak_gb": 1}
+    write_table(path, [{**common, "memory_gb": gb, "participates": int(gb >= threshold)} for gb in (64, 4)])
+    return path
+
+
+def test_participation_comes_from_the_cost_table(tmp_path: Path) -> None:
+    cost = cost_table(tmp_path / "c.csv", "ft_practical", 64)
+    assert eligible_clients(cost, "llama", [64, 4, 64]) == [0, 2]
+    assert budget(cost, "llama") == "64 GB"
+    assert budget(cost_table(tmp_path / "d.csv", "ft_oracle", 0), "llama") == "none"
+    with pytest.raises(ArtifactError, match="8 GB"):
+        eligible_clients(cost, "llama", [8])
+    with pytest.raises(ArtifactError, match="opt"):
+        eligible_clients(cost, "opt", [64])
+
+
+def test_majority_answers_alike() -> None:
+    questions = tiny.questions("boolq", "train", 40)
+    chosen = majority.choose(questions, questions[:5])
+    most = np.bincount([q.answer for q in questions]).argmax()
+    assert chosen.tolist() == [most] * 5
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("", 'model="opt"'),
+        ("partition.alpha=0.1 zoo.seed=1", 'model="opt" partition.alpha=0.1 zoo.seed=1'),
+        ('baselines.x=[1, "a b"]', 'baselines.x=[1, "a b"] model="opt"'),
+    ],
+)
+def test_zero_shot_settings_name_the_model(setting: str, expected: str) -> None:
+    assert baseline.with_model(setting, "opt") == expected
+
+
+# ------------------------------------------------------------------------------------------------- stages
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("job")
+    names = ("boolq", "openbookqa")
+    return {
+        "root": root,
+        "zoo": tiny.write_zoo(root / "zoo", ("llama", "bert")),
+        "tasks": tiny.write_tasks(root / "tasks", names),
+        "partition": tiny.write_partition(root / "partition", names),
+    }
+
+
+def sections(names: tuple[str, ...], method: str) -> str:
+    raw = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
+    raw["zoo"]["models"] = {name: raw["zoo"]["models"][name] for name in ("llama", "bert")}
+    raw["tasks"] |= {"names": ["boolq", "openbookqa"], "max_tokens": {"boolq": 40, "openbookqa": 40}}
+    raw["partition"]["clients"] = 12
+    raw["federated"]["clients_per_round"] = 4
+    raw["fleet"]["memory_gb"] = {64: 0.5, 4: 0.5}
+    tuning = {"learning_rate": 0.005, "rounds": 4, "local_epochs": 1, "batch": 16}
+    raw["baselines"] = {"model": "llama", "evaluate_every": 2}
+    if method in P.TUNED:
+        raw["baselines"][method] = dict.fromkeys(("boolq", "openbookqa"), tuning)
+    raw["tune"] |= {"learning_rates": [0.001, 0.01], "local_epochs": [1], "rounds": 2}
+    return json.dumps({name: raw[name] for name in names}, sort_keys=True)
+
+
+def run_baseline(files: dict[str, Path], name: str, out: str, cost: Path) -> Path:
+    root = files["root"]
+    text = sections(baseline.SECTIONS, name)
+    baseline.run(text, "code", name, "base", "", files["zoo"], 0, files["tasks"], files["partition"], cost, 0,
+                 root / "checkpoint", root / out)  # fmt: skip
+    return root / out
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+@pytest.mark.parametrize("name", ["majority", "zero_shot", "ft_practical"])
+def test_baseline_stage_writes_a_whole_run_twice_alike(files: dict[str, Path], name: str) -> None:
+    cost = cost_table(files["root"] / f"{name}.csv", name, 64)
+    out = run_baseline(files, name, name, cost)
+    run = check_columns(out / "run.csv", Run)[0]
+    metrics = check_columns(out / "metrics.csv", Metric)
+    predictions = check_columns(out / "predictions.csv", Prediction)
+    assert (run["run_id"], run["world"]) == (f"base-{name}-zoo0-seed0", "embedded")
+    final = [m for m in metrics if (m["metric"], m["split"], m["round"]) == ("accuracy", "test", "")]
+    models = 2 if name == "zero_shot" else 1
+    assert [m["task"] for m in final].count("boolq") == models
+    assert len(predictions) == 2 * 30 * models
+    assert run["budget"] == ("64 GB" if name == "ft_practical" else "none")
+    if name == "zero_shot":
+        assert {m["setting"] for m in metrics} == {'model="llama"', 'model="bert"'}
+    if name == "ft_practical":
+        eligible = {m["value"] for m in metrics if m["metric"] == "eligible_clients"}
+        assert eligible == {"6"}
+        curve = [m["round"] for m in metrics if m["metric"] == "accuracy" and m["round"] and m["split"] == "test"]
+        assert curve == ["2", "4", "2", "4"]
+        assert rows(out / "timings.csv")
+    assert not (files["root"] / "checkpoint").exists()
+    again = run_baseline(files, name, f"{name}_again", cost)
+    for file in ("run.csv", "metrics.csv", "predictions.csv", "manifest.json"):
+        assert (out / file).read_bytes() == (again / file).read_bytes(), file
+
+
+def test_tune_stage_ranks_the_grid_by_dev(files: dict[str, Path]) -> None:
+    cost = cost_table(files["root"] / "tune_cost.csv", "ft_oracle", 0)
+    out = files["root"] / "tuning.csv"
+    tune.run(sections(tune.SECTIONS, "ft_oracle"), "code", "ft_oracle", files["zoo"], files["tasks"],
+             files["partition"], cost, out)  # fmt: skip
+    table = rows(out)
+    assert [row["rank"] for row in table] == ["1", "2", "1", "2"]
+    assert float(table[0]["dev_accuracy"]) >= float(table[1]["dev_accuracy"])
+    assert {row["seed"] for row in table} == {str(P.load(Path(__file__).parents[2] / "params.yaml").tune.seed)}

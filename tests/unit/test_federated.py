@@ -1,0 +1,201 @@
+"""Rounds: only the cohort counts, bad votes are dropped and named, order and interruptions change nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from assyllm import params as P
+from assyllm.artifacts import ArtifactError, verify_folder
+from assyllm.assembly.assembled import AssembledModel
+from assyllm.comparator.cka import HsicTerms
+from assyllm.federated.cohort import device_memory, partitioned, sample
+from assyllm.federated.messages import CandidateSums, ScoreReply, ScoreTask, Vote
+from assyllm.federated.rounds import Rounds, Settings
+from assyllm.federated.server import Tally, decide, server_step
+from assyllm.federated.state import State
+from assyllm.federated.task import open_task
+from assyllm.quantizer.pool import open_pool
+from assyllm.results import Metric, Prediction, Run, check_columns, read_table
+from assyllm.stages import cost, federate, score
+from conftest import tiny_params
+
+CHAIN, NAME = ("a:0-1",), "a:0-1"
+TASK = ScoreTask(round=1, candidates={CHAIN: ("b:1-2", "c:1-2", "d:1-2")}, kept=2, weight=1.0, batch=32,
+                 cor={(NAME, b): 0.5 for b in ("b:1-2", "c:1-2", "d:1-2")}, estimator="unbiased",
+                 adapter_bytes=0)  # fmt: skip
+
+
+def reply(client: int, *votes: tuple[str, float], examples: int = 4, xy: float = 1.0) -> ScoreReply:
+    terms = HsicTerms(np.array([xy]), np.array([2.0]), np.array([2.0]), examples)
+    sums = {(NAME, block): CandidateSums(terms, None) for block in TASK.candidates[CHAIN]}
+    return ScoreReply(client, 1, examples, tuple(Vote(NAME, block, value) for block, value in votes), sums)
+
+
+def test_votes_weigh_compatibility_and_examples() -> None:
+    replies = [reply(0, ("b:1-2", 0.9)), reply(1, ("c:1-2", 0.5)), reply(2, ("c:1-2", 0.5))]
+    tally, dropped = server_step(Tally(), TASK, replies)
+    assert not dropped
+    assert [block for block, _ in decide(tally, TASK)[NAME]] == ["c:1-2", "b:1-2"]
+    assert decide(tally, TASK)[NAME][0][1] == 0.5  # the pooled HSIC ratio, not a mean of what clients said
+    heavy, _ = server_step(Tally(), TASK, [reply(0, ("b:1-2", 0.9), examples=40), *replies[1:]])
+    assert decide(heavy, TASK)[NAME][0][0] == "b:1-2"
+
+
+def test_bad_votes_are_dropped_and_named() -> None:
+    nan, inf = float("nan"), float("inf")
+    bad = [
+        reply(0, ("b:1-2", nan)), reply(1, ("b:1-2", inf)), reply(2, ("z:1-2", 0.5)), reply(3, ("b:1-2", 1e6)),
+        reply(4, ("b:1-2", 0.5), ("b:1-2", 0.5)), reply(5, ("b:1-2", 0.1), ("c:1-2", 0.1), ("d:1-2", 0.1)),
+        reply(6), reply(7, ("d:1-2", 0.2)), reply(7, ("d:1-2", 0.2)), reply(8, ("b:1-2", 0.4), xy=nan),
+    ]  # fmt: skip
+    tally, dropped = server_step(Tally(), TASK, bad)
+    why = {(d.client, d.why) for d in dropped}
+    assert {(0, "score is not finite"), (1, "score is not finite"), (2, "unknown chain or block")} <= why
+    assert {(3, "score out of range"), (4, "given twice"), (5, "more than 2 votes on a chain")} <= why
+    assert {(6, "no vote on this chain"), (7, "a second reply"), (8, "sums that are not finite")} <= why
+    assert tally.votes == {(NAME, "b:1-2"): 2, (NAME, "c:1-2"): 1, (NAME, "d:1-2"): 1}
+
+
+def test_order_of_replies_changes_nothing() -> None:
+    replies = [reply(i, ("b:1-2", 0.1 + i / 7), ("d:1-2", 0.3), xy=1 / (3 + i)) for i in range(9)]
+    one, other = server_step(Tally(), TASK, replies)[0], server_step(Tally(), TASK, replies[::-1])[0]
+    assert one.weight == other.weight
+    assert {k: float(t.xy[0]) for k, t in one.hsic.items()} == {k: float(t.xy[0]) for k, t in other.hsic.items()}
+
+
+def test_fleet_shares_are_exact_and_cohorts_are_reproducible() -> None:
+    fleet = tiny_params().fleet
+    devices = device_memory(3, fleet, 200)
+    assert Counter(devices) == {64: 20, 32: 30, 16: 30, 8: 60, 4: 60}
+    assert devices == device_memory(3, fleet, 200) != device_memory(4, fleet, 200)
+    assert sum(Counter(device_memory(0, fleet, 7)).values()) == 7
+    eligible = list(range(0, 90, 2))
+    asked = sample(0, 5, eligible, 20)
+    assert asked == sorted(asked)
+    assert len(set(asked)) == 20
+    assert set(sample(0, 5, eligible, 20, dropout=0.5)) < set(asked)
+    once = [c for r in range(7, 10) for c in partitioned(0, r, eligible, 20, range(7, 10))]
+    assert sorted(once) == eligible
+
+
+@pytest.fixture(scope="module")
+def scored(tiny_folder):
+    """Scores in one shard and in two, and the cost table."""
+    p = tiny_params()
+    where = (tiny_folder / "pool8", tiny_folder / "tasks", tiny_folder / "partition", 0)
+    text = P.sections_json(p, score.SECTIONS)
+    score.run(text, "code", *where, 0, tiny_folder / "scores")
+    two = P.sections_json(tiny_params(federated={"shards": 2, "clients_per_round": 5}), score.SECTIONS)
+    for shard in (0, 1):
+        score.run(two, "code", *where, shard, tiny_folder / f"scores{shard}")
+    cost.run(P.sections_json(p, cost.SECTIONS), "code", "assyllm_paper", tiny_folder / "cost.csv")
+    return tiny_folder
+
+
+def rounds(folder, task: str = "piqa", scores: tuple[str, ...] = ("scores",), **changes) -> Rounds:
+    p = tiny_params(**changes)
+    pool = open_pool(folder / "pool8")
+    data = open_task(pool, task, p, folder / "tasks", folder / "partition", [folder / s for s in scores])
+    return Rounds(pool, data, Settings(p.selection, p.comparator, p.adapter, p.head, p.federated), 0, range(12))
+
+
+def summary(state: State) -> tuple:
+    tensors, raw = state.dump()
+    raw = {key: value for key, value in raw.items() if key != "seconds"}
+    return raw, {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+
+
+def test_a_run_assembles_models_and_only_cohorts_contribute(scored) -> None:
+    run = rounds(scored)
+    state = run.run()
+    assert state.finished
+    assert all(len(chain.blocks) >= 2 for chain in state.finished)
+    assert all(row["participants"] <= 5 for row in state.rows)
+    assert sum(1 for row in state.rows if row["head"]) == 3
+    assert all(row["bytes_up"] > 0 and row["bytes_down"] > 0 for row in state.rows)
+    first = sample(0, 1, run.eligible, 5)
+    np.testing.assert_array_equal(state.hsic, run.data.hsic[first].sum(0))
+    for chain in state.finished:  # no natural continuation under paper_distinct
+        for a, b in zip(chain.blocks, chain.blocks[1:], strict=False):
+            assert run.pool.before(b) != a
+
+
+def test_resuming_after_any_round_changes_nothing(scored) -> None:
+    states: list[tuple] = []
+    whole = rounds(scored, selection={"rounds_per_block": 2, "max_blocks": 3}).run(
+        save=lambda s: states.append(s.dump())
+    )
+    for tensors, raw in states[1:-1:2]:
+        again = rounds(scored, selection={"rounds_per_block": 2, "max_blocks": 3}).run(State.load(tensors, raw))
+        assert summary(again) == summary(whole)
+
+
+def test_shards_and_threads_do_not_change_the_selection(scored) -> None:
+    def selected(threads: int, scores: tuple[str, ...]) -> list:
+        run = rounds(scored, scores=scores, selection={"max_blocks": 2})
+        torch.set_num_threads(threads)
+        try:
+            state = run.step(run.step(State()))
+        finally:
+            torch.set_num_threads(1)
+        return [chain.blocks for chain in state.finished]
+
+    assert selected(1, ("scores",)) == selected(1, ("scores1", "scores0")) == selected(2, ("scores",))
+    with pytest.raises(ArtifactError, match="shards"):
+        rounds(scored, scores=("scores1",))
+
+
+@pytest.mark.parametrize("rule", ["paper", "paper_other_model", "cka_only", "cor_only", "random"])
+def test_every_rule_assembles(scored, rule) -> None:
+    state = rounds(scored, selection={"rule": rule, "max_blocks": 3}, head={"rounds": 1, "scope": "all_blocks"}).run()
+    assert state.finished
+    if rule == "paper":  # the trap: the literal rule rebuilds original models
+        best = max(state.finished, key=lambda c: c.compatibility)
+        assert len({block.split(":")[0] for block in best.blocks}) == 1
+
+
+def test_dropouts_and_lost_cohorts_are_survived(scored) -> None:
+    state = rounds(scored, federated={"dropout": 0.6, "clients_per_round": 5}).run()
+    assert state.finished
+    assert min(row["participants"] for row in state.rows) < 5
+    with pytest.raises(ArtifactError, match="no client"):
+        Rounds(open_pool(scored / "pool8"), rounds(scored).data, rounds(scored).settings, 0, [])
+
+
+def test_the_stage_writes_whole_tables_and_a_model_twice_alike(scored, tmp_path) -> None:
+    p = tiny_params(tasks={"names": ["piqa"]}, selection={"max_blocks": 3})
+    text = P.sections_json(p, federate.SECTIONS)
+    for name in ("one", "two"):
+        federate.run(text, "code", "assyllm_paper", "base", "", scored / "pool8", scored / "tasks",
+                     scored / "partition", [scored / "scores"], scored / "cost.csv", 0, 0, tmp_path / "ck",
+                     tmp_path / name)  # fmt: skip
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert (one / "manifest.json").read_bytes() == (two / "manifest.json").read_bytes()
+    assert not (tmp_path / "ck").exists()
+    verify_folder(one)
+    metrics = check_columns(one / "metrics.csv", Metric)
+    final = [m for m in metrics if m["metric"] == "accuracy" and m["split"] == "test" and m["round"] == ""]
+    assert len(final) == 1
+    assert check_columns(one / "run.csv", Run)[0]["run_id"] == "base-assyllm_paper-zoo0-seed0"
+    answered = check_columns(one / "predictions.csv", Prediction)
+    share = sum(int(row["correct"]) for row in answered) / len(answered)
+    assert float(final[0]["value"]) == pytest.approx(share)
+    models = read_table(one / "models.csv")
+    assert sum(int(row["reported"]) for row in models) == 1
+    model = AssembledModel.from_pretrained(one / "models" / "piqa")
+    assert "+".join(model.recipe.blocks) == next(row["model"] for row in models if row["reported"] == "1")
+    from assyllm.tasks.record import read_questions
+
+    questions = read_questions(scored / "tasks" / "piqa" / "test.jsonl")
+    assert model.predict(questions) == [int(row["chosen"]) for row in answered]
+
+
+def test_message_sizes_count_what_is_sent() -> None:
+    assert reply(0, ("b:1-2", 0.9)).vote_bytes == 12
+    assert reply(0).sum_bytes == 3 * 12
+    assert replace(TASK, adapter_bytes=100).bytes == 100 + 4 * 2 + 3 * 4
