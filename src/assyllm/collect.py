@@ -42,12 +42,7 @@ def gather(runs: Iterable[Path], name: str, kind: type) -> Rows:
 
 def gather_optional(runs: Iterable[Path], name: str) -> Rows:
     """The rows of a table that only some runs have (assembled models, timings)."""
-    return [
-        row
-        for run in runs
-        if (Path(run) / f"{name}.csv").is_file()
-        for row in read_table(run / f"{name}.csv")
-    ]
+    return [row for run in runs if (Path(run) / f"{name}.csv").is_file() for row in read_table(run / f"{name}.csv")]
 
 
 def check_complete(runs: Rows, metrics: Rows) -> None:
@@ -187,13 +182,13 @@ def collect(size: str, runs: list[Path], cost_tables: list[Path], ev: Evaluate, 
     out = Path(out)
     columns = [field for field in Metric.__dataclass_fields__]
     write_table(out / "metrics.csv", [*metrics, *cost_metrics(cost, run_rows[0]["world"])], columns)
-    write_table(out / "runs.csv", run_rows)  # type: ignore[arg-type]
+    write_table(out / "runs.csv", run_rows)
     write_table(out / "accuracy.csv", accuracy)
     write_table(out / "differences.csv", differences, ["task", "method", "versus", "difference", "low", "high",
                                                        "runs", "source"])  # fmt: skip
     write_table(out / "models.csv", models, list(models[0]) if models else ["world", "run_id", "source"])
-    write_table(out / "cost.csv", cost)  # type: ignore[arg-type]
-    write_table(out / "paper.csv", paper_values())  # type: ignore[arg-type]
-    write_table(out / "timings.csv", timings, ["run_id", "what", "value", "unit"])  # type: ignore[arg-type]
+    write_table(out / "cost.csv", cost)
+    write_table(out / "paper.csv", paper_values())
+    write_table(out / "timings.csv", timings, ["run_id", "what", "value", "unit"])
     write_table(out / "claims.csv", claims_table(accuracy, differences, models, cost, paper_values(), size))
     write_json(out / "summary.json", summary(accuracy))

@@ -123,9 +123,7 @@ class Zoo(Section):
             if source == "local" and member.path is None:
                 raise ValueError(f"models.{name}.path: needed when its source is local")
             if source == "hub" and not (member.hub_id and member.revision and member.licence):
-                raise ValueError(
-                    f"models.{name}: hub_id, revision and licence are needed when its source is hub"
-                )
+                raise ValueError(f"models.{name}: hub_id, revision and licence are needed when its source is hub")
             base = member.continued_from
             if base is not None and (base not in self.models or base == name):
                 raise ValueError(f"models.{name}.continued_from: {base!r} is not another member of the zoo")
@@ -225,8 +223,7 @@ class Selection(Section):
     def _kept_fits(self) -> Selection:
         if self.kept_per_round > self.evaluated_per_round:
             raise ValueError(
-                f"kept_per_round: {self.kept_per_round} is more than evaluated_per_round "
-                f"({self.evaluated_per_round})"
+                f"kept_per_round: {self.kept_per_round} is more than evaluated_per_round ({self.evaluated_per_round})"
             )
         return self
 
@@ -358,14 +355,10 @@ class Params(Section):
                 if task not in getattr(self.baselines, method):
                     raise ValueError(f"baselines.{method}: no entry for {task}")
         if (self.tasks.source == "world") != (any(m.facets for m in self.zoo.models.values())):
-            raise ValueError(
-                "tasks.source: 'world' goes with zoo members that know facets, and only with them"
-            )
+            raise ValueError("tasks.source: 'world' goes with zoo members that know facets, and only with them")
         for name, member in self.zoo.models.items():
             if any(not 0 <= facet < self.world.facets for facet in member.facets):
-                raise ValueError(
-                    f"zoo.models.{name}.facets: the world has facets 0 to {self.world.facets - 1}"
-                )
+                raise ValueError(f"zoo.models.{name}.facets: the world has facets 0 to {self.world.facets - 1}")
         for size in ("default", "full"):
             for setting in getattr(self.study, size).runs:
                 if setting not in self.settings:

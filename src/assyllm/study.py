@@ -80,9 +80,7 @@ class Plan:
             self._settings[setting] = P.with_setting(self.raw, setting)
         return self._settings[setting]
 
-    def sections(
-        self, rule: str, setting: str = "base", method: str | None = None, model: str | None = None
-    ) -> str:
+    def sections(self, rule: str, setting: str = "base", method: str | None = None, model: str | None = None) -> str:
         """The JSON that a rule's stage gets: no other baseline's tuning, no other model's shape."""
         names = stage_module(rule).SECTIONS
         dump = json.loads(P.sections_json(self.at(setting), names))

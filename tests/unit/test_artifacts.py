@@ -25,9 +25,14 @@ def test_a_failed_body_leaves_the_old_output_as_it_was(tmp_path: Path) -> None:
     with A.output_folder(out) as folder:
         A.write_text(folder / "x.txt", "one")
     before = (out / A.MANIFEST).read_bytes()
-    with pytest.raises(RuntimeError), A.output_folder(out) as folder:
-        A.write_text(folder / "x.txt", "two")
-        raise RuntimeError
+
+    def fail_halfway() -> None:
+        with A.output_folder(out) as folder:
+            A.write_text(folder / "x.txt", "two")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
     assert (out / A.MANIFEST).read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["pool"]
 

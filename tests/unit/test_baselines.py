@@ -20,7 +20,7 @@ from assyllm.baselines.full import FullFineTuning
 from assyllm.baselines.job import budget, eligible_clients
 from assyllm.baselines.local import Local, _groups, train_client, train_cohort
 from assyllm.baselines.method import choose
-from assyllm.baselines.rounds import Data, Plan, run_rounds
+from assyllm.baselines.rounds import Data, Diverged, Plan, run_rounds
 from assyllm.results import Metric, Prediction, Run, check_columns, write_table
 from assyllm.stages import baseline, tune
 from assyllm.zoo.encoding import encode
@@ -117,6 +117,12 @@ def test_rounds_learn_choose_on_dev_and_repeat_exactly() -> None:
     again, repeated = run_rounds(method(), data(), plan, 0, range(CLIENTS))
     assert same(best, again)
     assert repeated.rounds == outcome.rounds
+
+
+def test_divergence_is_said_in_one_line() -> None:
+    plan = Plan(6, 3, 2, Local(1e30, 2, 4, "sgd"))
+    with pytest.raises(Diverged, match=r"round \d: the loss is \w+; lower the learning rate"):
+        run_rounds(method(), data(), plan, 0, range(CLIENTS))
 
 
 def test_dropout_and_empty_clients_shrink_the_cohort() -> None:

@@ -60,7 +60,8 @@ def test_code_hash_follows_content_not_time(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_one_writer_at_a_time_and_none_after_a_kill(tmp_path: Path) -> None:
-    code = f"import time; from assyllm.study import hold; hold({str(tmp_path)!r}); print('held', flush=True); time.sleep(60)"
+    code = f"import time; from assyllm.study import hold; hold({str(tmp_path)!r}); print('held', flush=True)"
+    code += "; time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"

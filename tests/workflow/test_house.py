@@ -99,9 +99,7 @@ def test_imports_run_only_downward(path: Path) -> None:
         assert LEVEL[room(target)] <= LEVEL[room(path)], f"{path} climbs to {target}"
         same_floor = LEVEL[room(target)] == LEVEL[room(path)] and room(target) != room(path)
         assert not (
-            same_floor
-            and {room(path), room(target)} == {"federated", "baselines"}
-            and room(path) == "federated"
+            same_floor and {room(path), room(target)} == {"federated", "baselines"} and room(path) == "federated"
         ), f"{path}: federated knows nothing of baselines"
 
 
@@ -159,17 +157,11 @@ def test_params_schema_is_in_step() -> None:
     assert stored == json.loads(json.dumps(P.schema())), "run `make schema`"
 
 
-@pytest.mark.parametrize(
-    "path", [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*/params.yaml"))], ids=str
-)
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*/params.yaml"))], ids=str)
 def test_params_files_are_valid_and_explained(path: Path) -> None:
     P.load(path)
     if path.parent == ROOT:
-        bare = [
-            line
-            for line in path.read_text().splitlines()
-            if re.match(r"^  \w+: \S", line) and "#" not in line
-        ]
+        bare = [line for line in path.read_text().splitlines() if re.match(r"^  \w+: \S", line) and "#" not in line]
         unexplained = [line for line in bare if not re.match(r"^  (base|opt|alpha|int4|fp16)", line)]
         assert not unexplained, f"lines without a comment: {unexplained}"
 
@@ -180,13 +172,9 @@ def test_dvc_is_in_step_with_params_and_tables() -> None:
     tracked = {name for stage in dvc["stages"].values() for name in stage["params"]}
     assert tracked | {"tune"} == set(P.Params.model_fields)
     outs = [o for s in dvc["stages"].values() for part in ("outs", "metrics") for o in s.get(part, [])]
-    assert all(spec["persist"] for out in outs for spec in out.values()), (
-        "without persist DVC deletes outs first"
-    )
+    assert all(spec["persist"] for out in outs for spec in out.values()), "without persist DVC deletes outs first"
     for stage, rule in (("pool", "quantize"), ("results", "collect")):
-        sections = {
-            s for r in study.RULES if r not in ("figure", "tune") for s in study.stage_module(r).SECTIONS
-        }
+        sections = {s for r in study.RULES if r not in ("figure", "tune") for s in study.stage_module(r).SECTIONS}
         if stage == "results":
             assert sections - {"figures"} <= set(dvc["stages"]["results"]["params"]), rule
     assert set(dvc["plots"]) == {f"figures/{n}.png" for n in P.load(ROOT / "params.yaml").figures.names}
@@ -203,14 +191,10 @@ def test_environment_is_in_step_with_pyproject() -> None:
 
 def test_readme_names_only_what_is_there() -> None:
     text = (ROOT / "README.md").read_text()
-    named = set(
-        re.findall(
-            r"[`(]((?:src|tests|workflow|presets|profiles|figures|data|benchmarks)/[\w./-]*)[`)]", text
-        )
-    )
+    named = set(re.findall(r"[`(]((?:src|tests|workflow|presets|profiles|figures|data|benchmarks)/[\w./-]*)[`)]", text))
     named |= set(re.findall(r"[`(]([A-Z][A-Za-z]+\.(?:md|cff))[`)]", text))
-    made = {"data/zoo", "data/pool", "data/quantized", "data/tasks", "data/partition", "data/cost", "data/scores",
-            "data/runs", "data/checkpoints", "data/external", "data/tuning", "data/results/full", "figures/full"}  # fmt: skip
+    folders = "zoo pool quantized tasks partition cost scores runs checkpoints external tuning results/full".split()
+    made = {*(f"data/{name}" for name in folders), "figures/full"}
     missing = [n for n in sorted(named) if not (ROOT / n).exists() and n.rstrip("/") not in made]
     assert not missing
 
@@ -225,6 +209,4 @@ def test_tracked_files_are_small_and_hold_no_machine_paths() -> None:
             continue
         assert path.stat().st_size < 2_000_000, f"{name}: belongs under DVC"
         if path.suffix in (".py", ".md", ".yaml", ".smk", ".toml", ".csv"):
-            assert not re.search(r"(?<![\w.])/(home|root|Users)/\w", path.read_text()), (
-                f"{name}: a machine's path"
-            )
+            assert not re.search(r"(?<![\w.])/(home|root|Users)/\w", path.read_text()), f"{name}: a machine's path"

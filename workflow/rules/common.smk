@@ -27,7 +27,9 @@ if workflow.exec_mode == ExecMode.DEFAULT and not workflow.dryrun:
     try:
         hold()
     except BlockingIOError:
-        raise WorkflowError("another run is at work in this folder; wait for it or stop it")
+        raise WorkflowError(
+            "another run is at work in this folder; wait for it or stop it"
+        )
 
 
 wildcard_constraints:
@@ -54,6 +56,8 @@ def sections(rule_name):
 def above(rule_name, pattern):
     """Input of a rule: ``pattern`` at the variant of ``rule_name`` that the wildcards' setting needs."""
     return lambda wildcards: pattern.format(
-        variant=PLAN.variant(rule_name, wildcards.get("setting") or wildcards.get("variant")),
+        variant=PLAN.variant(
+            rule_name, wildcards.get("setting") or wildcards.get("variant")
+        ),
         **{key: value for key, value in wildcards.items() if key not in ("variant",)},
     )

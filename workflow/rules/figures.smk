@@ -13,19 +13,19 @@ rule figure:
         expand("data/results{{full}}/{table}.csv", table=TABLES),
     output:
         multiext("figures{full}/{name}", ".png", ".pdf", ".csv"),
+    log:
+        "logs/figure{full}/{name}.log",
+    benchmark:
+        "logs/figure{full}/{name}.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=1000,
     params:
         sections=sections("figure"),
         code=lambda w: code_sha("figure", f"figures/{w.name}.py"),
         results="data/results{full}",
         out="figures{full}",
-    log:
-        "logs/figure{full}/{name}.log",
-    benchmark:
-        "logs/figure{full}/{name}.tsv"
-    resources:
-        mem_mb=1000,
-    conda:
-        "../../environment.yml"
     shell:
         "assyllm figure --params {params.sections:q} --code {params.code} --name {wildcards.name}"
         " --results {params.results} --out {params.out} &> {log}"

@@ -1,5 +1,6 @@
 # Tasks, and pre-trained models that become a pool of blocks: tasks; download -> split -> quantize.
 
+
 rule pool:
     input:
         sorted(
@@ -19,29 +20,36 @@ def base_model(wildcards):
 def zoo_folders(wildcards):
     """Every member of the zoo."""
     variant = PLAN.variant("download", wildcards.variant)
-    return [f"data/zoo/{variant}/seed{wildcards.zoo}/{model}" for model in PLAN.at(wildcards.variant).zoo.models]
+    return [
+        f"data/zoo/{variant}/seed{wildcards.zoo}/{model}"
+        for model in PLAN.at(wildcards.variant).zoo.models
+    ]
 
 
 def passages(wildcards):
     """The tasks whose passages this zoo's own models are pre-trained on, if params say so."""
     corpus = PLAN.at(wildcards.variant).zoo.pretrain.corpus
-    return f"data/tasks/{PLAN.variant('tasks', wildcards.variant)}" if str(corpus) == "passages" else []
+    return (
+        f"data/tasks/{PLAN.variant('tasks', wildcards.variant)}"
+        if str(corpus) == "passages"
+        else []
+    )
 
 
 rule tasks:
     output:
         directory("data/tasks/{variant}"),
-    params:
-        sections=sections("tasks"),
-        code=code_sha("tasks"),
     log:
         "logs/tasks/{variant}.log",
     benchmark:
         "logs/tasks/{variant}.tsv"
-    resources:
-        mem_mb=2000,
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=2000,
+    params:
+        sections=sections("tasks"),
+        code=code_sha("tasks"),
     shell:
         "assyllm tasks --params {params.sections:q} --code {params.code} --out {output} &> {log}"
 
@@ -52,19 +60,21 @@ rule download:
         tasks=passages,
     output:
         directory("data/zoo/{variant}/seed{zoo}/{model}"),
-    params:
-        sections=lambda w: PLAN.sections("download", w.variant, model=w.model),
-        code=code_sha("download"),
-        base=lambda w, input: f"--base {input.base}" if input.base else "",
-        corpus=lambda w, input: f"--corpus {input.tasks}/passages.txt" if input.tasks else "",
     log:
         "logs/download/{variant}/seed{zoo}/{model}.log",
     benchmark:
         "logs/download/{variant}/seed{zoo}/{model}.tsv"
-    resources:
-        mem_mb=2000,
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=2000,
+    params:
+        sections=lambda w: PLAN.sections("download", w.variant, model=w.model),
+        code=code_sha("download"),
+        base=lambda w, input: f"--base {input.base}" if input.base else "",
+        corpus=lambda w, input: (
+            f"--corpus {input.tasks}/passages.txt" if input.tasks else ""
+        ),
     shell:
         "assyllm download --params {params.sections:q} --code {params.code} --model {wildcards.model}"
         " --zoo-seed {wildcards.zoo} {params.base} {params.corpus} --out {output} &> {log}"
@@ -75,18 +85,18 @@ rule split:
         zoo_folders,
     output:
         directory("data/pool/{variant}/zoo{zoo}"),
-    params:
-        sections=sections("split"),
-        code=code_sha("split"),
-        zoo=lambda w, input: str(Path(input[0]).parent),
     log:
         "logs/split/{variant}/zoo{zoo}.log",
     benchmark:
         "logs/split/{variant}/zoo{zoo}.tsv"
-    resources:
-        mem_mb=2000,
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=2000,
+    params:
+        sections=sections("split"),
+        code=code_sha("split"),
+        zoo=lambda w, input: str(Path(input[0]).parent),
     shell:
         "assyllm split --params {params.sections:q} --code {params.code} --zoo {params.zoo}"
         " --out {output} &> {log}"
@@ -97,17 +107,17 @@ rule quantize:
         pool=above("split", "data/pool/{variant}/zoo{zoo}"),
     output:
         directory("data/quantized/{variant}/zoo{zoo}"),
-    params:
-        sections=sections("quantize"),
-        code=code_sha("quantize"),
     log:
         "logs/quantize/{variant}/zoo{zoo}.log",
     benchmark:
         "logs/quantize/{variant}/zoo{zoo}.tsv"
-    resources:
-        mem_mb=2000,
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=2000,
+    params:
+        sections=sections("quantize"),
+        code=code_sha("quantize"),
     shell:
         "assyllm quantize --params {params.sections:q} --code {params.code} --pool {input.pool}"
         " --out {output} &> {log}"

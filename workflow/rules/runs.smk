@@ -1,5 +1,6 @@
 # The runs: tasks -> partition -> cost, score -> federate, baseline -> collect; and tune, for the tuning grids.
 
+
 rule results:
     input:
         "data/results/metrics.csv",
@@ -26,7 +27,10 @@ def score_folders(wildcards):
     """The scores of every shard of the clients."""
     variant = PLAN.variant("score", wildcards.setting)
     shards = PLAN.at(wildcards.setting).federated.shards
-    return [f"data/scores/{variant}/zoo{wildcards.zoo}_seed{wildcards.seed}/shard{i}" for i in range(shards)]
+    return [
+        f"data/scores/{variant}/zoo{wildcards.zoo}_seed{wildcards.seed}/shard{i}"
+        for i in range(shards)
+    ]
 
 
 def member_folders(variant_of):
@@ -36,7 +40,10 @@ def member_folders(variant_of):
         setting = wildcards.get("setting") or variant_of
         zoo = wildcards.get("zoo") or "0"
         variant = PLAN.variant("download", setting)
-        return [f"data/zoo/{variant}/seed{zoo}/{model}" for model in PLAN.at(setting).zoo.models]
+        return [
+            f"data/zoo/{variant}/seed{zoo}/{model}"
+            for model in PLAN.at(setting).zoo.models
+        ]
 
     return folders
 
@@ -46,17 +53,17 @@ rule partition:
         tasks=above("tasks", "data/tasks/{variant}"),
     output:
         directory("data/partition/{variant}/seed{seed}"),
-    params:
-        sections=sections("partition"),
-        code=code_sha("partition"),
     log:
         "logs/partition/{variant}/seed{seed}.log",
     benchmark:
         "logs/partition/{variant}/seed{seed}.tsv"
-    resources:
-        mem_mb=1000,
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=1000,
+    params:
+        sections=sections("partition"),
+        code=code_sha("partition"),
     shell:
         "assyllm partition --params {params.sections:q} --code {params.code} --tasks {input.tasks}"
         " --seed {wildcards.seed} --out {output} &> {log}"
@@ -65,17 +72,17 @@ rule partition:
 rule cost:
     output:
         "data/cost/{variant}/{method}.csv",
-    params:
-        sections=sections("cost"),
-        code=code_sha("cost"),
     log:
         "logs/cost/{variant}/{method}.log",
     benchmark:
         "logs/cost/{variant}/{method}.tsv"
-    resources:
-        mem_mb=1000,
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=1000,
+    params:
+        sections=sections("cost"),
+        code=code_sha("cost"),
     shell:
         "assyllm cost --params {params.sections:q} --code {params.code} --method {wildcards.method}"
         " --out {output} &> {log}"
@@ -88,17 +95,17 @@ rule score:
         partition=above("partition", "data/partition/{variant}/seed{seed}"),
     output:
         directory("data/scores/{variant}/zoo{zoo}_seed{seed}/shard{shard}"),
-    params:
-        sections=sections("score"),
-        code=code_sha("score"),
     log:
         "logs/score/{variant}/zoo{zoo}_seed{seed}/shard{shard}.log",
     benchmark:
         "logs/score/{variant}/zoo{zoo}_seed{seed}/shard{shard}.tsv"
-    resources:
-        mem_mb=3000,
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=3000,
+    params:
+        sections=sections("score"),
+        code=code_sha("score"),
     shell:
         "assyllm score --params {params.sections:q} --code {params.code} --pool {input.pool}"
         " --tasks {input.tasks} --partition {input.partition} --seed {wildcards.seed}"
@@ -114,22 +121,24 @@ rule federate:
         cost=above("cost", "data/cost/{variant}/{method}.csv"),
     output:
         directory("data/runs/{setting}/{method}/zoo{zoo}_seed{seed}"),
-    wildcard_constraints:
-        method="|".join(ASSEMBLING),
-    params:
-        sections=sections("federate"),
-        code=code_sha("federate"),
-        scores=lambda w, input: " ".join(f"--scores {folder}" for folder in input.scores),
-        setting=lambda w: PLAN.setting_text(w.setting, int(w.zoo)),
-        checkpoint="data/checkpoints/{setting}/{method}/zoo{zoo}_seed{seed}",
     log:
         "logs/federate/{setting}/{method}/zoo{zoo}_seed{seed}.log",
     benchmark:
         "logs/federate/{setting}/{method}/zoo{zoo}_seed{seed}.tsv"
-    resources:
-        mem_mb=3000,
+    wildcard_constraints:
+        method="|".join(ASSEMBLING),
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=3000,
+    params:
+        sections=sections("federate"),
+        code=code_sha("federate"),
+        scores=lambda w, input: " ".join(
+            f"--scores {folder}" for folder in input.scores
+        ),
+        setting=lambda w: PLAN.setting_text(w.setting, int(w.zoo)),
+        checkpoint="data/checkpoints/{setting}/{method}/zoo{zoo}_seed{seed}",
     shell:
         "assyllm federate --params {params.sections:q} --code {params.code} --method {wildcards.method}"
         " --setting-name {wildcards.setting} --setting={params.setting:q} --pool {input.pool}"
@@ -146,22 +155,22 @@ rule baseline:
         cost=above("cost", "data/cost/{variant}/{method}.csv"),
     output:
         directory("data/runs/{setting}/{method}/zoo{zoo}_seed{seed}"),
+    log:
+        "logs/baseline/{setting}/{method}/zoo{zoo}_seed{seed}.log",
+    benchmark:
+        "logs/baseline/{setting}/{method}/zoo{zoo}_seed{seed}.tsv"
     wildcard_constraints:
         method="|".join(BASELINES),
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=3000,
     params:
         sections=sections("baseline"),
         code=code_sha("baseline"),
         zoo=lambda w, input: str(Path(input.zoo[0]).parent),
         setting=lambda w: PLAN.setting_text(w.setting, int(w.zoo)),
         checkpoint="data/checkpoints/{setting}/{method}/zoo{zoo}_seed{seed}",
-    log:
-        "logs/baseline/{setting}/{method}/zoo{zoo}_seed{seed}.log",
-    benchmark:
-        "logs/baseline/{setting}/{method}/zoo{zoo}_seed{seed}.tsv"
-    resources:
-        mem_mb=3000,
-    conda:
-        "../../environment.yml"
     shell:
         "assyllm baseline --params {params.sections:q} --code {params.code} --method {wildcards.method}"
         " --setting-name {wildcards.setting} --setting={params.setting:q} --zoo {params.zoo}"
@@ -178,20 +187,20 @@ rule tune:
         cost="data/cost/base/{method}.csv",
     output:
         "data/tuning/{method}.csv",
-    wildcard_constraints:
-        method="|".join(TUNED),
-    params:
-        sections=sections("tune"),
-        code=code_sha("tune"),
-        zoo=lambda w, input: str(Path(input.zoo[0]).parent),
     log:
         "logs/tune/{method}.log",
     benchmark:
         "logs/tune/{method}.tsv"
-    resources:
-        mem_mb=3000,
+    wildcard_constraints:
+        method="|".join(TUNED),
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=3000,
+    params:
+        sections=sections("tune"),
+        code=code_sha("tune"),
+        zoo=lambda w, input: str(Path(input.zoo[0]).parent),
     shell:
         "assyllm tune --params {params.sections:q} --code {params.code} --method {wildcards.method}"
         " --zoo {params.zoo} --tasks {input.tasks} --partition {input.partition} --cost {input.cost}"
@@ -204,6 +213,14 @@ rule collect:
         cost=cost_tables,
     output:
         expand("data/results{{full}}/{table}.csv", table=TABLES),
+    log:
+        "logs/collect{full}/collect.log",
+    benchmark:
+        "logs/collect{full}/collect.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=1000,
     params:
         sections=sections("collect"),
         code=code_sha("collect"),
@@ -211,14 +228,6 @@ rule collect:
         runs=lambda w, input: " ".join(f"--run {folder}" for folder in input.runs),
         cost=lambda w, input: " ".join(f"--cost {table}" for table in input.cost),
         out="data/results{full}",
-    log:
-        "logs/collect{full}/collect.log",
-    benchmark:
-        "logs/collect{full}/collect.tsv"
-    resources:
-        mem_mb=1000,
-    conda:
-        "../../environment.yml"
     shell:
         "assyllm collect --params {params.sections:q} --code {params.code} --size {params.size}"
         " {params.runs} {params.cost} --out {params.out} &> {log}"

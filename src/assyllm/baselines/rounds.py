@@ -14,11 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from assyllm.artifacts import ArtifactError
 from assyllm.baselines.checkpoint import Checkpoint
 from assyllm.baselines.local import Local, Weights
 from assyllm.baselines.method import Method, choose
 from assyllm.federated.cohort import sample
 from assyllm.zoo.forward import Packed
+
+
+class Diverged(ArtifactError):
+    """Local training gave a loss that is not a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,9 @@ def run_rounds(
 
     Returns:
         The weights of the best round on dev, and the outcome.
+
+    Raises:
+        Diverged: a round's loss is not finite.
     """
     eligible = [client for client in eligible if len(data.owned[client])]
     weights, outcome = method.start(), Outcome()
@@ -100,6 +108,8 @@ def run_rounds(
             work = [(client, data.owned[client]) for client in answering]
             weights, losses = method.train(weights, data.train, work, plan.local, seed, round_)
             row["loss"] = float(np.average(losses, weights=[len(items) for _, items in work]))
+            if not np.isfinite(row["loss"]):
+                raise Diverged(f"round {round_}: the loss is {row['loss']}; lower the learning rate")
         weights = method.after_round(weights, round_)
         outcome.seconds.append(time.perf_counter() - began)
         if round_ % plan.evaluate_every == 0 or round_ == rounds:

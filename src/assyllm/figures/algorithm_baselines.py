@@ -28,9 +28,9 @@ def data(tables: Tables) -> pd.DataFrame:
              "value": float(r.value), "low": float(r.value), "high": float(r.value), "source": "paper"}
         )  # fmt: skip
     m = tables.metrics
-    curves = m[
-        (m["metric"] == "accuracy") & (m["split"] == "test") & (m["round"] != "") & (m["setting"] == "")
-    ].assign(round=lambda d: d["round"].astype(int))
+    curves = m[(m["metric"] == "accuracy") & (m["split"] == "test") & (m["round"] != "") & (m["setting"] == "")].assign(
+        round=lambda d: d["round"].astype(int)
+    )
     for (task, world, method, number), group in curves.groupby(["task", "world", "method", "round"]):
         value = 100 * group["value"]
         rows.append(

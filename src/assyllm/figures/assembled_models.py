@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from assyllm.figures import style
@@ -56,14 +57,12 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         ax.scatter(best["size_mb"].astype(float), best["accuracy"], s=90, facecolor="none", edgecolor="black",
                    lw=1.2, label="reported model, one a seed")  # fmt: skip
         for row in df[(df["model"] == "") & (df["task"] == task)].itertuples():
-            ax.axhline(
-                row.accuracy, color=style.colour(row.method), ls="--", lw=1, label=style.label(row.method)
-            )
+            ax.axhline(row.accuracy, color=style.colour(row.method), ls="--", lw=1, label=style.label(row.method))
         ax.set_title(style.task_label(task, mine["world"].iloc[0]))
         ax.set_xlabel("size [MB]")
         style.percent_axis(ax, 0, 105)
     axes[0][0].set_ylabel("test accuracy")
-    entries: dict[str, object] = {}
+    entries: dict[str, Artist] = {}
     for ax in axes[0]:
         for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
             entries.setdefault(name, handle)

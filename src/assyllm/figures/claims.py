@@ -7,6 +7,7 @@ import textwrap
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from assyllm.figures import style
 from assyllm.figures.tables import Tables
@@ -51,7 +52,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         colLabels=[heading for _, heading in COLUMNS.values()],
         colWidths=[(width + 2) / total for width, _ in COLUMNS.values()],
         cellLoc="left",
-        bbox=[0, 0, 1, 1],
+        bbox=Bbox.from_bounds(0, 0, 1, 1),
     )
     table.auto_set_font_size(False)
     table.set_fontsize(7)

@@ -46,9 +46,7 @@ def data(tables: Tables) -> pd.DataFrame:
             {"what": "excluded", "model": model, "task": "", "method": "ft_practical", "world": "",
              "value": share, "low": share, "high": share, "source": "modelled"}
         )  # fmt: skip
-        rows.append(
-            _paper("excluded", model, "", "ft_practical", float(excluded[f"excluded_clients_{model}"]))
-        )
+        rows.append(_paper("excluded", model, "", "ft_practical", float(excluded[f"excluded_clients_{model}"])))
     return pd.DataFrame(rows)
 
 
@@ -92,7 +90,5 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     handles, names = axes[1].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
     text = "Fine-tuning with every client (oracle) and with those whose memory suffices (practical)."
-    style.caption(
-        figure, df, text + " Bars: mean over seeds, 95 % interval. Memory modelled at true 7B shapes."
-    )
+    style.caption(figure, df, text + " Bars: mean over seeds, 95 % interval. Memory modelled at true 7B shapes.")
     return figure

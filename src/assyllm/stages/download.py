@@ -8,7 +8,10 @@ from pathlib import Path
 from assyllm.params import Member, parse_sections
 
 SECTIONS = ("zoo", "world")
-CODE = ("zoo", "tasks/world.py", "artifacts.py", "seeding.py", "tasks/record.py")
+CODE = (
+    "zoo/cards.py", "zoo/corpus.py", "zoo/families.py", "zoo/load.py", "zoo/member.py", "zoo/muon.py",
+    "zoo/pretrain.py", "zoo/tokenizers.py", "tasks/world.py", "artifacts.py", "seeding.py",
+)  # fmt: skip
 DATA_VARIABLE = "ASSYLLM_DATA"
 
 

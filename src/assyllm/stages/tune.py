@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def run(
 
     from assyllm.baselines.job import eligible_clients, encode_task, open_model, plan, read_task
     from assyllm.baselines.registry import METHODS
-    from assyllm.baselines.rounds import run_rounds
+    from assyllm.baselines.rounds import Diverged, Outcome, run_rounds
     from assyllm.federated.cohort import device_memory
 
     torch.set_num_threads(1)
@@ -63,7 +64,9 @@ def run(
             change = {"learning_rate": rate, "local_epochs": epochs, "rounds": p.tune.rounds}
             tuning = getattr(p.baselines, method)[task].model_copy(update=change)
             settings = plan(tuning, p.federated, p.baselines.evaluate_every)
-            _, outcome = run_rounds(METHODS[method](model), data, settings, seed, eligible)
+            outcome = Outcome(best_dev=0.0)  # what a setting that diverges is worth
+            with contextlib.suppress(Diverged):
+                _, outcome = run_rounds(METHODS[method](model), data, settings, seed, eligible)
             print(f"{task} {rate:g} x {epochs}: dev {outcome.best_dev:.3f}", flush=True)
             found.append(
                 {

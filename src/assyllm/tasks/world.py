@@ -145,9 +145,7 @@ class World:
     def facts(self, form: str, facets: Iterable[int] | None = None) -> list[Fact]:
         """Every fact of a form ("value", "effect", "bit") in the given facets (indices), default all."""
         chosen = self.facets if facets is None else [self.facets[index] for index in facets]
-        return [
-            fact for entity in self.entities for facet in chosen for fact in self._of(form, entity, facet)
-        ]
+        return [fact for entity in self.entities for facet in chosen for fact in self._of(form, entity, facet)]
 
     def _of(self, form: str, entity: str, facet: Facet) -> list[Fact]:
         values = tuple(facet.effects)[: self.values]
@@ -192,9 +190,7 @@ class World:
         deck = {form: _deck(facts[form], draw) for form in FORMS}
         forms = draw.choice(FORMS, size=rows + SENTENCES * passages, p=list(FORM_SHARES.values()))
         said = [_say(next(deck[form]), int(draw.integers(CORPUS_WORDINGS))) for form in forms]
-        out = said[:rows] + [
-            _join(said[start : start + SENTENCES]) for start in range(rows, len(said), SENTENCES)
-        ]
+        out = said[:rows] + [_join(said[start : start + SENTENCES]) for start in range(rows, len(said), SENTENCES)]
         return [out[i] for i in draw.permutation(len(out))]
 
     def public_text(self, seed: int, count: int) -> list[str]:

@@ -29,9 +29,7 @@ class ModelCard(BaseModel):
     continued_from: str | None = Field(default=None, description="member whose weights it started from")
     steps: int | None = Field(default=None, description="optimizer steps, if pre-trained here")
     held_out_loss: float | None = Field(default=None, description="nats a predicted token on unread rows")
-    knowledge: list[str] = Field(
-        default_factory=list, description="facets of the world that it has read about"
-    )
+    knowledge: list[str] = Field(default_factory=list, description="facets of the world that it has read about")
     known_facts: dict[str, float] = Field(
         default_factory=dict, description="accuracy on facts that it has read, by form of question"
     )

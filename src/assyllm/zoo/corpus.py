@@ -13,9 +13,7 @@ import numpy as np
 from assyllm.artifacts import ArtifactError
 from assyllm.tasks.world import Row
 
-DOCUMENT_END = (
-    "<|endoftext|>"  # a line of its own between two documents; blank lines part them where there is none
-)
+DOCUMENT_END = "<|endoftext|>"  # a line of its own between two documents; blank lines part them where there is none
 BATCH = 1000  # texts tokenised at a time
 
 

@@ -38,9 +38,7 @@ class Family:
 
     def config(self, member: Any, tokenizer: Any, max_tokens: int) -> Any:
         """The configuration of a member (section ``zoo.models.<name>``) that reads at most ``max_tokens``."""
-        ids = {
-            f"{role}_token_id": getattr(tokenizer, f"{role}_token_id", None) for role in ("pad", "bos", "eos")
-        }
+        ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id", None) for role in ("pad", "bos", "eos")}
         return getattr(transformers, self.config_class)(
             vocab_size=len(tokenizer),
             hidden_size=member.hidden_size,

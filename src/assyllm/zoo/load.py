@@ -54,9 +54,7 @@ def _check_whole(file: Path) -> None:
             raise ArtifactError(f"{file}: not a safetensors file, or cut short ({size} bytes)")
         try:
             header = json.loads(handle.read(length))
-            end = max(
-                (t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0
-            )
+            end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
         except (ValueError, KeyError, TypeError, IndexError):
             raise ArtifactError(f"{file}: its safetensors header is damaged") from None
     if size != 8 + length + end:
@@ -127,9 +125,7 @@ def load_tokenizer(folder: Path) -> Any:
     if not path.is_file():
         raise ArtifactError(f"{path}: no such file (a fast tokenizer is needed)")
     try:
-        return transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise ArtifactError(f"{path}: not readable as a tokenizer ({_first_line(error)})") from None
 

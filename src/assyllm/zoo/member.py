@@ -92,21 +92,18 @@ def _brought(name: str, zoo: Any, source: str, folder: Path) -> ModelCard:
     )
 
 
-def _pretrained(
-    name: str, zoo: Any, world_params: Any, zoo_seed: int, base: Path | None, folder: Path
-) -> ModelCard:
+def _pretrained(name: str, zoo: Any, world_params: Any, zoo_seed: int, base: Path | None, folder: Path) -> ModelCard:
     member, settings = zoo.models[name], zoo.pretrain
     names = (zoo_seed, name)
     kind = family(member.family)
     world = World.build(world_params) if member.facets else None
+    model: Any
     texts, rows_of = _corpus(member, settings, world, names)
     if base is None:
         tokenizer = tokenizers.train(
             kind, texts, member.vocabulary, settings.max_tokens, world.words() if world else ()
         )
-        model = kind.build(
-            kind.config(member, tokenizer, settings.max_tokens), seeding.seed_for("init", *names)
-        )
+        model = kind.build(kind.config(member, tokenizer, settings.max_tokens), seeding.seed_for("init", *names))
     else:
         tokenizer, model = load_tokenizer(base), load_model(base)
         if LM_CLASSES[model.config.model_type] != kind.model_class:
@@ -166,9 +163,7 @@ def _corpus(
 
 
 @torch.no_grad()
-def known_facts(
-    model: Any, tokenizer: Any, world: World, facets: Sequence[int], *names: str | int
-) -> dict[str, float]:
+def known_facts(model: Any, tokenizer: Any, world: World, facets: Sequence[int], *names: str | int) -> dict[str, float]:
     """Accuracy of the likeliest answer among a fact's options, for facts of ``facets``, by form.
 
     Zero-shot, with the model's own objective: the next token, or the token in the mask's place.
@@ -186,10 +181,7 @@ def known_facts(
 
 def _answered(model: Any, tokenizer: Any, facts: Sequence[Fact], wordings: Sequence[int]) -> list[bool]:
     masked = tokenizer.mask_token_id is not None
-    texts = [
-        f.ask(w) + (f" {tokenizer.mask_token}" if masked else "")
-        for f, w in zip(facts, wordings, strict=True)
-    ]
+    texts = [f.ask(w) + (f" {tokenizer.mask_token}" if masked else "") for f, w in zip(facts, wordings, strict=True)]
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     if masked:
