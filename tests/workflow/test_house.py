@@ -193,7 +193,8 @@ def test_readme_names_only_what_is_there() -> None:
     text = (ROOT / "README.md").read_text()
     named = set(re.findall(r"[`(]((?:src|tests|workflow|presets|profiles|figures|data|benchmarks)/[\w./-]*)[`)]", text))
     named |= set(re.findall(r"[`(]([A-Z][A-Za-z]+\.(?:md|cff))[`)]", text))
-    folders = "zoo pool quantized tasks partition cost scores runs checkpoints external tuning results/full".split()
+    folders = ["zoo", "pool", "quantized", "tasks", "partition", "cost", "scores", "runs", "checkpoints", "external"]
+    folders += ["tuning", "results/full"]
     made = {*(f"data/{name}" for name in folders), "figures/full"}
     missing = [n for n in sorted(named) if not (ROOT / n).exists() and n.rstrip("/") not in made]
     assert not missing

@@ -96,6 +96,7 @@ def load_model(folder: Path, dtype: Any = None) -> Any:
 
     config = load_config(folder)
     weight_files(folder)
+    transformers.utils.logging.disable_progress_bar()
     cls = getattr(transformers, LM_CLASSES[config.model_type])
     model, found = cls.from_pretrained(
         folder,

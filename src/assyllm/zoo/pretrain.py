@@ -144,7 +144,7 @@ def loss(
         share = np.where(answer.any(1, keepdims=True), MASKED_BESIDE_ANSWER, MASKED_ELSEWHERE)
         masked = answer | ((draw.random(ids.shape) < share) & ~np.isin(ids, special.all) & real)
         masked[:, 1] |= ~masked.any()  # a batch that masks nothing has no loss
-        shown, weights = np.where(masked, special.mask, ids), weights * masked
+        shown, weights = np.where(masked, special.mask or 0, ids), weights * masked
     device = next(model.parameters()).device
     target, weight = torch.from_numpy(ids).to(device), torch.from_numpy(weights).float().to(device)
     mixed = torch.autocast(device.type, dtype=torch.bfloat16) if recipe.bf16 else nullcontext()
