@@ -80,9 +80,10 @@ def test_cohort_equals_the_loop_over_clients(family: str, optimizer: str) -> Non
 
 
 def test_groups_hold_every_client_once_and_keep_like_sizes_together() -> None:
-    groups = _groups([1, 1, 16, 1, 16], [1, 1, 40, 1, 40])
+    groups = _groups([1, 1, 16, 1, 16], [1, 1, 40, 1, 40], [100] * 5)
     assert sorted(k for group in groups for k in group) == [0, 1, 2, 3, 4]
     assert [2, 4] in groups
+    assert _groups([16] * 3, [1] * 3, [10**6] * 3) == [[0], [1], [2]]  # long texts: one client a call
 
 
 def test_evaluation_does_not_depend_on_batches(monkeypatch: pytest.MonkeyPatch) -> None:

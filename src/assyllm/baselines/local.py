@@ -23,6 +23,7 @@ Weights = dict[str, Tensor]
 Loss = Callable[[Weights, Packed, Tensor], Tensor]  # weights, n questions, item weights [n] -> scalar
 
 GROUP_OVERHEAD_ROWS = 24  # cost of one more vectorised call, in questions of padding it may save
+GROUP_CELLS = 2_000_000  # attention cells (rows x tokens x tokens) of one vectorised call: bounds its memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,10 @@ def train_cohort(
     average = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
     losses = np.zeros(len(clients))
     plans = [schedule(len(items), local, *names, client) for client, items in clients]
-    for group in _groups([max(len(b) for b in plan) for plan in plans], [len(plan) for plan in plans]):
+    lengths = (data.segments >= 0).sum(-1).amax(-1).numpy()
+    cells = [data.ids.shape[1] * int(lengths[list(items)].max()) ** 2 for _, items in clients]
+    sizes = [max(len(batch) for batch in plan) for plan in plans]
+    for group in _groups(sizes, [len(plan) for plan in plans], cells):
         batch_size = max(len(b) for k in group for b in plans[k])
         steps = max(len(plans[k]) for k in group)
         index = np.zeros((steps, len(group), batch_size), dtype=np.int64)
@@ -201,16 +205,22 @@ def train_cohort(
     return average, losses
 
 
-def _groups(batch_sizes: Sequence[int], steps: Sequence[int]) -> list[list[int]]:
-    """Clients of one vectorised call: neighbours in size, cut where padding costs more than another call."""
+def _groups(batch_sizes: Sequence[int], steps: Sequence[int], cells: Sequence[int]) -> list[list[int]]:
+    """Clients of one vectorised call: neighbours in size, cut where padding costs more than another call.
+
+    A group of several clients stays below :data:`GROUP_CELLS` attention cells (``cells``: of one question).
+    """
     order = sorted(range(len(steps)), key=lambda k: (steps[k], batch_sizes[k], k))
     best = [0.0] + [float("inf")] * len(order)
     cut = [0] * (len(order) + 1)
     for end in range(1, len(order) + 1):
         longest = steps[order[end - 1]]
         for start in range(end):
-            largest = max(batch_sizes[k] for k in order[start:end])
-            cost = best[start] + longest * (GROUP_OVERHEAD_ROWS + (end - start) * largest)
+            group = order[start:end]
+            rows = len(group) * max(batch_sizes[k] for k in group)
+            if len(group) > 1 and rows * max(cells[k] for k in group) > GROUP_CELLS:
+                continue
+            cost = best[start] + longest * (GROUP_OVERHEAD_ROWS + rows)
             if cost < best[end]:
                 best[end], cut[end] = cost, start
     groups, end = [], len(order)

@@ -129,7 +129,7 @@ def _token_rows(tokenizer: Any, questions: Sequence[Question]) -> list[list[tupl
     texts = [f"{q.stem} {choice}" for q in questions for choice in q.choices]
     if not texts:
         return []
-    batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     pairs = zip(batch["input_ids"], batch["offset_mapping"], strict=True)
     flat = iter([(list(ids), np.asarray(offsets).reshape(-1, 2)) for ids, offsets in pairs])
     return [[next(flat) for _ in q.choices] for q in questions]
