@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import lzma
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,32 +41,23 @@ def encode_rows(tokenizer: Any, rows: Sequence[Row]) -> list[TokenRow]:
     return out
 
 
-def read_documents(path: Path) -> Iterator[str]:
+def read_documents(path: Path) -> list[str]:
     """Documents of a plain-text file (``.xz`` too), separated by a line ``<|endoftext|>`` or by blank lines.
 
     Raises:
         ArtifactError: the file is missing, damaged or not UTF-8.
     """
     path = Path(path)
-    opener = lzma.open if path.suffix == ".xz" else open
     try:
-        with opener(path, "rt", encoding="utf-8") as handle:
-            marked = any(line.strip() == DOCUMENT_END for line in handle)
-        with opener(path, "rt", encoding="utf-8") as handle:
-            lines: list[str] = []
-            for line in handle:
-                if line.strip() == (DOCUMENT_END if marked else ""):
-                    if lines:
-                        yield "".join(lines).strip()
-                    lines = []
-                else:
-                    lines.append(line)
-            if lines:
-                yield "".join(lines).strip()
+        data = path.read_bytes()
+        text = (lzma.decompress(data) if path.suffix == ".xz" else data).decode("utf-8")
     except OSError as error:
-        raise ArtifactError(f"zoo.pretrain.corpus: {path}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, lzma.LZMAError, EOFError) as error:
+        raise ArtifactError(f"zoo.pretrain.corpus: {path}: {error.strerror}") from None
+    except (UnicodeDecodeError, lzma.LZMAError) as error:
         raise ArtifactError(f"zoo.pretrain.corpus: {path}: not readable as text ({error})") from None
+    marked = re.split(rf"^\s*{re.escape(DOCUMENT_END)}\s*$", text, flags=re.MULTILINE)
+    parts = marked if len(marked) > 1 else re.split(r"\n\s*\n", text)
+    return [part.strip() for part in parts if part.strip()]
 
 
 def encode_documents(tokenizer: Any, documents: Sequence[str], max_tokens: int) -> list[TokenRow]:

@@ -158,7 +158,7 @@ def _corpus(
         return [row.text for row in rows], lambda tokenizer: encode_rows(tokenizer, rows)
     if settings.corpus is None:
         raise ArtifactError("zoo.pretrain.corpus: needed where a member is pre-trained and knows no facets")
-    documents = list(read_documents(settings.corpus))
+    documents = read_documents(settings.corpus)
     return documents, lambda tokenizer: encode_documents(tokenizer, documents, settings.max_tokens)
 
 
