@@ -17,6 +17,8 @@ COMMIT = "c" * 40
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 SCRIPT = """
 import sys
+from huggingface_hub import constants
+constants.DOWNLOAD_CHUNK_SIZE = 4096  # a fetch resumes at whole chunks (10 MB), more than a tiny model has
 from assyllm.artifacts import ArtifactError
 from assyllm.zoo.load import fetch, load_model, load_tokenizer
 try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,14 @@ def weights_sha256(folder: Path) -> str:
     return digests[0] if len(digests) == 1 else sha256_text("".join(digests))
 
 
+def no_bars_in_logs() -> None:
+    """Keep transformers' progress bars to terminals."""
+    import transformers
+
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+
+
 def load_config(folder: Path) -> Any:
     """A folder's transformers configuration.
 
@@ -94,6 +103,7 @@ def load_model(folder: Path, dtype: Any = None) -> Any:
     import torch
     import transformers
 
+    no_bars_in_logs()
     config = load_config(folder)
     weight_files(folder)
     transformers.utils.logging.disable_progress_bar()
