@@ -9,6 +9,8 @@ import fcntl
 import hashlib
 import importlib
 import json
+import os
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -126,6 +128,17 @@ class Plan:
     def figures(self) -> list[str]:
         """Names of the figures to draw."""
         return self.params.figures.names
+
+
+def job_environment() -> None:
+    """Set what every job inherits: this interpreter's ``assyllm`` first, and one thread a job.
+
+    Results must not depend on the number of cores; jobs run side by side instead.
+    """
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 _HELD: dict[Path, Any] = {}

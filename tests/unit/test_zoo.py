@@ -131,7 +131,7 @@ def test_a_member_that_reads_one_fact_often_knows_it(world):
     model = kind.build(kind.config(p.zoo.models["llama"], tokenizer, 64), 0)
     before = known_facts(model, tokenizer, world, [0], 0)["bit"]
     recipe = Recipe(True, 120, 48, 0.01, 0.008, 20.0)
-    pretrain(model, encode_rows(tokenizer, rows, 64), Special.of(tokenizer), recipe, 0)
+    pretrain(model, encode_rows(tokenizer, rows), Special.of(tokenizer), recipe, 0)
     assert known_facts(model, tokenizer, world, [0], 0)["bit"] >= max(0.85, before)
 
 
@@ -270,20 +270,13 @@ def test_blank_lines_part_documents_without_markers(tmp_path):
 def test_answer_tokens_are_marked(zoo, world):
     tokenizer = load_tokenizer(zoo / "roberta")
     rows = world.corpus([3, 4], 50, 10, 0)
-    for row, tokens in zip(rows, encode_rows(tokenizer, rows, 64), strict=True):
+    for row, tokens in zip(rows, encode_rows(tokenizer, rows), strict=True):
         said = [tokenizer.convert_ids_to_tokens(int(i)).strip() for i in tokens.ids[tokens.answer]]
         assert said == [row.text[a:b] for a, b in row.answers]
 
 
-def test_no_row_is_longer_than_the_model_reads(zoo, world):
-    tokenizer = load_tokenizer(zoo / "roberta")
-    rows = encode_rows(tokenizer, world.corpus([3, 4], 5, 30, 0), 20)
-    assert max(len(row.ids) for row in rows) == 20
-    assert all(row.ids[-1] == tokenizer.sep_token_id for row in rows)
-
-
 def test_every_pass_deals_each_row_once(world, zoo):
-    rows = encode_rows(load_tokenizer(zoo / "llama"), world.corpus([0], 100, 10, 0), 64)
+    rows = encode_rows(load_tokenizer(zoo / "llama"), world.corpus([0], 100, 10, 0))
     feed, seen = batches(rows, 16, np.random.default_rng(0)), []
     while len(seen) < len(rows):
         seen += [id(row) for row in next(feed)]
@@ -292,7 +285,7 @@ def test_every_pass_deals_each_row_once(world, zoo):
 
 def test_masked_loss_masks_all_answers_and_no_special_token(zoo, world):
     tokenizer, model = load_tokenizer(zoo / "bert"), load_model(zoo / "bert")
-    rows = encode_rows(tokenizer, world.corpus([1], 20, 0, 0), 64)
+    rows = encode_rows(tokenizer, world.corpus([1], 20, 0, 0))
     shown = []
     model.register_forward_pre_hook(lambda m, a, k: shown.append(k["input_ids"]), with_kwargs=True)
     loss(model, rows, Special.of(tokenizer), Recipe(False, 1, 8, 0.1, 0.1), np.random.default_rng(0))
@@ -348,6 +341,6 @@ def test_cuda_where_there_is_none_is_one_line(zoo, world):
     if torch.cuda.is_available():
         pytest.skip("there is one")
     model, tokenizer = load_model(zoo / "opt"), load_tokenizer(zoo / "opt")
-    rows = encode_rows(tokenizer, world.corpus([2], 10, 0, 0), 64)
+    rows = encode_rows(tokenizer, world.corpus([2], 10, 0, 0))
     with pytest.raises(ArtifactError, match=r"zoo\.pretrain\.device: cuda is not available"):
         pretrain(model, rows, Special.of(tokenizer), Recipe(True, 1, 4, 0.1, 0.1, device="cuda"), 0)

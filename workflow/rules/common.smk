@@ -1,6 +1,4 @@
 # What every rules file needs: the checked plan, the environment of the jobs, one writer at a time.
-import os
-import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -9,18 +7,14 @@ from snakemake.settings.types import ExecMode
 from assyllm.artifacts import ArtifactError
 from assyllm.params import ASSEMBLING, BASELINES, TUNED
 from assyllm.results import TABLES
-from assyllm.study import Plan, code_sha, hold
+from assyllm.study import Plan, code_sha, hold, job_environment
 
 try:
     PLAN = Plan(Path("params.yaml"))
 except ArtifactError as error:
     raise WorkflowError(f"params.yaml: {error}")
 
-# jobs use this interpreter's assyllm, one thread each: results must not depend on the number of cores
-os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[variable] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
+job_environment()
 
 # Snakemake's own lock outlives a killed run; this one ends with the process (profiles/default sets nolock)
 if workflow.exec_mode == ExecMode.DEFAULT and not workflow.dryrun:
@@ -61,3 +55,65 @@ def above(rule_name, pattern):
         ),
         **{key: value for key, value in wildcards.items() if key not in ("variant",)},
     )
+
+
+def base_model(wildcards):
+    """The member that this one is continued from, if any."""
+    base = PLAN.at(wildcards.variant).zoo.models[wildcards.model].continued_from
+    return f"data/zoo/{wildcards.variant}/seed{wildcards.zoo}/{base}" if base else []
+
+
+def zoo_folders(wildcards):
+    """Every member of the zoo."""
+    variant = PLAN.variant("download", wildcards.variant)
+    return [
+        f"data/zoo/{variant}/seed{wildcards.zoo}/{model}"
+        for model in PLAN.at(wildcards.variant).zoo.models
+    ]
+
+
+def passages(wildcards):
+    """The tasks whose passages this zoo's own models are pre-trained on, if params say so."""
+    corpus = PLAN.at(wildcards.variant).zoo.pretrain.corpus
+    return (
+        f"data/tasks/{PLAN.variant('tasks', wildcards.variant)}"
+        if str(corpus) == "passages"
+        else []
+    )
+
+
+def run_folders(wildcards):
+    """Every run of the study's size."""
+    size = "full" if wildcards.full else "default"
+    return [run.folder for run in PLAN.runs(size)]
+
+
+def cost_tables(wildcards):
+    """One cost table per method of the study."""
+    size = "full" if wildcards.full else "default"
+    return sorted({f"data/cost/base/{run.method}.csv" for run in PLAN.runs(size)})
+
+
+def score_folders(wildcards):
+    """The scores of every shard of the clients."""
+    variant = PLAN.variant("score", wildcards.setting)
+    shards = PLAN.at(wildcards.setting).federated.shards
+    return [
+        f"data/scores/{variant}/zoo{wildcards.zoo}_seed{wildcards.seed}/shard{i}"
+        for i in range(shards)
+    ]
+
+
+def member_folders(variant_of):
+    """Every member of the zoo, for rules that fine-tune whole models."""
+
+    def folders(wildcards):
+        setting = wildcards.get("setting") or variant_of
+        zoo = wildcards.get("zoo") or "0"
+        variant = PLAN.variant("download", setting)
+        return [
+            f"data/zoo/{variant}/seed{zoo}/{model}"
+            for model in PLAN.at(setting).zoo.models
+        ]
+
+    return folders

@@ -24,8 +24,8 @@ rule figure:
     params:
         sections=sections("figure"),
         code=lambda w: code_sha("figure", f"figures/{w.name}.py"),
-        results="data/results{full}",
-        out="figures{full}",
+        results=lambda w, input: str(Path(input[0]).parent),
+        out=lambda w, output: str(Path(output[0]).parent),
     shell:
         "assyllm figure --params {params.sections:q} --code {params.code} --name {wildcards.name}"
         " --results {params.results} --out {params.out} &> {log}"

@@ -11,31 +11,6 @@ rule pool:
         ),
 
 
-def base_model(wildcards):
-    """The member that this one is continued from, if any."""
-    base = PLAN.at(wildcards.variant).zoo.models[wildcards.model].continued_from
-    return f"data/zoo/{wildcards.variant}/seed{wildcards.zoo}/{base}" if base else []
-
-
-def zoo_folders(wildcards):
-    """Every member of the zoo."""
-    variant = PLAN.variant("download", wildcards.variant)
-    return [
-        f"data/zoo/{variant}/seed{wildcards.zoo}/{model}"
-        for model in PLAN.at(wildcards.variant).zoo.models
-    ]
-
-
-def passages(wildcards):
-    """The tasks whose passages this zoo's own models are pre-trained on, if params say so."""
-    corpus = PLAN.at(wildcards.variant).zoo.pretrain.corpus
-    return (
-        f"data/tasks/{PLAN.variant('tasks', wildcards.variant)}"
-        if str(corpus) == "passages"
-        else []
-    )
-
-
 rule tasks:
     output:
         directory("data/tasks/{variant}"),

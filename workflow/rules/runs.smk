@@ -11,43 +11,6 @@ rule tuning:
         expand("data/tuning/{method}.csv", method=TUNED),
 
 
-def run_folders(wildcards):
-    """Every run of the study's size."""
-    size = "full" if wildcards.full else "default"
-    return [run.folder for run in PLAN.runs(size)]
-
-
-def cost_tables(wildcards):
-    """One cost table per method of the study."""
-    size = "full" if wildcards.full else "default"
-    return sorted({f"data/cost/base/{run.method}.csv" for run in PLAN.runs(size)})
-
-
-def score_folders(wildcards):
-    """The scores of every shard of the clients."""
-    variant = PLAN.variant("score", wildcards.setting)
-    shards = PLAN.at(wildcards.setting).federated.shards
-    return [
-        f"data/scores/{variant}/zoo{wildcards.zoo}_seed{wildcards.seed}/shard{i}"
-        for i in range(shards)
-    ]
-
-
-def member_folders(variant_of):
-    """Every member of the zoo, for rules that fine-tune whole models."""
-
-    def folders(wildcards):
-        setting = wildcards.get("setting") or variant_of
-        zoo = wildcards.get("zoo") or "0"
-        variant = PLAN.variant("download", setting)
-        return [
-            f"data/zoo/{variant}/seed{zoo}/{model}"
-            for model in PLAN.at(setting).zoo.models
-        ]
-
-    return folders
-
-
 rule partition:
     input:
         tasks=above("tasks", "data/tasks/{variant}"),
@@ -227,7 +190,7 @@ rule collect:
         size=lambda w: "full" if w.full else "default",
         runs=lambda w, input: " ".join(f"--run {folder}" for folder in input.runs),
         cost=lambda w, input: " ".join(f"--cost {table}" for table in input.cost),
-        out="data/results{full}",
+        out=lambda w, output: str(Path(output[0]).parent),
     shell:
         "assyllm collect --params {params.sections:q} --code {params.code} --size {params.size}"
         " {params.runs} {params.cost} --out {params.out} &> {log}"
