@@ -84,7 +84,7 @@ def test_member_is_a_whole_transformers_folder(zoo, name):
     assert torch.isfinite(model(input_ids=ids).logits).all()
 
 
-@pytest.mark.parametrize("name", ["opt", "roberta"])
+@pytest.mark.parametrize("name", ["llama", "opt", "bert", "roberta"])
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(zoo, tmp_path, name):
     p = tiny()
     for seed in (0, 1):
@@ -96,6 +96,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(zoo, tmp_pat
 
 
 def test_vicuna_continues_llama_with_its_tokenizer(zoo):
+    assert json.loads((zoo / "vicuna" / "tokenizer.json").read_text())["truncation"] is None
     assert (zoo / "vicuna" / "tokenizer.json").read_bytes() == (zoo / "llama" / "tokenizer.json").read_bytes()
     assert weights_sha256(zoo / "vicuna") != weights_sha256(zoo / "llama")
     assert read_card(zoo / "vicuna").continued_from == "llama"
@@ -108,6 +109,21 @@ def test_words_of_facts_are_single_tokens_in_every_vocabulary(zoo, world, name):
         (inside,) = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
         after = tokenizer(f"so {word}", add_special_tokens=False)["input_ids"][-1]
         assert inside == after != tokenizer.unk_token_id
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_a_tokenizer_depends_on_its_texts_only(name):
+    letters = [chr(0x100 + i) for i in range(600)]  # more than the alphabet holds, all equally rare
+    texts = ["slowly growing moss grows slower", "mossy stones, grown stones", "emoji \U0001f600\U0001f600 \U00020000"]
+    made = {tokenizers.train(family(name), texts + letters, 600, 32).backend_tokenizer.to_str() for _ in range(4)}
+    assert len(made) == 1
+
+
+def test_wordpiece_pieces_are_marked_and_read_back():
+    tokenizer = tokenizers.train(family("bert"), ["moss mossy stone"] * 3, 60, 32)
+    assert tokenizer.tokenize("Moss stones") == ["moss", "stone", "##s"]
+    assert tokenizer.decode(tokenizer("mossy stone")["input_ids"], skip_special_tokens=True) == "mossy stone"
+    assert tokenizer.tokenize("zzz") == ["[UNK]"]
 
 
 def test_tokenizers_cut_the_same_text_differently(zoo, world):
@@ -131,7 +147,7 @@ def test_a_member_that_reads_one_fact_often_knows_it(world):
     model = kind.build(kind.config(p.zoo.models["llama"], tokenizer, 64), 0)
     before = known_facts(model, tokenizer, world, [0], 0)["bit"]
     recipe = Recipe(True, 120, 48, 0.01, 0.008, 20.0)
-    pretrain(model, encode_rows(tokenizer, rows), Special.of(tokenizer), recipe, 0)
+    pretrain(model, encode_rows(tokenizer, rows, 64), Special.of(tokenizer), recipe, 0)
     assert known_facts(model, tokenizer, world, [0], 0)["bit"] >= max(0.85, before)
 
 
@@ -270,13 +286,20 @@ def test_blank_lines_part_documents_without_markers(tmp_path):
 def test_answer_tokens_are_marked(zoo, world):
     tokenizer = load_tokenizer(zoo / "roberta")
     rows = world.corpus([3, 4], 50, 10, 0)
-    for row, tokens in zip(rows, encode_rows(tokenizer, rows), strict=True):
+    for row, tokens in zip(rows, encode_rows(tokenizer, rows, 64), strict=True):
         said = [tokenizer.convert_ids_to_tokens(int(i)).strip() for i in tokens.ids[tokens.answer]]
         assert said == [row.text[a:b] for a, b in row.answers]
 
 
+def test_no_row_is_longer_than_the_model_reads(zoo, world):
+    tokenizer = load_tokenizer(zoo / "roberta")
+    rows = encode_rows(tokenizer, world.corpus([3, 4], 5, 30, 0), 20)
+    assert max(len(row.ids) for row in rows) == 20
+    assert all(row.ids[-1] == tokenizer.sep_token_id for row in rows)
+
+
 def test_every_pass_deals_each_row_once(world, zoo):
-    rows = encode_rows(load_tokenizer(zoo / "llama"), world.corpus([0], 100, 10, 0))
+    rows = encode_rows(load_tokenizer(zoo / "llama"), world.corpus([0], 100, 10, 0), 64)
     feed, seen = batches(rows, 16, np.random.default_rng(0)), []
     while len(seen) < len(rows):
         seen += [id(row) for row in next(feed)]
@@ -285,7 +308,7 @@ def test_every_pass_deals_each_row_once(world, zoo):
 
 def test_masked_loss_masks_all_answers_and_no_special_token(zoo, world):
     tokenizer, model = load_tokenizer(zoo / "bert"), load_model(zoo / "bert")
-    rows = encode_rows(tokenizer, world.corpus([1], 20, 0, 0))
+    rows = encode_rows(tokenizer, world.corpus([1], 20, 0, 0), 64)
     shown = []
     model.register_forward_pre_hook(lambda m, a, k: shown.append(k["input_ids"]), with_kwargs=True)
     loss(model, rows, Special.of(tokenizer), Recipe(False, 1, 8, 0.1, 0.1), np.random.default_rng(0))
@@ -341,6 +364,6 @@ def test_cuda_where_there_is_none_is_one_line(zoo, world):
     if torch.cuda.is_available():
         pytest.skip("there is one")
     model, tokenizer = load_model(zoo / "opt"), load_tokenizer(zoo / "opt")
-    rows = encode_rows(tokenizer, world.corpus([2], 10, 0, 0))
+    rows = encode_rows(tokenizer, world.corpus([2], 10, 0, 0), 64)
     with pytest.raises(ArtifactError, match=r"zoo\.pretrain\.device: cuda is not available"):
         pretrain(model, rows, Special.of(tokenizer), Recipe(True, 1, 4, 0.1, 0.1, device="cuda"), 0)

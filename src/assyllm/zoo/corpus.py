@@ -26,18 +26,31 @@ class TokenRow:
     answer: np.ndarray
 
 
-def encode_rows(tokenizer: Any, rows: Sequence[Row]) -> list[TokenRow]:
-    """Tokenise the world's rows, one each; tokens that overlap an answer's span are marked."""
+def surrounding(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that a tokenizer puts before and after a text: at most one before."""
+    around = tokenizer("", add_special_tokens=True)["input_ids"]
+    return around[:1], around[1:]
+
+
+def encode_rows(tokenizer: Any, rows: Sequence[Row], max_tokens: int) -> list[TokenRow]:
+    """Tokenise the world's rows, one each; tokens that overlap an answer's span are marked.
+
+    A row of more than ``max_tokens``, special tokens included, loses the end of its text.
+    """
+    before, after = surrounding(tokenizer)
+    room = max_tokens - len(before) - len(after)
     out = []
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
-        batch = tokenizer([row.text for row in part], return_offsets_mapping=True)
+        texts = [row.text for row in part]
+        batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         for row, ids, offsets in zip(part, batch["input_ids"], batch["offset_mapping"], strict=True):
-            span = np.asarray(offsets)
-            answer = np.zeros(len(ids), dtype=bool)
+            span = np.asarray(offsets).reshape(-1, 2)[:room]
+            inside = np.zeros(len(span), dtype=bool)
             for first, last in row.answers:
-                answer |= (span[:, 1] > first) & (span[:, 0] < last) & (span[:, 1] > span[:, 0])
-            out.append(TokenRow(np.asarray(ids, dtype=np.int32), answer))
+                inside |= (span[:, 1] > first) & (span[:, 0] < last) & (span[:, 1] > span[:, 0])
+            answer = np.concatenate([np.zeros(len(before), bool), inside, np.zeros(len(after), bool)])
+            out.append(TokenRow(np.asarray([*before, *ids[:room], *after], dtype=np.int32), answer))
     return out
 
 
@@ -69,11 +82,9 @@ def encode_documents(tokenizer: Any, documents: Sequence[str], max_tokens: int) 
     Raises:
         ArtifactError: the text gives less than one row.
     """
-    around = tokenizer("", add_special_tokens=True)["input_ids"]
-    before = [] if not around else around[:1]
-    after = around[1:]
+    before, after = surrounding(tokenizer)
     between = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-    room = max_tokens - len(around)
+    room = max_tokens - len(before) - len(after)
     parts = []
     for start in range(0, len(documents), BATCH):
         batch = tokenizer(list(documents[start : start + BATCH]), add_special_tokens=False, verbose=False)

@@ -25,6 +25,7 @@ from assyllm.zoo.load import (
     load_config,
     load_model,
     load_tokenizer,
+    no_bars_in_logs,
     weight_files,
     weights_sha256,
 )
@@ -110,7 +111,8 @@ def _pretrained(name: str, zoo: Any, world_params: Any, zoo_seed: int, base: Pat
             raise ArtifactError(
                 f"zoo.models.{name}.continued_from: {base} is a {model.config.model_type}, not a {member.family}"
             )
-    rows = rows_of(tokenizer)
+    positions = model.config.max_position_embeddings - kind.extra_positions
+    rows = rows_of(tokenizer, min(settings.max_tokens, positions))
     recipe = Recipe(
         causal=kind.causal,
         steps=member.steps,
@@ -126,7 +128,7 @@ def _pretrained(name: str, zoo: Any, world_params: Any, zoo_seed: int, base: Pat
     with _progress(name, recipe.steps) as report:
         pretrain(model, rows[held:], special, recipe, *names, report=report)
     lost = held_out_loss(model, rows[:held], special, replace(recipe, bf16=False), *names)
-    model.config._attn_implementation = "eager"
+    no_bars_in_logs()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     known = known_facts(model, tokenizer, world, member.facets, *names) if world else {}
@@ -151,15 +153,15 @@ def _pretrained(name: str, zoo: Any, world_params: Any, zoo_seed: int, base: Pat
 
 def _corpus(
     member: Any, settings: Any, world: World | None, names: tuple[int, str]
-) -> tuple[list[str], Callable[[Any], list[TokenRow]]]:
-    """The texts that train the tokenizer, and what turns a tokenizer into the rows that train the model."""
+) -> tuple[list[str], Callable[[Any, int], list[TokenRow]]]:
+    """The texts that train the tokenizer; what turns it and a longest row into the rows that train the model."""
     if world is not None:
         rows = world.corpus(member.facets, settings.rows, settings.passages, *names)
-        return [row.text for row in rows], lambda tokenizer: encode_rows(tokenizer, rows)
+        return [row.text for row in rows], lambda tokenizer, longest: encode_rows(tokenizer, rows, longest)
     if settings.corpus is None:
         raise ArtifactError("zoo.pretrain.corpus: needed where a member is pre-trained and knows no facets")
     documents = read_documents(settings.corpus)
-    return documents, lambda tokenizer: encode_documents(tokenizer, documents, settings.max_tokens)
+    return documents, lambda tokenizer, longest: encode_documents(tokenizer, documents, longest)
 
 
 @torch.no_grad()
