@@ -63,7 +63,7 @@ def products(folder: Path) -> dict[str, bytes]:
 def planned(folder: Path, *arguments: str) -> set[str]:
     output = snakemake(folder, "--cores", "2", *arguments, "-n", "--quiet", "rules")
     pairs = (line.split() for line in output.splitlines())
-    return {p[0] for p in pairs if len(p) == 2 and p[1].isdigit()} - {"total", "all"}
+    return {p[0] for p in pairs if len(p) == 2 and p[1].isdigit()} - {"total", "all", "results", "pool", "figures"}
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,22 @@ def test_changes_rerun_what_depends_on_them(study: Path, tmp_path: Path) -> None
     assert planned(folder) == {"partition", "score", "federate", "baseline", "collect", "figure"}
     write_params(folder, tiny_params())
     assert planned(folder) == set()
+
+
+@pytest.mark.parametrize("target", ["all", "results"])
+def test_a_fresh_clone_with_committed_tables_runs_the_whole_study(study: Path, tmp_path: Path, target: str) -> None:
+    write_params(tmp_path, tiny_params())
+    shutil.copytree(study / "data" / "results", tmp_path / "data" / "results")
+    shutil.copytree(study / "figures", tmp_path / "figures")
+    whole = {"download", "tasks", "split", "quantize", "partition", "cost", "score", "federate", "baseline", "collect"}
+    assert whole <= planned(tmp_path, target)
+
+
+def test_figures_alone_need_tables_and_nothing_else(study: Path, tmp_path: Path) -> None:
+    write_params(tmp_path, tiny_params())
+    shutil.copytree(study / "data" / "results", tmp_path / "data" / "results")
+    only = ["--snakefile", str(ROOT / "workflow" / "rules" / "figures.smk")]
+    assert planned(tmp_path, *only) == {"figure"}
 
 
 def test_one_core_gives_the_same_bytes_and_a_killed_run_goes_on(study: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 rule results:
     input:
+        [run.folder for run in PLAN.runs("default")],
         "data/results/metrics.csv",
 
 
