@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from assyllm.adapter.linear import LinearSums
+from assyllm.adapter.linear import LinearAdapter, LinearSums
+from assyllm.adapter.registry import build, describe
 from assyllm.artifacts import ArtifactError
 
 
@@ -46,3 +47,24 @@ def test_no_rows_or_broken_rows_are_refused() -> None:
         LinearSums.of(torch.full((4, 3), float("inf")), torch.ones(4, 2)).fit(0.1)
     with pytest.raises(ArtifactError, match="rows"):
         LinearSums.of(torch.ones(4, 3), torch.ones(5, 2))
+
+
+def test_an_adapter_reads_back_by_its_kind() -> None:
+    adapter = LinearSums.of(*data()).fit(0.1)
+    described = describe(adapter)
+    assert described == {"kind": "linear", "from": 12, "to": 7}
+    again = build(described, adapter.state_dict())
+    assert isinstance(again, LinearAdapter)
+    x, _ = data()
+    assert torch.equal(again(x), adapter(x))
+    assert again.bytes == adapter.bytes == 4 * (12 * 7 + 7)
+
+
+def test_a_described_adapter_that_does_not_fit_is_one_line() -> None:
+    tensors = LinearSums.of(*data()).fit(0.1).state_dict()
+    with pytest.raises(ArtifactError, match="adapter kind 'spline': not one of linear"):
+        build({"kind": "spline"}, tensors)
+    with pytest.raises(ArtifactError, match=r"linear adapter: its tensors do not fit .*bias"):
+        build({"kind": "linear", "from": 12, "to": 7}, {"weight": tensors["weight"]})
+    with pytest.raises(ArtifactError, match="linear adapter: described as"):
+        build({"kind": "linear", "from": 12, "to": 8}, tensors)

@@ -8,11 +8,14 @@ tokens; the fitted map is then applied to every token.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from assyllm.adapter.base import Adapter
 from assyllm.artifacts import ArtifactError
 
 
@@ -89,21 +92,27 @@ class LinearSums:
         return float((self.yy - 2 * cross + square) / total.clamp(min=1e-12))
 
 
-class LinearAdapter(nn.Module):
+class LinearAdapter(Adapter):
     """``states [..., d] -> states @ weight + bias [..., e]``, frozen."""
 
+    kind: ClassVar[str] = "linear"
     weight: Tensor
     bias: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
+        if weight.dim() != 2 or bias.shape != weight.shape[1:]:
+            raise ValueError(f"weight {list(weight.shape)} with bias {list(bias.shape)}")
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
 
-    @property
-    def bytes(self) -> int:
-        """Bytes in float32."""
-        return 4 * (self.weight.numel() + self.bias.numel())
+    def config(self) -> dict[str, Any]:
+        """The widths that it joins."""
+        return {"from": self.weight.shape[0], "to": self.weight.shape[1]}
+
+    @classmethod
+    def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        return cls(tensors["weight"], tensors["bias"])
 
     def forward(self, states: Tensor) -> Tensor:
         return states @ self.weight + self.bias

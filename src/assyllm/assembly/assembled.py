@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from assyllm.adapter.linear import LinearAdapter
+from assyllm.adapter.base import Adapter
+from assyllm.adapter.registry import build
 from assyllm.artifacts import ArtifactError, output_folder, read_json, verify_folder, write_json
 from assyllm.assembly.head import Head
 from assyllm.assembly.recipe import Recipe
@@ -42,7 +43,7 @@ class AssembledModel(nn.Module):
     def __init__(
         self,
         blocks: Sequence[Block],
-        adapters: Sequence[LinearAdapter | None],
+        adapters: Sequence[Adapter | None],
         head: Head,
         recipe: Recipe,
         tokenizer: Any,
@@ -148,8 +149,8 @@ class AssembledModel(nn.Module):
             block = empty_block(info.model, info.family, info.layers, config)
             prepare(block, info, mine)
             blocks.append(load_into(block, mine))
-            part = _under(tensors, f"adapters.{i}.")
-            adapters.append(LinearAdapter(part["weight"], part["bias"]) if part else None)
+            joined = row.get("adapter")
+            adapters.append(build(joined, _under(tensors, f"adapters.{i}.")) if joined else None)
         head = Head(tensors["head.weight"])
         return cls(blocks, adapters, head, recipe, load_tokenizer(folder)).eval()
 

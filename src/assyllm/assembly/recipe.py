@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from assyllm.adapter.linear import LinearAdapter
+from assyllm.adapter.base import Adapter
+from assyllm.adapter.registry import describe
 from assyllm.artifacts import ArtifactError, write_text
 from assyllm.blocks.pool import Pool
 from assyllm.zoo.encoding import POOLED
@@ -111,7 +112,7 @@ class Recipe:
 def recipe_of(
     pool: Pool,
     blocks: Sequence[str],
-    adapters: Sequence[LinearAdapter | None],
+    adapters: Sequence[Adapter | None],
     task: str,
     max_tokens: int,
     head: dict[str, Any],
@@ -135,7 +136,7 @@ def recipe_of(
         row |= {"layer_range": list(info.layers), "kind": info.kind, "family": info.family}
         row |= {"width": info.width, "bits": info.bits}
         if adapter is not None:
-            row["adapter"] = {"kind": "linear", "from": adapter.weight.shape[0], "to": adapter.weight.shape[1]}
+            row["adapter"] = describe(adapter)
         slices.append(row)
     licences = {name: pool.models[name].licence for name in sorted({s["model"] for s in slices})}
     return Recipe(

@@ -1,0 +1,32 @@
+"""What every kind of adapter has in common: a kind, a few plain values, named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+
+class Adapter(nn.Module):
+    """A frozen module that stands before a block and makes the arriving states fit it.
+
+    A kind keeps its tensors as parameters or buffers (``state_dict`` is what is stored), gives the plain values
+    that rebuild it as :meth:`config`, and takes both back in :meth:`build`. ``registry.KINDS`` lists the kinds.
+    """
+
+    kind: ClassVar[str]
+
+    def config(self) -> dict[str, Any]:
+        """Plain values (numbers, strings, lists) that stand in recipes and checkpoints beside the tensors."""
+        raise NotImplementedError
+
+    @classmethod
+    def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """The inverse of :meth:`config` and ``state_dict``."""
+        raise NotImplementedError
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.state_dict().values())
