@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 params_app = typer.Typer(help="Check params.yaml, write its schema.", no_args_is_help=True)
 app.add_typer(params_app, name="params")
+bench_app = typer.Typer(help="Measure a component against its alternatives on this machine.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 
 ParamsJson = Annotated[str, typer.Option("--params", help="JSON of the sections that this rule declares.")]
 CodeSha = Annotated[str, typer.Option("--code", help="Content hash of the code that runs.")]
@@ -34,6 +36,8 @@ Checkpoint = Annotated[Path, typer.Option(help="Where rounds are saved until the
 MethodName = Annotated[str, typer.Option(help="Name of the method.")]
 SettingName = Annotated[str, typer.Option(help="Name of the setting.")]
 SettingText = Annotated[str, typer.Option(help="The setting as key=value text.")]
+BenchJson = Annotated[Path | None, typer.Option("--json", help="File for the ratios.")]
+BenchRounds = Annotated[int | None, typer.Option(min=1, help="Rounds.")]
 
 
 @params_app.command("check")

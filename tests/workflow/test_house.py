@@ -24,7 +24,7 @@ FLOORS = (
     ("tasks",),
     ("zoo",),
     ("blocks",),
-    ("quantizer",),
+    ("quantizer", "swapper"),
     ("comparator",),
     ("adapter",),
     ("evaluate",),
@@ -33,7 +33,7 @@ FLOORS = (
     ("cost",),
     ("claims", "collect"),
     ("figures",),
-    ("stages",),
+    ("stages", "bench"),
     ("study", "cli", "__main__"),
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,21 @@
+"""The record that every benchmark writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from assyllm.bench.record import Record
+
+
+def test_a_record_keeps_median_and_range_of_each_ratio(tmp_path: Path) -> None:
+    record = Record.of("swapper", [{"a": 1.0, "b": 2.0}, {"a": 3.0, "b": 2.5}, {"a": 1.5, "b": 9.0}])
+    record.write(tmp_path / "bench.json")
+    read = json.loads((tmp_path / "bench.json").read_text())
+    assert list(read) == ["machine", "name", "ratios", "rounds"]
+    assert read["rounds"] == 3
+    assert read["ratios"] == {
+        "a": {"median": 1.5, "min": 1.0, "max": 3.0},
+        "b": {"median": 2.5, "min": 2.0, "max": 9.0},
+    }
+    assert "cores" in read["machine"]
