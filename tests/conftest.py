@@ -12,17 +12,21 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def tiny_params(**changes: dict):
-    """The repository's params.yaml made tiny; ``changes`` maps sections to keys to overwrite."""
+def tiny_params(method: str = "assyllm_paper", **changes: dict):
+    """The repository's params.yaml made tiny; ``changes`` maps sections to keys to overwrite.
+
+    Sections ``selection``, ``adapter`` and ``head`` are those of ``method``.
+    """
     from assyllm import params as P
 
     raw = P.read_yaml(ROOT / "params.yaml")
     raw["partition"]["clients"] = 12
     raw["federated"]["clients_per_round"] = 5
-    raw["head"]["rounds"] = 3
-    raw["adapter"]["public_texts"] = 48
+    raw["comparator"]["public_texts"] = 48
+    own = raw["assembling"][method]
+    own["head"]["rounds"] = 3
     for section, keys in changes.items():
-        raw[section] |= keys
+        (own if section in own else raw)[section] |= keys
     return P.validate(P.Params, raw)
 
 

@@ -21,10 +21,19 @@ from assyllm.artifacts import ArtifactError, sha256_text
 Task = Literal["boolq", "piqa", "openbookqa"]
 Family = Literal["llama", "opt", "bert", "roberta"]
 StandsFor = Literal["llama-7b", "vicuna-7b", "opt-6.7b", "bert-base", "roberta-large"]
-Method = Literal["majority", "zero_shot", "ft_oracle", "ft_practical", "assyllm_paper"]
+Method = Literal[
+    "majority", "zero_shot", "ft_oracle", "ft_practical",
+    "assyllm_paper", "assyllm", "random_blocks", "untrained_blocks", "one_model_blocks",
+]  # fmt: skip
 BASELINES = ("majority", "zero_shot", "ft_oracle", "ft_practical")
 TUNED = ("ft_oracle", "ft_practical")
-ASSEMBLING = ("assyllm_paper",)
+ASSEMBLING = ("assyllm_paper", "assyllm", "random_blocks", "untrained_blocks", "one_model_blocks")
+# controls: a method's settings with another selection rule, or on untrained blocks
+CONTROLS = {
+    "random_blocks": ("assyllm", "probe_random"),
+    "untrained_blocks": ("assyllm", None),
+    "one_model_blocks": ("assyllm", "probe_one_model"),
+}
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -199,21 +208,25 @@ class Comparator(Section):
     cka_weight: Fraction
     cka_batch: Annotated[int, Field(ge=4)]
     histogram_bins: Annotated[int, Field(ge=2)]
+    public_texts: Annotated[int, Field(ge=4)]
 
 
 class Adapter(Section):
     """How unlike blocks are joined (paper section 3.3)."""
 
-    kind: Literal["linear"]
+    kind: Literal["linear", "fixed_attention"]
     ridge: Positive
-    public_texts: Annotated[int, Field(ge=4)]
+    rank: Count = 16
 
 
 class Selection(Section):
     """How the next block is chosen (paper sections 3.1 and 4.1)."""
 
-    rule: Literal["paper", "paper_distinct", "paper_other_model", "cka_only", "cor_only", "random"]
-    evaluated_per_round: Count
+    rule: Literal[
+        "paper", "paper_distinct", "paper_other_model", "cka_only", "cor_only", "random",
+        "probe", "probe_random", "probe_one_model",
+    ]  # fmt: skip
+    evaluated_per_round: Count | None
     kept_per_round: Count
     beam: Count
     rounds_per_block: Count
@@ -221,7 +234,7 @@ class Selection(Section):
 
     @model_validator(mode="after")
     def _kept_fits(self) -> Selection:
-        if self.kept_per_round > self.evaluated_per_round:
+        if self.evaluated_per_round is not None and self.kept_per_round > self.evaluated_per_round:
             raise ValueError(
                 f"kept_per_round: {self.kept_per_round} is more than evaluated_per_round ({self.evaluated_per_round})"
             )
@@ -234,6 +247,32 @@ class Head(Section):
     scope: Literal["last_block", "all_blocks"]
     ridge_grid: list[Positive] = Field(min_length=1)
     rounds: Count
+    sketch_dims: Count | None = None
+
+
+class Assembling(Section):
+    """One way to assemble blocks: how they are chosen, joined and read."""
+
+    selection: Selection
+    adapter: Adapter
+    head: Head
+
+
+class Assemblings(Section):
+    """The paper's method and ours; controls take ours with another rule. A run is given its own only."""
+
+    assyllm_paper: Assembling | None = None
+    assyllm: Assembling | None = None
+
+    def of(self, method: str) -> Assembling:
+        """The settings of a method or control."""
+        name, rule = CONTROLS.get(method, (method, None))
+        found: Assembling | None = getattr(self, name, None)
+        if found is None:
+            raise ParamsError(f"assembling.{name}: missing")
+        if rule is None:
+            return found
+        return found.model_copy(update={"selection": found.selection.model_copy(update={"rule": rule})})
 
 
 class Federated(Section):
@@ -330,9 +369,7 @@ class Params(Section):
     blocks: Blocks
     quantize: Quantize
     comparator: Comparator
-    adapter: Adapter
-    selection: Selection
-    head: Head
+    assembling: Assemblings
     federated: Federated
     baselines: Baselines
     tune: Tune
@@ -348,6 +385,11 @@ class Params(Section):
                 f"federated.clients_per_round: {self.federated.clients_per_round} is more than "
                 f"partition.clients ({self.partition.clients})"
             )
+        for size in ("default", "full"):
+            for methods in getattr(self.study, size).runs.values():
+                for method in methods:
+                    if method in ASSEMBLING:
+                        self.assembling.of(method)
         if self.baselines.model not in self.zoo.models:
             raise ValueError(f"baselines.model: {self.baselines.model!r} is not in zoo.models")
         for task in self.tasks.names:

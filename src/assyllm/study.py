@@ -94,6 +94,9 @@ class Plan:
             dump["baselines"] = {
                 key: value for key, value in dump["baselines"].items() if key not in P.TUNED or key == method
             }
+        if method is not None and "assembling" in dump:
+            name, _ = P.CONTROLS.get(method, (method, None))
+            dump["assembling"] = {name: dump["assembling"][name]}
         return json.dumps(dump, sort_keys=True)
 
     def variant(self, rule: str, setting: str) -> str:

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from assyllm.adapter.linear import LinearAdapter
+from assyllm.adapter.reading import Readings
 from assyllm.artifacts import ArtifactError
 from assyllm.assembly.assembled import AssembledModel
 from assyllm.assembly.head import Head
 from assyllm.assembly.recipe import Recipe, recipe_of, strictest
 from assyllm.assembly.search import Chain, grow, ranked, roots, shortlist
 from assyllm.assembly.walk import Walker, edge
-from assyllm.comparator.activations import native, rows_of
+from assyllm.comparator.activations import native
 from assyllm.comparator.compatibility import RULES, eligible
 from assyllm.quantizer.pool import open_pool
 from assyllm.zoo.encoding import combine, encode, pool
@@ -35,13 +36,15 @@ def model(blocks, scope: str = "last_block") -> AssembledModel:
     head = Head(torch.randn(width, generator=torch.Generator().manual_seed(1)))
     recipe = recipe_of(blocks, CHAIN, adapters(), "openbookqa", 48, {"kind": "ridge", "scope": scope, "ridge": 0.1},
                        0.7, "abc", {"run": "test"})  # fmt: skip
-    return AssembledModel([blocks.block(b) for b in CHAIN], adapters(), head, recipe, blocks.tokenizer("bert")).eval()
+    tokenizers = {"bert": blocks.tokenizer("bert")}
+    return AssembledModel([blocks.block(b) for b in CHAIN], adapters(), head, recipe, tokenizers, {}).eval()
 
 
 def test_a_chain_of_one_model_is_that_model(tiny_pool) -> None:
     encoded = encode(tiny_pool.tokenizer("opt"), QUESTIONS, 48)
     chain = [info.id for info in tiny_pool.of_model("opt")]
-    walker = Walker(tiny_pool, rows_of(encoded, 64), {edge(chain[:i], chain[i]): None for i in range(1, 4)})
+    found = Readings(lambda _: encoded, tiny_pool.embedding, "opt", lambda _: "opt", chunk_tokens=64)
+    walker = Walker(tiny_pool, found, {edge(chain[:i], chain[i]): None for i in range(1, 4)})
     original = zoo.model("opt", len(tiny_pool.tokenizer("opt")), 1)
     with torch.no_grad():
         states = original.model(input_ids=encoded.ids.flatten(0, 1), attention_mask=encoded.mask.flatten(0, 1).long())

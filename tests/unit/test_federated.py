@@ -12,10 +12,12 @@ import torch
 from assyllm import params as P
 from assyllm.artifacts import ArtifactError, verify_folder
 from assyllm.assembly.assembled import AssembledModel
+from assyllm.assembly.head import HeadSums
 from assyllm.comparator.cka import HsicTerms
 from assyllm.federated.cohort import device_memory, partitioned, sample
+from assyllm.federated.context import Settings
 from assyllm.federated.messages import CandidateSums, ScoreReply, ScoreTask, Vote
-from assyllm.federated.rounds import Rounds, Settings
+from assyllm.federated.rounds import Rounds
 from assyllm.federated.server import Tally, decide, server_step
 from assyllm.federated.state import State
 from assyllm.federated.task import open_task
@@ -97,11 +99,15 @@ def scored(tiny_folder):
     return tiny_folder
 
 
-def rounds(folder, task: str = "piqa", scores: tuple[str, ...] = ("scores",), **changes) -> Rounds:
-    p = tiny_params(**changes)
+def rounds(
+    folder, task: str = "piqa", scores: tuple[str, ...] = ("scores",), method: str = "assyllm_paper", **changes
+) -> Rounds:
+    p = tiny_params(method, **changes)
+    own = p.assembling.of(method)
+    settings = Settings(own.selection, p.comparator, own.adapter, own.head, p.federated)
     pool = open_pool(folder / "pool8")
     data = open_task(pool, task, p, folder / "tasks", folder / "partition", [folder / s for s in scores])
-    return Rounds(pool, data, Settings(p.selection, p.comparator, p.adapter, p.head, p.federated), 0, range(12))
+    return Rounds(pool, data, settings, 0, range(12))
 
 
 def summary(state: State) -> tuple:
@@ -150,6 +156,52 @@ def test_shards_and_threads_do_not_change_the_selection(scored) -> None:
         rounds(scored, scores=("scores1",))
 
 
+@pytest.mark.parametrize("rule", ["probe", "probe_random", "probe_one_model"])
+@pytest.mark.parametrize("kind", ["fixed_attention", "linear"])
+def test_every_probing_rule_assembles(scored, rule, kind) -> None:
+    changes = {"selection": {"rule": rule, "max_blocks": 3, "rounds_per_block": 1}, "adapter": {"kind": kind}}
+    run = rounds(scored, method="assyllm", **changes)
+    state = run.run()
+    best = max(state.finished, key=lambda c: c.compatibility)
+    assert len(best.blocks) == 3
+    models = {block.split(":")[0] for block in best.blocks}
+    if rule == "probe_one_model":
+        assert len(models) == 1
+        assert all(run.pool.before(b) == a for a, b in zip(best.blocks, best.blocks[1:], strict=False))
+    selecting = [row for row in state.rows if not row["head"]]
+    assert len(selecting) == 3
+    assert all((row["bytes_up_sums"] > 0) == (rule != "probe_random") for row in selecting)
+    assert all(row["bytes_up_votes"] == 0 for row in selecting)
+
+
+def test_probing_resumes_after_any_round(scored) -> None:
+    states: list[tuple] = []
+    changes = {"selection": {"max_blocks": 3, "rounds_per_block": 2}}
+    whole = rounds(scored, method="assyllm", **changes).run(save=lambda s: states.append(s.dump()))
+    for tensors, raw in states[:-1:2]:
+        again = rounds(scored, method="assyllm", **changes).run(State.load(tensors, raw))
+        assert summary(again) == summary(whole)
+
+
+def test_a_probe_gains_what_a_head_on_all_blocks_would() -> None:
+    """Probes on what the chain leaves unexplained add up to nearly the joint fit on independent features."""
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.ones(400, 4, dtype=torch.bool)
+    x = torch.randn(400, 4, 12, generator=generator)
+    answer = (x @ torch.randn(12, generator=generator)).argmax(-1)
+    first, second = x[..., :6], x[..., 6:]
+    error, head = HeadSums.of(first, mask, answer).cross_validated([0.001, 0.01])
+    explained = first @ head.weight
+    both, _ = HeadSums.of(second, mask, answer, explained).cross_validated([0.001, 0.01])
+    joint, _ = HeadSums.of(x, mask, answer).cross_validated([0.001, 0.01])
+    assert both < error
+    assert both == pytest.approx(joint, rel=0.05)
+    noise = torch.randn(400, 4, 100, generator=generator)
+    useless, _ = HeadSums.of(noise, mask, answer, explained).cross_validated([0.001, 0.01, 0.1, 1.0, 10.0])
+    assert useless > both
+    assert useless > 0.97 * error  # cross-validation is not fooled by 100 columns of noise
+
+
 @pytest.mark.parametrize("rule", ["paper", "paper_other_model", "cka_only", "cor_only", "random"])
 def test_every_rule_assembles(scored, rule) -> None:
     state = rounds(scored, selection={"rule": rule, "max_blocks": 3}, head={"rounds": 1, "scope": "all_blocks"}).run()
@@ -167,11 +219,12 @@ def test_dropouts_and_lost_cohorts_are_survived(scored) -> None:
         Rounds(open_pool(scored / "pool8"), rounds(scored).data, rounds(scored).settings, 0, [])
 
 
-def test_the_stage_writes_whole_tables_and_a_model_twice_alike(scored, tmp_path) -> None:
-    p = tiny_params(tasks={"names": ["piqa"]}, selection={"max_blocks": 3})
+@pytest.mark.parametrize("method", ["assyllm_paper", "assyllm"])
+def test_the_stage_writes_whole_tables_and_a_model_twice_alike(scored, tmp_path, method) -> None:
+    p = tiny_params(method, tasks={"names": ["piqa"]}, selection={"max_blocks": 3})
     text = P.sections_json(p, federate.SECTIONS)
     for name in ("one", "two"):
-        federate.run(text, "code", "assyllm_paper", "base", "", scored / "pool8", scored / "tasks",
+        federate.run(text, "code", method, "base", "", scored / "pool8", scored / "tasks",
                      scored / "partition", [scored / "scores"], scored / "cost.csv", 0, 0, tmp_path / "ck",
                      tmp_path / name)  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
@@ -181,7 +234,7 @@ def test_the_stage_writes_whole_tables_and_a_model_twice_alike(scored, tmp_path)
     metrics = check_columns(one / "metrics.csv", Metric)
     final = [m for m in metrics if m["metric"] == "accuracy" and m["split"] == "test" and m["round"] == ""]
     assert len(final) == 1
-    assert check_columns(one / "run.csv", Run)[0]["run_id"] == "base-assyllm_paper-zoo0-seed0"
+    assert check_columns(one / "run.csv", Run)[0]["run_id"] == f"base-{method}-zoo0-seed0"
     answered = check_columns(one / "predictions.csv", Prediction)
     share = sum(int(row["correct"]) for row in answered) / len(answered)
     assert float(final[0]["value"]) == pytest.approx(share)

@@ -37,7 +37,11 @@ def changed(tmp_path: Path, dotted: str, value: object) -> Path:
             201,
             "federated.clients_per_round: 201 is more than partition.clients",
         ),
-        ("selection.kept_per_round", 9, "selection.kept_per_round: 9 is more than evaluated_per_round"),
+        (
+            "assembling.assyllm_paper.selection.kept_per_round",
+            9,
+            "assembling.assyllm_paper.selection.kept_per_round: 9 is more than evaluated_per_round",
+        ),
         ("baselines.model", "gpt", "baselines.model: 'gpt' is not in zoo.models"),
         ("zoo.models.opt.heads", 7, "zoo.models.opt.hidden_size 72 is not a multiple of heads 7"),
         ("zoo.models.opt.hedas", 6, "zoo.models.opt.hedas: unknown key, did you mean 'heads'?"),
@@ -75,9 +79,9 @@ def test_missing_doubled_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(P.ParamsError, match=r"params\.yaml: "):
         P.load(path)
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
-    del raw["head"]
+    del raw["evaluate"]
     path.write_text(yaml.safe_dump(raw))
-    with pytest.raises(P.ParamsError, match="head: missing"):
+    with pytest.raises(P.ParamsError, match="evaluate: missing"):
         P.load(path)
 
 

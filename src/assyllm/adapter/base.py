@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
+from assyllm.adapter.reading import Join
+
 
 class Adapter(nn.Module):
     """A frozen module that stands before a block and makes the arriving states fit it.
@@ -16,6 +18,8 @@ class Adapter(nn.Module):
     """
 
     kind: ClassVar[str]
+    reads: ClassVar[bool] = False  # whether it looks at the next model's own reading of the text
+    moves: ClassVar[bool] = False  # whether the stream goes on in the next block's own tokens
 
     def config(self) -> dict[str, Any]:
         """Plain values (numbers, strings, lists) that stand in recipes and checkpoints beside the tensors."""
@@ -30,3 +34,12 @@ class Adapter(nn.Module):
     def bytes(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.state_dict().values())
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes that travel with a task: all that does not ship with the pool."""
+        return self.bytes
+
+    def forward(self, states: Tensor, join: Join) -> Tensor:
+        """Arriving states ``[r, A, a]`` to what the block receives, ``[r, A, e]`` or ``[r, T, e]`` if it moves."""
+        raise NotImplementedError

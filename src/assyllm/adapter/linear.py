@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from assyllm.adapter.base import Adapter
+from assyllm.adapter.reading import Join
 from assyllm.artifacts import ArtifactError
 
 
@@ -114,5 +115,5 @@ class LinearAdapter(Adapter):
     def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         return cls(tensors["weight"], tensors["bias"])
 
-    def forward(self, states: Tensor) -> Tensor:
+    def forward(self, states: Tensor, join: Join | None = None) -> Tensor:
         return states @ self.weight + self.bias

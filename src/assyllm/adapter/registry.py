@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from assyllm.adapter.base import Adapter
+from assyllm.adapter.fixed_attention import FixedAttentionAdapter
 from assyllm.adapter.linear import LinearAdapter
 from assyllm.artifacts import ArtifactError
 
-KINDS: dict[str, type[Adapter]] = {kind.kind: kind for kind in (LinearAdapter,)}
+KINDS: dict[str, type[Adapter]] = {kind.kind: kind for kind in (LinearAdapter, FixedAttentionAdapter)}
 
 
 def describe(adapter: Adapter) -> dict[str, Any]:

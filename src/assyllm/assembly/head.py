@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
+from assyllm import seeding
 from assyllm.artifacts import ArtifactError
 
 NEGATIVE = -1e30  # score of a padding choice
@@ -24,6 +26,24 @@ def centred(features: Tensor, choice_mask: Tensor) -> Tensor:
     return (features - mean) * real
 
 
+def sketched(features: Tensor, dims: int | None, block: str) -> Tensor:
+    """A block's features ``[..., F]`` as the head takes them: beyond ``dims`` through a random projection.
+
+    The projection is seeded by the block, so that devices and server make the same one and nothing is sent. It
+    keeps inner products in expectation (Johnson and Lindenstrauss 1984); at 7B widths a block would otherwise send
+    8,192 x 8,192 sums.
+    """
+    if dims is None or features.shape[-1] <= dims:
+        return features
+    return features @ _projection(block, features.shape[-1], dims)
+
+
+@lru_cache(maxsize=64)
+def _projection(block: str, width: int, dims: int) -> Tensor:
+    drawn = seeding.rng("sketch", block, width, dims).standard_normal((width, dims), dtype="float32")
+    return torch.from_numpy(drawn) / dims**0.5
+
+
 @dataclass(frozen=True, slots=True)
 class HeadSums:
     """Sufficient statistics of the head, float64; ``a + b`` pools two clients' questions."""
@@ -32,37 +52,44 @@ class HeadSums:
     xy: Tensor  # [F]
     yy: Tensor  # []
     n: Tensor  # [] rows, i.e. real choices
+    questions: Tensor  # []
 
     @classmethod
     def zeros(cls, features: int) -> HeadSums:
         """No questions yet."""
-        return cls(*(torch.zeros(s, dtype=torch.float64) for s in ((features, features), (features,), (), ())))
+        shapes: tuple[tuple[int, ...], ...] = ((features, features), (features,), (), (), ())
+        return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
 
     @classmethod
-    def of(cls, features: Tensor, choice_mask: Tensor, answer: Tensor) -> HeadSums:
+    def of(cls, features: Tensor, choice_mask: Tensor, answer: Tensor, explained: Tensor | None = None) -> HeadSums:
         """The sums of N questions.
 
         Args:
             features: ``[N, C, F]`` pooled states.
             choice_mask: ``[N, C]`` bool, False = padding choice.
             answer: ``[N]`` int64.
+            explained: ``[N, C]`` scores of another head; the sums then are those of what it leaves unexplained.
         """
         x = centred(features.double(), choice_mask).flatten(0, 1)
-        y = target(choice_mask, answer).flatten()
-        return cls(x.T @ x, x.T @ y, y @ y, choice_mask.sum().double())
+        y = target(choice_mask, answer)
+        if explained is not None:
+            y = y - centred(explained.double().unsqueeze(-1), choice_mask).squeeze(-1)
+        y = y.flatten()
+        questions = torch.tensor(float(len(answer)), dtype=torch.float64)
+        return cls(x.T @ x, x.T @ y, y @ y, choice_mask.sum().double(), questions)
 
     def __add__(self, other: HeadSums) -> HeadSums:
         return HeadSums(*(a + b for a, b in zip(self.parts(), other.parts(), strict=True)))
 
     def parts(self) -> tuple[Tensor, ...]:
-        """The four tensors, in the order of the fields."""
-        return self.xx, self.xy, self.yy, self.n
+        """The five tensors, in the order of the fields."""
+        return self.xx, self.xy, self.yy, self.n, self.questions
 
     @property
     def bytes(self) -> int:
         """Bytes of one upload in float32 (upper triangle of X'X)."""
         size = self.xy.numel()
-        return 4 * (size * (size + 1) // 2 + size + 2)
+        return 4 * (size * (size + 1) // 2 + size + 3)
 
     def fit(self, ridge: float) -> Head:
         """The ridge fit on columns scaled to equal variance.
@@ -82,6 +109,29 @@ class HeadSums:
         identity = torch.eye(len(scale), dtype=torch.float64)
         weight = torch.linalg.solve(xx + ridge * identity, self.xy / self.n / scale) / scale
         return Head(weight.float())
+
+    def cross_validated(self, grid: Sequence[float]) -> tuple[float, Head]:
+        """The ridge head of least generalised cross-validation error (Golub 1979), from the sums alone.
+
+        GCV divides the mean squared error by (1 - degrees of freedom / rows)^2. Features and targets are
+        centred per question, so a question of C choices counts C - 1 rows.
+
+        Returns:
+            The estimated squared error on questions not seen, per choice, and the head.
+        """
+        n, rows = self.n.clamp(min=1), (self.n - self.questions).clamp(min=1)
+        scale = (self.xx.diagonal() / n).clamp(min=1e-12).sqrt()
+        values, vectors = torch.linalg.eigh(self.xx / n / torch.outer(scale, scale))
+        values = values.clamp(min=0)
+        along = vectors.T @ (self.xy / n / scale)
+        found = []
+        for ridge in sorted(grid, reverse=True):
+            weight = along / (values + ridge)
+            error = self.yy / n - 2 * weight @ along + weight.square() @ values
+            freedom = (values / (values + ridge)).sum() / rows
+            found.append((float(error / (1 - freedom.clamp(max=0.99)) ** 2), -ridge, weight))
+        best = min(found, key=lambda entry: entry[:2])
+        return best[0], Head((vectors @ best[2] / scale).float())
 
     def loss(self, head: Head) -> float:
         """Mean squared error of a head per choice on these sums."""

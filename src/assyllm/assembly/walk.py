@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from assyllm.adapter.linear import LinearAdapter
+from assyllm.adapter.base import Adapter
+from assyllm.adapter.reading import Readings
+from assyllm.assembly.head import sketched
 from assyllm.blocks.pool import Pool
-from assyllm.comparator.activations import Rows, advance, pooled
+from assyllm.comparator.activations import advance, pooled
 from assyllm.zoo.encoding import combine
 
-Adapters = Mapping[str, LinearAdapter | None]  # edge -> adapter; None where the states fit as they are
+Adapters = Mapping[str, Adapter | None]  # edge -> adapter; None where the states fit as they are
 
 
 def edge(chain: Sequence[str], block: str) -> str:
@@ -26,15 +28,15 @@ def edges(chain: Sequence[str]) -> list[str]:
 
 
 class Walker:
-    """States of chains on fixed rows, cached by prefix: a longer chain costs one more block, not all of them.
+    """States of chains on fixed questions, cached by prefix: a longer chain costs one more block, not all of them.
 
     Args:
-        rows: the questions in the tokens of the chains' start block's model.
+        readings: the questions in every model's tokens.
         adapters: every join that will be walked.
     """
 
-    def __init__(self, pool: Pool, rows: Rows, adapters: Adapters) -> None:
-        self._pool, self._rows, self._adapters = pool, rows, adapters
+    def __init__(self, pool: Pool, readings: Readings, adapters: Adapters) -> None:
+        self._pool, self.readings, self._adapters = pool, readings, adapters
         self._states: dict[tuple[str, ...], list[Tensor]] = {}
         self._vectors: dict[tuple[str, ...], Tensor] = {}
         self.passes = 0  # block passes made: what the cache saves can be counted
@@ -43,45 +45,59 @@ class Walker:
         """Take further adapters; those of chains already walked must be the same."""
         self._adapters = adapters
 
+    def tokens_of(self, chain: Sequence[str]) -> str:
+        """The model in whose tokens a chain's stream stands at its end."""
+        model = self._pool.info(chain[0]).model
+        for i in range(1, len(chain)):
+            adapter = self._adapters[edge(chain[:i], chain[i])]
+            if adapter is not None and adapter.moves:
+                model = self._pool.info(chain[i]).model
+        return model
+
     def states(self, chain: Sequence[str]) -> list[Tensor]:
         """Per-chunk states ``[r, T, d]`` after the chain's last block."""
         key = tuple(chain)
         if key not in self._states:
-            if len(key) == 1:
-                self._states[key] = self._run(key[0], None)
-            else:
-                adapter = self._adapters[edge(key[:-1], key[-1])]
-                self._states[key] = self.extend(key[:-1], key[-1], adapter)
+            adapter = self._adapters[edge(key[:-1], key[-1])] if len(key) > 1 else None
+            self._states[key] = self.extend(key[:-1], key[-1], adapter)
         return self._states[key]
 
-    def extend(self, chain: Sequence[str], block: str, adapter: LinearAdapter | None) -> list[Tensor]:
+    def extend(self, chain: Sequence[str], block: str, adapter: Adapter | None) -> list[Tensor]:
         """States of ``chain`` followed by ``block`` through an adapter that need not be the chain's own."""
-        arriving = self.states(chain)
+        self.passes += 1
+        module, info = self._pool.block(block), self._pool.info(block)
+        if not chain:
+            return advance(module, None, self.readings.rows(info.model))
+        arriving, tokens = self.states(chain), self.tokens_of(chain)
+        if adapter is None:
+            return advance(module, arriving, self.readings.rows(tokens))
         with torch.no_grad():
-            joined = arriving if adapter is None else [adapter(states) for states in arriving]
-        return self._run(block, joined)
+            if adapter.reads:
+                joins = self.readings.joins(tokens, info.model, info.causal)
+                joined = [adapter(states, join) for states, join in zip(arriving, joins, strict=True)]
+            else:
+                joined = [adapter(states) for states in arriving]
+        return advance(module, joined, self.readings.rows(info.model if adapter.moves else tokens))
 
     def vectors(self, chain: Sequence[str]) -> Tensor:
         """Pooled vectors ``[N, C, P, d]`` after the chain's last block."""
         key = tuple(chain)
         if key not in self._vectors:
-            self._vectors[key] = pooled(self.states(key), self._rows)
+            self._vectors[key] = pooled(self.states(key), self.readings.rows(self.tokens_of(key)))
         return self._vectors[key]
 
-    def candidate(self, chain: Sequence[str], block: str, adapter: LinearAdapter | None) -> Tensor:
+    def candidate(self, chain: Sequence[str], block: str, adapter: Adapter | None) -> Tensor:
         """Pooled vectors ``[N, C, P, d]`` after a candidate that is tried on the chain (not cached)."""
-        return pooled(self.extend(chain, block, adapter), self._rows)
+        moved = not chain or (adapter is not None and adapter.moves)
+        tokens = self._pool.info(block).model if moved else self.tokens_of(chain)
+        return pooled(self.extend(chain, block, adapter), self.readings.rows(tokens))
 
-    def features(self, chain: Sequence[str], scope: str) -> Tensor:
+    def features(self, chain: Sequence[str], scope: str, sketch_dims: int | None = None) -> Tensor:
         """The head's features ``[N, C, F]``: of the last block, or of every block side by side."""
         parts = [chain] if scope == "last_block" else [chain[: i + 1] for i in range(len(chain))]
-        return torch.cat([combine(self.vectors(part)) for part in parts], dim=-1)
+        return torch.cat([sketched(combine(self.vectors(part)), sketch_dims, part[-1]) for part in parts], dim=-1)
 
     def forget(self, keep: Sequence[str] = ()) -> None:
         """Drop cached states that are no prefix of ``keep``."""
         prefixes = {tuple(keep[: i + 1]) for i in range(len(keep))}
         self._states = {key: states for key, states in self._states.items() if key in prefixes}
-
-    def _run(self, block: str, states: list[Tensor] | None) -> list[Tensor]:
-        self.passes += 1
-        return advance(self._pool.block(block), states, self._rows)

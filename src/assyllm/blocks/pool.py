@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from assyllm.artifacts import ArtifactError, read_json, sha256_file, verify_folder, write_json
 from assyllm.blocks.block import Block, Kind, kind_of
+from assyllm.blocks.embedding import PREFIX, Embedding, load_embedding
 from assyllm.blocks.families import family as family_of
 from assyllm.blocks.families import find
 from assyllm.blocks.segment import segments
@@ -156,6 +157,7 @@ class Pool:
         self._prepare = prepare
         self._raw = read_json(folder / "pool.json")
         self._blocks: dict[str, Block] = {}
+        self._embeddings: dict[str, Embedding] = {}
         self._configs: dict[str, Any] = {}
         self._tokenizers: dict[str, Any] = {}
         self._reads_as: dict[str, str] = {}
@@ -225,6 +227,11 @@ class Pool:
         info = self.info(block)
         return next((b.id for b in self.of_model(info.model) if b.layers[1] == info.layers[0]), None)
 
+    def prefix(self, block: str) -> tuple[str, ...]:
+        """The blocks of its own model that come before a block, first layer to last."""
+        info = self.info(block)
+        return tuple(b.id for b in self.of_model(info.model) if b.layers[1] <= info.layers[0])
+
     def config(self, model: str) -> Any:
         """transformers' config of a zoo member."""
         if model not in self._configs:
@@ -249,6 +256,18 @@ class Pool:
                 self._prepare(made, info, tensors)
             self._blocks[block] = load_into(made, tensors)
         return self._blocks[block]
+
+    def embedding(self, model: str) -> Embedding:
+        """A model's embedding without its layers; loaded at the first call and kept."""
+        if model not in self._embeddings:
+            start, family = self.of_model(model)[0].id, self.models[model].family
+            self._embeddings[model] = load_embedding(model, family, self.config(model), self.tensors(start))
+        return self._embeddings[model]
+
+    def embedding_bytes(self, model: str) -> int:
+        """Bytes of a model's embedding on disk."""
+        tensors = self.tensors(self.of_model(model)[0].id)
+        return sum(tensor.nbytes for name, tensor in tensors.items() if name.startswith(PREFIX))
 
     def forget(self, block: str) -> None:
         """Let go of a loaded block's memory."""

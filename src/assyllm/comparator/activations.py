@@ -24,6 +24,7 @@ class Chunk:
     ids: Tensor  # [r, T] int64
     mask: Tensor  # [r, T] bool
     pools: Tensor  # [r, P, T] float32
+    spans: Tensor  # [r, T, 2] int64
     index: Tensor  # [r] int64, n * C + c
 
 
@@ -44,30 +45,43 @@ class Rows:
         return out.view(number, choices, vectors, width)
 
 
-def rows_of(encoded: Encoded, chunk_tokens: int = CHUNK_TOKENS) -> Rows:
-    """Lay out encoded questions for the blocks: padding choices dropped, rows of like length together."""
-    number, choices, length = encoded.ids.shape
-    real = encoded.choice_mask.flatten().nonzero().flatten()
+def rows_of(encoded: Encoded, chunk_tokens: int = CHUNK_TOKENS, like: Rows | None = None) -> Rows:
+    """Lay out encoded questions for the blocks: padding choices dropped, rows of like length together.
+
+    Args:
+        like: the same questions in another model's tokens; its chunks hold the same rows then.
+    """
+    length = encoded.ids.shape[2]
     mask = encoded.mask.view(-1, length)
-    lengths = mask.sum(-1)[real]
-    real = real[torch.argsort(lengths, stable=True)]
-    lengths = mask.sum(-1)[real]
-    chunks, start = [], 0
-    while start < len(real):
-        end = start + 1
-        while end < len(real) and (end + 1 - start) * int(lengths[end]) <= chunk_tokens:
-            end += 1
-        index, longest = real[start:end], int(lengths[end - 1])
+    indices = _chunked(encoded, chunk_tokens) if like is None else [chunk.index for chunk in like.chunks]
+    chunks = []
+    for index in indices:
+        longest = int(mask[index].sum(-1).max())
         chunks.append(
             Chunk(
                 ids=encoded.ids.view(-1, length)[index, :longest],
                 mask=mask[index, :longest],
                 pools=encoded.pools.flatten(0, 1)[index][..., :longest],
+                spans=encoded.spans.flatten(0, 1)[index, :longest],
                 index=index,
             )
         )
+    return Rows(tuple(chunks), (*encoded.ids.shape[:2], encoded.pools.shape[2]))
+
+
+def _chunked(encoded: Encoded, chunk_tokens: int) -> list[Tensor]:
+    real = encoded.choice_mask.flatten().nonzero().flatten()
+    lengths = encoded.mask.flatten(0, 1).sum(-1)[real]
+    order = torch.argsort(lengths, stable=True)
+    real, lengths = real[order], lengths[order]
+    indices, start = [], 0
+    while start < len(real):
+        end = start + 1
+        while end < len(real) and (end + 1 - start) * int(lengths[end]) <= chunk_tokens:
+            end += 1
+        indices.append(real[start:end])
         start = end
-    return Rows(tuple(chunks), (number, choices, encoded.pools.shape[2]))
+    return indices
 
 
 @torch.no_grad()

@@ -23,12 +23,17 @@ class Rule:
         same_model: whether any block of the model that the chain's last block comes from may be chosen. Without
             natural continuations the same model's other blocks still score highest, out of order.
         random: ignore the measurements.
+        probe: choose by what a candidate's pooled states add to a head on the labels, not by compatibility. Every
+            block then counts by what it tells, so that an end block may stand anywhere in a chain.
+        one_model: only the natural continuation may be chosen (a control: one model with the same head).
     """
 
     cka_weight: float | None = None
     natural: bool = False
     same_model: bool = True
     random: bool = False
+    probe: bool = False
+    one_model: bool = False
 
 
 RULES: dict[str, Rule] = {
@@ -38,6 +43,9 @@ RULES: dict[str, Rule] = {
     "cka_only": Rule(cka_weight=1.0),
     "cor_only": Rule(cka_weight=0.0),
     "random": Rule(random=True),
+    "probe": Rule(natural=True, probe=True),
+    "probe_random": Rule(natural=True, probe=True, random=True),
+    "probe_one_model": Rule(natural=True, probe=True, one_model=True),
 }
 
 
@@ -65,7 +73,12 @@ def random_score(seed: int, task: str, chain: Sequence[str], candidate: str) -> 
 
 
 def eligible(pool: Pool, chain: Sequence[str], chosen: Rule) -> list[str]:
-    """Blocks that may follow a chain: no start blocks (they read ids), none that the chain holds already."""
+    """Blocks that may follow a chain: no start blocks (they read ids), none that the chain holds already.
+
+    A chain without blocks is followed by start blocks.
+    """
+    if not chain:
+        return [block for block in pool.ids if pool.info(block).kind == "start"]
     last = chain[-1]
     model = pool.info(last).model
     found = []
@@ -73,6 +86,8 @@ def eligible(pool: Pool, chain: Sequence[str], chosen: Rule) -> list[str]:
         if pool.info(block).kind == "start" or block in chain:
             continue
         if not chosen.natural and pool.before(block) == last:
+            continue
+        if chosen.one_model and pool.before(block) != last:
             continue
         if not chosen.same_model and pool.info(block).model == model:
             continue

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from assyllm.artifacts import ArtifactError
 from assyllm.cost.shapes import Shape
-from assyllm.params import Blocks, Cost
+from assyllm.params import ASSEMBLING, Blocks, Cost
 
 FINE_TUNING = ("ft_oracle", "ft_practical")
 
@@ -83,6 +83,6 @@ def peak_memory(method: str, shape: Shape, cost: Cost, blocks: Blocks, bits: int
         return forward_only(shape, cost, shape.layers, 8 * cost.bytes_per_weight)
     if method in FINE_TUNING:
         return full_fine_tuning(shape, cost)
-    if method == "assyllm_paper":
+    if method in ASSEMBLING:
         return forward_only(shape, cost, edge_layers(shape, blocks), bits)
     raise ArtifactError(f"no memory model for method {method!r}")

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from assyllm.adapter.linear import LinearAdapter
+from assyllm import params
+from assyllm.adapter.base import Adapter
 from assyllm.artifacts import ArtifactError
+from assyllm.assembly.head import sketched
 from assyllm.assembly.walk import Walker
 from assyllm.blocks.pool import Pool
 from assyllm.comparator.public import Public
@@ -96,12 +99,19 @@ def read_scores(
     )
 
 
+class Scoring(Protocol):
+    """Gives the adapter that a candidate is tried with (:class:`assyllm.federated.joins.Joins`)."""
+
+    def scoring(self, chain: tuple[str, ...], block: str) -> Adapter | None: ...
+
+
 class Cohort:
     """The clients of one round, their forward passes batched; :meth:`view` is what one of them sees.
 
     Args:
-        walker: gives, for a chain, the walker over the cohort's questions in the chain's own tokens.
-        scoring: (chain, block) -> the scoring adapter, None for a natural continuation.
+        walker: gives the walker over some training questions.
+        joins: gives the adapter that a candidate is tried with.
+        head: whose features are taken.
     """
 
     def __init__(
@@ -109,32 +119,40 @@ class Cohort:
         pool: Pool,
         data: TaskData,
         clients: Sequence[int],
-        walker: Callable[[Sequence[int], str], Walker],
-        scoring: Callable[[tuple[str, ...], str], LinearAdapter | None],
+        walker: Callable[[Sequence[int]], Walker],
+        joins: Scoring,
+        head: params.Head,
     ) -> None:
-        self.pool, self.data, self.clients, self.scoring = pool, data, clients, scoring
+        self.pool, self.data, self.clients, self.joins, self.head = pool, data, clients, joins, head
         self.items = [item for client in clients for item in data.owned[client]]
         ends = np.cumsum([0, *[len(data.owned[client]) for client in clients]])
         self.places = {c: slice(int(a), int(b)) for c, a, b in zip(clients, ends[:-1], ends[1:], strict=True)}
-        model = next(iter(pool.models))
-        self.real = data.encoded(pool, model, "train").choice_mask[self.items]
-        self._walker = walker
-        self._walkers: dict[str, Walker] = {}
+        encoded = data.encoded(pool, next(iter(pool.models)), "train")
+        self.real, self.answer = encoded.choice_mask[self.items], encoded.answer[self.items]
+        self.walker = walker(self.items)
         self._assembled: dict[tuple[tuple[str, ...], str], Tensor] = {}
-
-    def walker(self, chain: Sequence[str]) -> Walker:
-        """The walker over the cohort's questions in the tokens of the chain's first block."""
-        model = self.pool.info(chain[0]).model
-        if model not in self._walkers:
-            self._walkers[model] = self._walker(self.items, model)
-        return self._walkers[model]
+        self._tried: dict[tuple[tuple[str, ...], str], Tensor] = {}
+        self._features: dict[tuple[str, ...], Tensor] = {}
 
     def assembled(self, chain: tuple[str, ...], block: str) -> Tensor:
         """Features ``[n, C, F]`` of a candidate's output on the chain, outlier dimensions tamed."""
         if (chain, block) not in self._assembled:
-            vectors = self.walker(chain).candidate(chain, block, self.scoring(chain, block))
+            vectors = self.walker.candidate(chain, block, self.joins.scoring(chain, block))
             self._assembled[chain, block] = combine(vectors) * self.data.public.scale[block]
         return self._assembled[chain, block]
+
+    def tried(self, chain: tuple[str, ...], block: str) -> Tensor:
+        """The head's features ``[n, C, F]`` of a candidate on the chain."""
+        if (chain, block) not in self._tried:
+            vectors = self.walker.candidate(chain, block, self.joins.scoring(chain, block))
+            self._tried[chain, block] = sketched(combine(vectors), self.head.sketch_dims, block)
+        return self._tried[chain, block]
+
+    def features(self, chain: tuple[str, ...]) -> Tensor:
+        """The head's features ``[n, C, F]`` of a chain."""
+        if chain not in self._features:
+            self._features[chain] = self.walker.features(chain, self.head.scope, self.head.sketch_dims)
+        return self._features[chain]
 
     def view(self, client: int) -> ClientView:
         """One client's part of the cohort."""
@@ -151,6 +169,8 @@ class ClientView:
         self._real = cohort.real[self._place]
         self._items = cohort.items[self._place]
         self.examples = len(self._items)
+        self.choice_mask = self._real
+        self.answer = cohort.answer[self._place]
 
     def _rows(self, states: Tensor) -> Tensor:
         """Real choices of ``[n, C, ...]``."""
@@ -167,7 +187,19 @@ class ClientView:
 
     def arriving(self, chain: tuple[str, ...]) -> Tensor:
         """Pooled states at the chain's end ``[rows * P, d]``."""
-        return self._rows(self._cohort.walker(chain).vectors(chain)[self._place]).flatten(0, 1)
+        return self._rows(self._cohort.walker.vectors(chain)[self._place]).flatten(0, 1)
+
+    def candidate(self, chain: tuple[str, ...], block: str) -> Tensor:
+        """The head's features ``[n, C, F]`` of a candidate on a chain (a first block where it is empty)."""
+        return self._cohort.tried(chain, block)[self._place]
+
+    def features(self, chain: tuple[str, ...]) -> Tensor:
+        """The head's features ``[n, C, F]`` of a chain."""
+        return self._cohort.features(chain)[self._place]
+
+    def explained(self, chain: tuple[str, ...], head: Tensor) -> Tensor:
+        """Scores ``[n, C]`` of the chain's head so far."""
+        return self.features(chain) @ head
 
     def received(self, block: str) -> Tensor | None:
         """Pooled states that the block natively receives ``[rows * P, e]``."""

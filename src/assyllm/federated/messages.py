@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from assyllm.adapter.linear import LinearSums
 from assyllm.comparator.cka import HsicTerms
 
@@ -43,6 +45,30 @@ class ScoreTask:
         """Bytes down to one client."""
         ids = sum(len(chain) + len(blocks) for chain, blocks in self.candidates.items())
         return ids * ID + len(self.cor) * NUMBER + self.adapter_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeTask:
+    """Probe candidates on chains.
+
+    Attributes:
+        candidates: chain (its blocks, none at first) -> block ids to probe on it.
+        heads: chain id -> weights ``[F]`` of the head that its blocks have so far.
+        adapter_bytes: of all distinct adapters that come with the task.
+        random: (chain id, block) -> score to use instead of probing (the rule ``probe_random``), or empty.
+    """
+
+    round: int
+    candidates: Mapping[tuple[str, ...], tuple[str, ...]]
+    heads: Mapping[str, Tensor]
+    adapter_bytes: int
+    random: Mapping[tuple[str, str], float] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes down to one client."""
+        ids = sum(len(chain) + len(blocks) for chain, blocks in self.candidates.items())
+        return ids * ID + NUMBER * sum(head.numel() for head in self.heads.values()) + self.adapter_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from assyllm.adapter.linear import LinearAdapter
+from assyllm.adapter.base import Adapter
+from assyllm.adapter.reading import readings
 from assyllm.artifacts import write_json
 from assyllm.assembly import search
 from assyllm.assembly.assembled import AssembledModel
@@ -19,9 +21,8 @@ from assyllm.assembly.recipe import recipe_of
 from assyllm.assembly.search import Chain
 from assyllm.assembly.walk import Walker, edges
 from assyllm.blocks.pool import Pool
-from assyllm.comparator.activations import rows_of
+from assyllm.federated.context import Settings
 from assyllm.federated.data import TaskData
-from assyllm.federated.rounds import Settings
 from assyllm.federated.state import State
 from assyllm.results import Metric, Prediction, Run, write_rows, write_table
 
@@ -61,40 +62,49 @@ class Outcome:
 def outcome(pool: Pool, data: TaskData, settings: Settings, state: State) -> Outcome:
     """Choose each finished model's ridge on the development split and answer the test split."""
     made: dict[str, Assembled] = {}
-    by_start: dict[str, list[Chain]] = {}
+    dev, test = (data.encoded(pool, next(iter(pool.models)), split) for split in ("dev", "test"))
+    walkers = {
+        split: Walker(pool, readings(pool, partial(data.encoded, pool, split=split)), state.joined)
+        for split in ("dev", "test")
+    }
     for chain in sorted(state.finished, key=lambda c: c.id):
-        by_start.setdefault(pool.info(chain.blocks[0]).model, []).append(chain)
-    for model, chains in by_start.items():
-        parts = {split: data.encoded(pool, model, split) for split in ("dev", "test")}
-        walkers = {split: Walker(pool, rows_of(part), state.joined) for split, part in parts.items()}
-        for chain in chains:
-            features: dict[str, Tensor] = {}
-            for split, walker in walkers.items():
-                features[split] = walker.features(chain.blocks, settings.head.scope)
-                walker.forget(chain.blocks)
-            dev, test = parts["dev"], parts["test"]
-            head, ridge, on_dev = fit_on_dev(
-                state.heads[chain.id], settings.head.ridge_grid, features["dev"], dev.choice_mask, dev.answer
-            )
-            made[chain.id] = Assembled(
-                chain=chain,
-                head=head,
-                ridge=ridge,
-                dev=on_dev,
-                test=accuracy(head, features["test"], test.choice_mask, test.answer),
-                chosen=head(features["test"], test.choice_mask).argmax(-1).numpy(),
-                size_bytes=size_bytes(pool, chain, state),
-            )
+        features: dict[str, Tensor] = {}
+        for split, walker in walkers.items():
+            features[split] = walker.features(chain.blocks, settings.head.scope, settings.head.sketch_dims)
+            walker.forget(chain.blocks)
+        head, ridge, on_dev = fit_on_dev(
+            state.heads[chain.id], settings.head.ridge_grid, features["dev"], dev.choice_mask, dev.answer
+        )
+        made[chain.id] = Assembled(
+            chain=chain,
+            head=head,
+            ridge=ridge,
+            dev=on_dev,
+            test=accuracy(head, features["test"], test.choice_mask, test.answer),
+            chosen=head(features["test"], test.choice_mask).argmax(-1).numpy(),
+            size_bytes=size_bytes(pool, chain, state),
+        )
     return Outcome(data, state, [made[chain.id] for chain in search.ranked(state.finished)])
 
 
 def size_bytes(pool: Pool, chain: Chain, state: State) -> int:
-    """Bytes of a model's tensors: blocks as the pool stores them, adapters in float32 (its head is a vector)."""
-    own = [state.joined[name] for name in edges(chain.blocks)]
-    return sum(pool.info(block).bytes for block in chain.blocks) + sum(a.bytes for a in own if a is not None)
+    """Bytes of a model's tensors: blocks as the pool stores them, adapters in float32 (its head is a vector).
+
+    An adapter that reads the text again needs its model's embedding too, where no start block brings it.
+    """
+    adapters = adapters_of(chain, state)
+    held = {pool.info(block).model for block in chain.blocks if pool.info(block).kind == "start"}
+    read = {
+        pool.info(block).model
+        for block, adapter in zip(chain.blocks, adapters, strict=True)
+        if adapter is not None and adapter.reads
+    }
+    blocks = sum(pool.info(block).bytes for block in chain.blocks)
+    embeddings = sum(pool.embedding_bytes(model) for model in sorted(read - held))
+    return blocks + embeddings + sum(adapter.bytes for adapter in adapters if adapter is not None)
 
 
-def adapters_of(chain: Chain, state: State) -> list[LinearAdapter | None]:
+def adapters_of(chain: Chain, state: State) -> list[Adapter | None]:
     """One adapter per block, None before the first and at natural continuations."""
     return [None, *(state.joined[name] for name in edges(chain.blocks))]
 
@@ -105,14 +115,22 @@ def assemble(
     """The reported model, ready to answer questions or to be saved."""
     best, data = found.reported, found.data
     adapters = adapters_of(best.chain, found.state)
-    head = {"kind": "ridge", "scope": settings.head.scope, "ridge": best.ridge}
+    chosen = settings.head
+    head = {"kind": "ridge", "scope": chosen.scope, "ridge": best.ridge, "sketch_dims": chosen.sketch_dims}
     recipe = recipe_of(
         pool, best.chain.blocks, adapters, data.task, data.max_tokens, head,
         round(best.chain.compatibility, 4), params_sha, provenance,
     )  # fmt: skip
     blocks = [pool.block(block) for block in best.chain.blocks]
-    tokenizer = pool.tokenizer(pool.info(best.chain.blocks[0]).model)
-    return AssembledModel(blocks, adapters, best.head, recipe, tokenizer).eval()
+    models = {pool.info(block).model for block in best.chain.blocks}
+    return AssembledModel(
+        blocks,
+        adapters,
+        best.head,
+        recipe,
+        tokenizers={model: pool.tokenizer(model) for model in sorted(models)},
+        embeddings={model: pool.embedding(model) for model in sorted(models)},
+    ).eval()
 
 
 def write_run(

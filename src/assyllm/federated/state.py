@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -9,9 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from assyllm.adapter.linear import LinearAdapter, LinearSums
+from assyllm.adapter.base import Adapter
+from assyllm.adapter.linear import LinearSums
+from assyllm.adapter.registry import build, describe
 from assyllm.assembly.head import HeadSums
 from assyllm.assembly.search import Chain
+from assyllm.assembly.walk import edges
 from assyllm.comparator.cka import HsicTerms
 from assyllm.federated.server import Tally
 
@@ -40,15 +44,23 @@ class State:
     tally: Tally = field(default_factory=Tally)
     hsic: np.ndarray | None = None
     histograms: dict[str, np.ndarray] = field(default_factory=dict)
-    joined: dict[str, LinearAdapter | None] = field(default_factory=dict)
+    joined: dict[str, Adapter | None] = field(default_factory=dict)
     heads: dict[str, HeadSums] = field(default_factory=dict)
+    probed: dict[tuple[str, str], HeadSums] = field(default_factory=dict)  # of the block that is being chosen
+    probes: dict[str, Tensor] = field(default_factory=dict)  # chain -> head weights [F] of its blocks so far
+
+    def keep(self, still: Sequence[Chain], joined: Mapping[str, Adapter | None]) -> None:
+        """Go on with the chains ``still``, and of the adapters keep those of open and finished chains."""
+        needed = {name for chain in [*still, *self.finished] for name in edges(chain.blocks)}
+        self.joined = {name: adapter for name, adapter in joined.items() if name in needed}
+        self.open = list(still)
 
     def dump(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values for a checkpoint; floats survive exactly."""
         raw: dict[str, Any] = {name: getattr(self, name) for name in PLAIN}
         raw["open"] = [chain.to_json() for chain in self.open]
         raw["finished"] = [chain.to_json() for chain in self.finished]
-        raw["natural"] = [name for name, adapter in self.joined.items() if adapter is None]
+        raw["joined"] = {name: describe(adapter) if adapter else None for name, adapter in self.joined.items()}
         raw["weight"] = [[*key, value] for key, value in self.tally.weight.items()]
         raw["votes"] = [[*key, value] for key, value in self.tally.votes.items()]
         raw["terms"] = [
@@ -61,27 +73,32 @@ class State:
             tensors[f"histogram/{block}"] = torch.from_numpy(counts)
         for name, adapter in self.joined.items():
             if adapter is not None:
-                tensors[f"adapter/{name}/0"], tensors[f"adapter/{name}/1"] = adapter.weight, adapter.bias
+                tensors |= {f"adapter/{name}/{part}": tensor for part, tensor in adapter.state_dict().items()}
         for (chain, block), sums in self.tally.adapter.items():
             tensors |= {f"sums/{chain}>{block}/{i}": part for i, part in enumerate(sums.parts())}
         for name, head in self.heads.items():
             tensors |= {f"head/{name}/{i}": part for i, part in enumerate(head.parts())}
+        for (chain, block), head in self.probed.items():
+            tensors |= {f"probed/{chain}>{block}/{i}": part for i, part in enumerate(head.parts())}
+        tensors |= {f"probe/{name}/weight": weight for name, weight in self.probes.items()}
         return tensors, raw
 
     @classmethod
     def load(cls, tensors: dict[str, Tensor], raw: dict[str, Any]) -> State:
         """The inverse of :meth:`dump`."""
-        groups: dict[str, dict[str, list[Tensor]]] = {"adapter": {}, "sums": {}, "head": {}}
+        groups: dict[str, dict[str, dict[str, Tensor]]] = {
+            kind: {} for kind in ("adapter", "sums", "head", "probed", "probe")
+        }
         for name in sorted(tensors):
             kind, _, rest = name.partition("/")
             if kind in groups:
-                groups[kind].setdefault(rest.rpartition("/")[0], []).append(tensors[name])
-        joined: dict[str, LinearAdapter | None] = {name: None for name in raw["natural"]}
-        joined |= {name: LinearAdapter(*parts) for name, parts in groups["adapter"].items()}
-        adapters = {}
-        for name, parts in groups["sums"].items():
-            chain, _, block = name.rpartition(">")
-            adapters[chain, block] = LinearSums(*parts)
+                key, _, part = rest.rpartition("/")
+                groups[kind].setdefault(key, {})[part] = tensors[name]
+        joined = {
+            name: build(described, groups["adapter"][name]) if described else None
+            for name, described in raw["joined"].items()
+        }
+        adapters = {_pair(name): LinearSums(*parts.values()) for name, parts in groups["sums"].items()}
         terms = {
             (chain, block): HsicTerms(np.array([xy]), np.array([xx]), np.array([yy]), rows)
             for chain, block, xy, xx, yy, rows in raw["terms"]
@@ -105,5 +122,13 @@ class State:
                 if name.startswith("histogram/")
             },
             joined=joined,
-            heads={name: HeadSums(*parts) for name, parts in groups["head"].items()},
+            heads={name: HeadSums(*parts.values()) for name, parts in groups["head"].items()},
+            probed={_pair(name): HeadSums(*parts.values()) for name, parts in groups["probed"].items()},
+            probes={name: parts["weight"] for name, parts in groups["probe"].items()},
         )
+
+
+def _pair(name: str) -> tuple[str, str]:
+    """(chain id, block) from a tensor's name."""
+    chain, _, block = name.rpartition(">")
+    return chain, block

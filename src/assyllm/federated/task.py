@@ -17,7 +17,7 @@ def open_task(pool: Pool, task: str, p: Any, tasks: Path, partition: Path, score
     """Read a task's folders.
 
     Args:
-        p: the parsed sections ``tasks``, ``partition`` and ``adapter``.
+        p: the parsed sections ``tasks``, ``partition`` and ``comparator``.
         scores: the score stage's folders, one per shard.
 
     Raises:
@@ -26,5 +26,5 @@ def open_task(pool: Pool, task: str, p: Any, tasks: Path, partition: Path, score
     splits = {split: read_questions(tasks / task / f"{split}.jsonl") for split in SPLITS}
     owned = read_owned(partition / f"{task}.csv", splits["train"], p.partition.clients)
     lines = (tasks / task / "public.txt").read_text(encoding="utf-8").splitlines()
-    public = cloze_questions(lines, p.adapter.public_texts)
+    public = cloze_questions(lines, p.comparator.public_texts)
     return read_scores(scores, task, p.tasks.max_tokens[task], splits, owned, pool.ids, public)

@@ -7,7 +7,7 @@ from pathlib import Path
 from assyllm.params import params_sha, parse_sections
 
 SECTIONS = (
-    "tasks", "partition", "comparator", "adapter", "selection", "head", "federated", "fleet", "zoo", "quantize",
+    "tasks", "partition", "comparator", "assembling", "federated", "fleet", "zoo", "quantize",
 )  # fmt: skip
 CODE = (
     "params.py", "artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer", "comparator",
@@ -42,15 +42,19 @@ def run(
 
     from assyllm.artifacts import manifest_sha, output_folder, sha256_file, sha256_text, verify_folder
     from assyllm.baselines.checkpoint import Checkpoint
+    from assyllm.blocks.untrained import UntrainedPool
     from assyllm.federated.cohort import device_memory, participating
+    from assyllm.federated.context import Settings
     from assyllm.federated.outcome import Outcome, outcome, write_run
-    from assyllm.federated.rounds import Rounds, Settings
+    from assyllm.federated.rounds import Rounds
     from assyllm.federated.state import State
     from assyllm.federated.task import open_task
     from assyllm.quantizer.pool import open_pool
 
     torch.set_num_threads(1)
     opened = open_pool(Path(pool))
+    if method == "untrained_blocks":
+        opened = UntrainedPool(Path(pool), zoo_seed)
     for folder in (tasks, *scores):
         verify_folder(Path(folder))
     inputs = [manifest_sha(Path(folder)) for folder in (pool, tasks, *scores)]
@@ -59,7 +63,8 @@ def run(
     classes = participating(Path(cost), "pool")
     devices = device_memory(seed, p.fleet, p.partition.clients)
     eligible = [client for client, memory in enumerate(devices) if classes[memory]]
-    settings = Settings(p.selection, p.comparator, p.adapter, p.head, p.federated)
+    own = p.assembling.of(method)
+    settings = Settings(own.selection, p.comparator, own.adapter, own.head, p.federated)
     run_id = f"{setting_name}-{method}-zoo{zoo_seed}-seed{seed}"
     outcomes: list[Outcome] = []
     for task in p.tasks.names:

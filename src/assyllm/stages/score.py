@@ -10,7 +10,7 @@ from pathlib import Path
 
 from assyllm.params import parse_sections
 
-SECTIONS = ("tasks", "partition", "comparator", "adapter", "federated")
+SECTIONS = ("tasks", "partition", "comparator", "federated")
 CODE = ("params.py", "artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer",
         "comparator")  # fmt: skip
 
@@ -37,7 +37,7 @@ def run(params: str, code_sha: str, pool: Path, tasks: Path, partition: Path, se
             owned = read_owned(Path(partition) / f"{task}.csv", train, p.partition.clients)
             lines = (Path(tasks) / task / "public.txt").read_text(encoding="utf-8").splitlines()
             length = p.tasks.max_tokens[task]
-            public = public_statistics(opened, cloze_questions(lines, p.adapter.public_texts), length)
+            public = public_statistics(opened, cloze_questions(lines, p.comparator.public_texts), length)
             clients = [c for c in range(p.partition.clients) if c % p.federated.shards == shard]
             tensors = score_clients(opened, train, owned, clients, public, p.comparator, length)
             save_file(tensors, folder / f"{task}.safetensors")

@@ -33,13 +33,16 @@ class Encoded:
     """N questions of at most C choices as right-padded rows of T tokens.
 
     ``pools[n, c, p]`` are the weights (each sums to one) with which row (n, c)'s states are averaged to its
-    p-th pooled vector. ``cut`` counts questions in which more than the context had to be shortened.
+    p-th pooled vector. ``spans`` are a token's first character and the one after its last in "stem choice":
+    where the tokens of two tokenizers meet. A token put in by hand has an empty span at its place in the text.
+    ``cut`` counts questions in which more than the context had to be shortened.
     """
 
     ids: Tensor  # [N, C, T] int64
     mask: Tensor  # [N, C, T] bool, True = real token, BOS/CLS/SEP included
     chosen: Tensor  # [N, C, T] bool, True = token of the choice
     pools: Tensor  # [N, C, P, T] float32
+    spans: Tensor  # [N, C, T, 2] int64
     choice_mask: Tensor  # [N, C] bool, False = padding choice
     answer: Tensor  # [N] int64
     cut: int = 0
@@ -52,6 +55,7 @@ class Encoded:
         part = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "cut"}
         longest = max(1, int(part["mask"].sum(-1).max())) if len(part["ids"]) else 1
         part.update({name: part[name][..., :longest] for name in ("ids", "mask", "chosen", "pools")})
+        part["spans"] = part["spans"][..., :longest, :]
         return replace(self, **part)
 
 
@@ -94,30 +98,38 @@ def encode(tokenizer: Any, questions: Sequence[Question], max_tokens: int, slot:
     if not getattr(tokenizer, "is_fast", False):
         raise ArtifactError("the tokenizer gives no offsets; a tokenizer.json (fast tokenizer) is needed")
     rows = _token_rows(tokenizer, questions)
-    kept: list[list[tuple[list[int], np.ndarray]]] = []
+    kept: list[list[tuple[list[int], np.ndarray, np.ndarray]]] = []
     cut = 0
     for question, choices in zip(questions, rows, strict=True):
         shortened, harmed = _shorten(choices, len(question.context), len(question.stem), room)
         kept.append(shortened)
         cut += harmed
     count = max((len(choices) for choices in kept), default=1)
-    length = max((len(ids) for choices in kept for ids, _ in choices), default=1) + extra
+    length = max((len(ids) for choices in kept for ids, _, _ in choices), default=1) + extra
     shape = (len(questions), count, length)
     ids = np.full(shape, pad_id(tokenizer), dtype=np.int64)
     mask = np.zeros(shape, dtype=bool)
     chosen = np.zeros(shape, dtype=bool)
-    for n, choices in enumerate(kept):
-        for c, (tokens, is_choice) in enumerate(choices):
+    spans = np.zeros((*shape, 2), dtype=np.int64)
+    for n, cut_choices in enumerate(kept):
+        end = len(questions[n].stem)
+        for c, (tokens, is_choice, offsets) in enumerate(cut_choices):
             stem = int(np.argmax(is_choice))  # tokens before the choice; a choice is always the row's end
             row = prefix + tokens[:stem] + between + tokens[stem:] + suffix
             ids[n, c, : len(row)] = row
             mask[n, c, : len(row)] = True
             chosen[n, c, len(row) - len(suffix) - len(tokens) + stem : len(row) - len(suffix)] = True
+            last = end + 1 + len(questions[n].choices[c])
+            places = [[0, 0]] * len(prefix), offsets[:stem], [[end, end]] * len(between), offsets[stem:]
+            spans[n, c, : len(row)] = np.concatenate(
+                [np.reshape(part, (-1, 2)) for part in (*places, [[last, last]] * len(suffix))]
+            )
     return Encoded(
         ids=torch.from_numpy(ids),
         mask=torch.from_numpy(mask),
         chosen=torch.from_numpy(chosen),
         pools=torch.from_numpy(_pool_weights(mask, chosen)),
+        spans=torch.from_numpy(spans),
         choice_mask=torch.from_numpy(mask.any(-1)),
         answer=torch.tensor([q.answer for q in questions], dtype=torch.int64),
         cut=cut,
@@ -137,10 +149,15 @@ def _token_rows(tokenizer: Any, questions: Sequence[Question]) -> list[list[tupl
 
 def _shorten(
     choices: list[tuple[list[int], np.ndarray]], context_end: int, stem_end: int, room: int
-) -> tuple[list[tuple[list[int], np.ndarray]], bool]:
-    """Cut each row to ``room`` tokens and mark the choice's; True if question or choice lost tokens."""
+) -> tuple[list[tuple[list[int], np.ndarray, np.ndarray]], bool]:
+    """Cut each row to ``room`` tokens and mark the choice's; True if question or choice lost tokens.
+
+    Returns:
+        Per choice: token ids, whether each is the choice's, its characters.
+    """
     over = max(len(ids) for ids, _ in choices) - room
-    out, harmed = [], False
+    out: list[tuple[list[int], np.ndarray, np.ndarray]] = []
+    harmed = False
     for ids, offsets in choices:
         is_choice = offsets[:, 1] > stem_end + 1
         if len(ids) and not is_choice.any():
@@ -155,7 +172,7 @@ def _shorten(
             still = max(0, int(keep.sum()) - room)
             keep[np.flatnonzero(keep)[len(np.flatnonzero(keep)) - still :]] = False
             harmed = harmed or len(context) < over
-        out.append(([i for i, k in zip(ids, keep, strict=True) if k], is_choice[keep]))
+        out.append(([i for i, k in zip(ids, keep, strict=True) if k], is_choice[keep], offsets[keep]))
     return out, harmed
 
 

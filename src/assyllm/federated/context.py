@@ -1,0 +1,105 @@
+"""What every phase of a run shares: pool, data, settings, cohorts, the server's adapters, the log of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from assyllm import params
+from assyllm.adapter.reading import readings
+from assyllm.artifacts import ArtifactError
+from assyllm.assembly.walk import Walker
+from assyllm.blocks.pool import Pool
+from assyllm.comparator import compatibility as by
+from assyllm.federated.cohort import sample
+from assyllm.federated.data import Cohort, TaskData
+from assyllm.federated.joins import Joins
+from assyllm.federated.state import State
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The sections that a run reads."""
+
+    selection: params.Selection
+    comparator: params.Comparator
+    adapter: params.Adapter
+    head: params.Head
+    federated: params.Federated
+
+    @property
+    def rule(self) -> by.Rule:
+        """The selection rule."""
+        return by.rule(self.selection.rule)
+
+    @property
+    def weight(self) -> float:
+        """w of the rule."""
+        fixed = self.rule.cka_weight
+        return self.comparator.cka_weight if fixed is None else fixed
+
+
+class Context:
+    """One task's run but for its state.
+
+    Args:
+        eligible: clients whose memory suffices; those without data are left out.
+
+    Raises:
+        ArtifactError: no client is left.
+    """
+
+    def __init__(self, pool: Pool, data: TaskData, settings: Settings, seed: int, eligible: Sequence[int]) -> None:
+        self.pool, self.data, self.settings, self.seed = pool, data, settings, seed
+        self.eligible = [client for client in eligible if len(data.owned[client])]
+        if not self.eligible:
+            raise ArtifactError(f"{data.task}: no client has both the memory and the data to take part")
+        self.joins = Joins(pool, data, settings.adapter)
+
+    def sample(self, round_: int) -> list[int]:
+        """The clients that answer in a round."""
+        federated = self.settings.federated
+        return sample(self.seed, round_, self.eligible, federated.clients_per_round, federated.dropout)
+
+    def cohort(self, state: State, clients: Sequence[int]) -> Cohort:
+        """The clients' questions, their forward passes batched."""
+        return Cohort(
+            self.pool,
+            self.data,
+            clients,
+            lambda items: self.walker(state, "train", items),
+            self.joins,
+            self.settings.head,
+        )
+
+    def walker(self, state: State, split: str, items: Sequence[int] | None = None) -> Walker:
+        """The run's chains over a split's questions, or some of them."""
+
+        def encoded(model: str):  # type: ignore[no-untyped-def]
+            whole = self.data.encoded(self.pool, model, split)
+            return whole if items is None else whole[list(items)]
+
+        return Walker(self.pool, readings(self.pool, encoded), state.joined)
+
+    @staticmethod
+    def log(
+        state: State,
+        clients: Sequence[int],
+        up_votes: float = 0.0,
+        up_sums: float = 0.0,
+        down: float = 0.0,
+        head: int = 0,
+    ) -> None:
+        """Add a round's row: who took part, and mean bytes a client by channel."""
+        state.rows.append(
+            {
+                "round": state.round,
+                "phase": state.phase,
+                "participants": len(clients),
+                "bytes_up_votes": float(up_votes),
+                "bytes_up_sums": float(up_sums),
+                "bytes_up": float(up_votes + up_sums),
+                "bytes_down": float(down),
+                "head": head,
+            }
+        )

@@ -1,0 +1,141 @@
+"""Choosing blocks by what they add to a head on the labels: the rule of ``assyllm``, forward passes only.
+
+For every candidate on every chain of the beam a cohort sends the head's statistics of the candidate's pooled
+states against what the chain's own head leaves unexplained; they add up over clients. The server fits a ridge
+probe to each total, estimates its error on questions not seen by generalised cross-validation, and stacks the
+candidates that explain most. A chain's head grows with it, probe by probe, as in matching pursuit (Mallat
+1993). So a block counts by what it knows that the chain does not: the natural continuation and a twin of the
+last block, most compatible by CKA, win only where they add something.
+
+A chain begins empty; its first candidates are the start blocks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from assyllm.artifacts import ArtifactError
+from assyllm.assembly import search
+from assyllm.assembly.head import Head, HeadSums
+from assyllm.assembly.search import Chain
+from assyllm.assembly.walk import edge, edges
+from assyllm.comparator import compatibility as by
+from assyllm.federated.context import Context
+from assyllm.federated.data import ClientView
+from assyllm.federated.messages import ProbeTask
+from assyllm.federated.secure_sum import secure_sum
+from assyllm.federated.state import State
+
+Key = tuple[str, str]  # chain id, block
+
+
+def start(state: State) -> State:
+    """The state before the first round: one chain without blocks."""
+    state.open, state.phase = [Chain(())], "select"
+    return state
+
+
+def select(run: Context, state: State) -> State:
+    """A round of probing the candidates of every open chain."""
+    task = probe_task(run, state)
+    clients = run.sample(state.round)
+    cohort = run.cohort(state, clients)
+    replies = [] if task.random else [(client, probe_step(task, cohort.view(client))) for client in clients]
+    totals, refused = secure_sum(replies)
+    state.dropped += [
+        {"round": state.round, "client": c, "chain": "", "block": "", "why": "sums that are not finite"}
+        for c in refused
+    ]
+    for key, sums in totals.items():
+        state.probed[key] = state.probed[key] + sums if key in state.probed else sums
+    up = sum(part.bytes for _, sums in replies for part in sums.values()) / max(1, len(replies))
+    run.log(state, clients, up_sums=up, down=task.bytes)
+    state.tried += 1
+    if state.tried < run.settings.selection.rounds_per_block:
+        return state
+    return _stack(run, state, task)
+
+
+def probe_task(run: Context, state: State) -> ProbeTask:
+    """What the clients are asked: candidates, the chains' heads, adapters to try them with."""
+    rule, limit = run.settings.rule, run.settings.selection.evaluated_per_round
+    candidates: dict[tuple[str, ...], tuple[str, ...]] = {}
+    random: dict[Key, float] = {}
+    for chain in state.open:
+        found = by.eligible(run.pool, chain.blocks, rule)
+        if limit is not None or rule.random:
+            drawn = {b: by.random_score(run.seed, run.data.task, chain.blocks, b) for b in found}
+            found = by.best(drawn, limit or len(found))
+            random |= {(chain.id, b): drawn[b] for b in found} if rule.random else {}
+        candidates[chain.blocks] = tuple(found)
+    tried = [run.joins.scoring(chain, block) for chain, blocks in candidates.items() for block in blocks]
+    own = [state.joined[name] for chain in candidates for name in edges(chain)]
+    return ProbeTask(
+        round=state.round,
+        candidates=candidates,
+        heads={chain.id: state.probes[chain.id] for chain in state.open if chain.blocks},
+        adapter_bytes=sum(adapter.sent_bytes for adapter in [*tried, *own] if adapter is not None),
+        random=random,
+    )
+
+
+def probe_step(task: ProbeTask, data: ClientView) -> dict[Key, HeadSums]:
+    """A client's statistics of every candidate (what a device does: forward passes and a few products)."""
+    sums: dict[Key, HeadSums] = {}
+    for chain, blocks in task.candidates.items():
+        name = "+".join(chain)
+        explained = data.explained(chain, task.heads[name]) if chain else None
+        for block in blocks:
+            features = data.candidate(chain, block)
+            sums[name, block] = HeadSums.of(features, data.choice_mask, data.answer, explained)
+    return sums
+
+
+def _stack(run: Context, state: State, task: ProbeTask) -> State:
+    """The end of a place's rounds: the candidates that explain most, on the beam for the next place."""
+    chosen, grid = run.settings.selection, run.settings.head.ridge_grid
+    found: list[Chain] = []
+    joined, probes = dict(state.joined), dict(state.probes)
+    for chain in state.open:
+        scores: dict[str, float | None] = {}
+        heads: dict[str, Tensor] = {}
+        for block in task.candidates[chain.blocks]:
+            key = (chain.id, block)
+            if task.random:
+                scores[block], heads[block] = task.random[key], torch.zeros(0)
+            elif key in state.probed:
+                gain, head = _gain(state.probed[key], grid)
+                heads[block] = torch.cat([state.probes.get(chain.id, torch.zeros(0)), head.weight])
+                scores[block] = gain if gain > 0 or not chain.blocks else None
+        winners = by.best(scores, chosen.kept_per_round)
+        if not winners and chain.blocks:
+            state.finished = [*state.finished, Chain(chain.blocks, chain.scores, "exhausted")]
+        for block in winners:
+            longer = Chain((*chain.blocks, block), (*chain.scores, round(scores[block] or 0.0, by.DECIMALS)))
+            found.append(longer)
+            probes[longer.id] = heads[block]
+            if chain.blocks:
+                joined[edge(chain.blocks, block)] = run.joins.scoring(chain.blocks, block)
+    best = search.ranked(found)[: chosen.beam]
+    for chain in best:
+        family = run.pool.info(chain.blocks[-1]).family
+        state.chosen = state.chosen | {family: state.chosen.get(family, 0) + 1}
+    if state.stage + 1 >= chosen.max_blocks:
+        state.finished = [*state.finished, *(Chain(c.blocks, c.scores, "depth") for c in best)]
+        best = []
+    state.keep(best, joined)
+    run.joins.use(state.joined)
+    state.probes = {chain.id: probes[chain.id] for chain in best}
+    state.probed, state.tried, state.stage = {}, 0, state.stage + 1
+    if not best:
+        if not state.finished:
+            raise ArtifactError(f"{run.data.task}: no client answered, so nothing was assembled")
+        state.phase = "head"
+    return state
+
+
+def _gain(sums: HeadSums, grid: list[float]) -> tuple[float, Head]:
+    """How much of a choice's squared error a candidate takes away (on questions not seen), and its probe."""
+    error, head = sums.cross_validated(grid)
+    return float(sums.yy / sums.n.clamp(min=1)) - error, head

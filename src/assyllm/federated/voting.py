@@ -1,0 +1,112 @@
+"""Choosing blocks as the paper does: by compatibility and vote (paper sections 3.1 and 3.2).
+
+1. ``native`` (one round): a cohort sends the sums of what does not depend on any chain; shortlists and COR come
+   from them.
+2. ``select`` (``rounds_per_block`` rounds for each place in the chain): a cohort evaluates the shortlisted
+   blocks on every chain of the beam, votes, and sends the adapters' statistics; the server stacks the winners.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from assyllm.artifacts import ArtifactError
+from assyllm.assembly import search
+from assyllm.assembly.walk import edge, edges
+from assyllm.comparator import compatibility as by
+from assyllm.comparator.native import NativeTable
+from assyllm.federated.client import client_step
+from assyllm.federated.context import Context
+from assyllm.federated.messages import ID, NUMBER, ScoreTask
+from assyllm.federated.server import Tally, decide, server_step
+from assyllm.federated.state import State
+
+
+def native(run: Context, state: State) -> State:
+    """The first round: what blocks are like in their own models."""
+    clients = run.sample(state.round)
+    blocks = run.data.blocks
+    if not clients:  # a whole cohort lost: ask the next one
+        run.log(state, clients)
+        return state
+    state.hsic = run.data.hsic[clients].sum(0)
+    state.histograms = {b: run.data.histograms[b][clients].sum(0) for b in blocks}
+    bins = sum(counts.size for counts in state.histograms.values())
+    run.log(state, clients, up_sums=NUMBER * (len(blocks) * (len(blocks) + 1) // 2 + bins), down=ID)
+    state.open, state.phase = search.roots(run.pool), "select"
+    return state
+
+
+def select(run: Context, state: State) -> State:
+    """A round of voting on the candidates of every open chain."""
+    task = score_task(run, state)
+    clients = run.sample(state.round)
+    cohort = run.cohort(state, clients)
+    replies = [client_step(task, cohort.view(client)) for client in clients]
+    state.tally, dropped = server_step(state.tally, task, replies)
+    state.dropped += [asdict(entry) for entry in dropped]
+    votes = sum(reply.vote_bytes for reply in replies) / max(1, len(replies))
+    sums = sum(reply.sum_bytes for reply in replies) / max(1, len(replies))
+    run.log(state, clients, up_votes=votes, up_sums=sums, down=task.bytes)
+    state.tried += 1
+    if state.tried < run.settings.selection.rounds_per_block:
+        return state
+    return _stack(run, state, task)
+
+
+def score_task(run: Context, state: State) -> ScoreTask:
+    """What the clients are asked: shortlists, their COR, adapters to try them with."""
+    chosen, weight, rule = run.settings.selection, run.settings.weight, run.settings.rule
+    assert state.hsic is not None
+    table = NativeTable(run.pool, run.data.blocks, state.hsic, state.histograms)
+    candidates: dict[tuple[str, ...], tuple[str, ...]] = {}
+    cor: dict[tuple[str, str], float] = {}
+    random: dict[tuple[str, str], float] = {}
+    count = len(run.data.blocks) if chosen.evaluated_per_round is None else chosen.evaluated_per_round
+    for chain in state.open:
+        drawn = {b: by.random_score(run.seed, run.data.task, chain.blocks, b) for b in run.data.blocks}
+
+        def score(last: str, block: str, drawn: dict[str, float] = drawn) -> float | None:
+            return drawn[block] if rule.random else table.score(last, block, weight)
+
+        listed = search.shortlist(run.pool, chain, rule, score, count)
+        candidates[chain.blocks] = tuple(listed)
+        cor |= {(chain.id, b): table.cor(chain.blocks[-1], b) for b in listed}
+        random |= {(chain.id, b): drawn[b] for b in listed} if rule.random else {}
+    tried = [run.joins.scoring(chain, block) for chain, blocks in candidates.items() for block in blocks]
+    own = {name: state.joined[name] for chain in candidates for name in edges(chain)}
+    return ScoreTask(
+        round=state.round,
+        candidates=candidates,
+        cor=cor,
+        kept=chosen.kept_per_round,
+        weight=weight,
+        batch=run.settings.comparator.cka_batch,
+        estimator=run.settings.comparator.estimator,
+        adapter_bytes=sum(a.sent_bytes for a in [*tried, *own.values()] if a is not None),
+        random=random,
+    )
+
+
+def _stack(run: Context, state: State, task: ScoreTask) -> State:
+    """The end of a place's rounds: winners, their adapters refitted, the beam for the next place."""
+    chosen = run.settings.selection
+    winners = decide(state.tally, task)
+    joined = dict(state.joined)
+    chains = {chain.id: chain for chain in state.open}
+    for name, found in winners.items():
+        for block, _ in found:
+            given = state.tally.adapter.get((name, block))
+            joined[edge(chains[name].blocks, block)] = run.joins.refit(chains[name].blocks, block, given)
+            family = run.pool.info(block).family
+            state.chosen = state.chosen | {family: state.chosen.get(family, 0) + 1}
+    still, finished = search.grow(run.pool, state.open, winners, chosen.beam, chosen.max_blocks)
+    state.finished = [*state.finished, *finished]
+    state.keep(still, joined)
+    run.joins.use(state.joined)
+    state.tally, state.tried, state.stage = Tally(), 0, state.stage + 1
+    if not still:
+        if not state.finished:
+            raise ArtifactError(f"{run.data.task}: no vote was cast, so nothing was assembled")
+        state.phase = "head"
+    return state
