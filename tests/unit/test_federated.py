@@ -190,16 +190,18 @@ def test_a_probe_gains_what_a_head_on_all_blocks_would() -> None:
     x = torch.randn(400, 4, 12, generator=generator)
     answer = (x @ torch.randn(12, generator=generator)).argmax(-1)
     first, second = x[..., :6], x[..., 6:]
-    error, head = HeadSums.of(first, mask, answer).cross_validated([0.001, 0.01])
+    grid = [0.001, 0.01, 0.1, 1.0, 10.0]
+    one, head = HeadSums.of(first, mask, answer).evidence(grid)
     explained = first @ head.weight
-    both, _ = HeadSums.of(second, mask, answer, explained).cross_validated([0.001, 0.01])
-    joint, _ = HeadSums.of(x, mask, answer).cross_validated([0.001, 0.01])
-    assert both < error
-    assert both == pytest.approx(joint, rel=0.05)
+    more, _ = HeadSums.of(second, mask, answer, explained).evidence(grid)
+    joint, _ = HeadSums.of(x, mask, answer).evidence(grid)
+    assert min(one, more) > 0
+    assert one + more == pytest.approx(joint, rel=0.1)
+    few = slice(0, 30)  # 90 rows: fewer than the columns of noise
     noise = torch.randn(400, 4, 100, generator=generator)
-    useless, _ = HeadSums.of(noise, mask, answer, explained).cross_validated([0.001, 0.01, 0.1, 1.0, 10.0])
-    assert useless > both
-    assert useless > 0.97 * error  # cross-validation is not fooled by 100 columns of noise
+    useless, _ = HeadSums.of(noise[few], mask[few], answer[few], explained[few]).evidence(grid)
+    useful, _ = HeadSums.of(second[few], mask[few], answer[few], explained[few]).evidence(grid)
+    assert useless < 0.02 < useful
 
 
 @pytest.mark.parametrize("rule", ["paper", "paper_other_model", "cka_only", "cor_only", "random"])

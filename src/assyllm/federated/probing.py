@@ -2,9 +2,8 @@
 
 For every candidate on every chain of the beam a cohort sends the head's statistics of the candidate's pooled
 states against what the chain's own head leaves unexplained; they add up over clients. The server fits a ridge
-probe to each total, estimates its error on questions not seen by generalised cross-validation, and stacks the
-candidates that explain most. A chain's head grows with it, probe by probe, as in matching pursuit (Mallat
-1993). So a block counts by what it knows that the chain does not: the natural continuation and a twin of the
+probe to each total and stacks the candidates of greatest evidence: how much more probable they make the labels
+(:meth:`HeadSums.evidence`). A chain's head grows with it, probe by probe, as in matching pursuit (Mallat 1993). So a block counts by what it knows that the chain does not: the natural continuation and a twin of the
 last block, most compatible by CKA, win only where they add something.
 
 A chain begins empty; its first candidates are the start blocks.
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from assyllm.artifacts import ArtifactError
 from assyllm.assembly import search
-from assyllm.assembly.head import Head, HeadSums
+from assyllm.assembly.head import HeadSums
 from assyllm.assembly.search import Chain
 from assyllm.assembly.walk import edge, edges
 from assyllm.comparator import compatibility as by
@@ -105,7 +104,7 @@ def _stack(run: Context, state: State, task: ProbeTask) -> State:
             if task.random:
                 scores[block], heads[block] = task.random[key], torch.zeros(0)
             elif key in state.probed:
-                gain, head = _gain(state.probed[key], grid)
+                gain, head = state.probed[key].evidence(grid)
                 heads[block] = torch.cat([state.probes.get(chain.id, torch.zeros(0)), head.weight])
                 scores[block] = gain if gain > 0 or not chain.blocks else None
         winners = by.best(scores, chosen.kept_per_round)
@@ -133,9 +132,3 @@ def _stack(run: Context, state: State, task: ProbeTask) -> State:
             raise ArtifactError(f"{run.data.task}: no client answered, so nothing was assembled")
         state.phase = "head"
     return state
-
-
-def _gain(sums: HeadSums, grid: list[float]) -> tuple[float, Head]:
-    """How much of a choice's squared error a candidate takes away (on questions not seen), and its probe."""
-    error, head = sums.cross_validated(grid)
-    return float(sums.yy / sums.n.clamp(min=1)) - error, head
