@@ -214,9 +214,19 @@ class Comparator(Section):
 class Adapter(Section):
     """How unlike blocks are joined (paper section 3.3)."""
 
-    kind: Literal["linear", "fixed_attention"]
+    kind: Literal["linear", "fixed_attention", "cross_attention"]
     ridge: Positive
     rank: Count = 16
+    tuning: Literal["none", "local", "end_to_end"] = "none"
+    tuning_rounds: Count = 40
+    learning_rate: Positive = 0.01
+    mismatch: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _only_attention_is_trained(self) -> Adapter:
+        if self.tuning != "none" and self.kind != "cross_attention":
+            raise ValueError(f"tuning: {self.tuning} goes with kind cross_attention only")
+        return self
 
 
 class Selection(Section):

@@ -183,6 +183,24 @@ def test_probing_resumes_after_any_round(scored) -> None:
         assert summary(again) == summary(whole)
 
 
+@pytest.mark.parametrize("tuning", ["local", "end_to_end"])
+def test_adapters_are_tuned_and_resume(scored, tuning) -> None:
+    changes = {
+        "selection": {"rule": "paper_other_model", "max_blocks": 3},
+        "adapter": {"kind": "cross_attention", "tuning": tuning, "tuning_rounds": 6, "mismatch": 0.0},
+    }
+    states: list[tuple] = []
+    whole = rounds(scored, **changes).run(save=lambda s: states.append(s.dump()))
+    losses = [row["loss"] for row in whole.rows if row.get("tuned")]
+    assert len(losses) == 6
+    kinds = {adapter.kind for adapter in whole.joined.values() if adapter is not None}
+    assert kinds == {"linear", "cross_attention"}  # the reported chain's joins are trained, the others' are not
+    moved = [a for a in whole.joined.values() if a is not None and a.kind == "cross_attention"]
+    assert all(float(adapter.out.abs().sum()) > 0 for adapter in moved)
+    for tensors, raw in states[-6:-1:2]:
+        assert summary(rounds(scored, **changes).run(State.load(tensors, raw))) == summary(whole)
+
+
 def test_a_probe_gains_what_a_head_on_all_blocks_would() -> None:
     """Probes on what the chain leaves unexplained add up to nearly the joint fit on independent features."""
     generator = torch.Generator().manual_seed(0)

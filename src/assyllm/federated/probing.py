@@ -3,8 +3,9 @@
 For every candidate on every chain of the beam a cohort sends the head's statistics of the candidate's pooled
 states against what the chain's own head leaves unexplained; they add up over clients. The server fits a ridge
 probe to each total and stacks the candidates of greatest evidence: how much more probable they make the labels
-(:meth:`HeadSums.evidence`). A chain's head grows with it, probe by probe, as in matching pursuit (Mallat 1993). So a block counts by what it knows that the chain does not: the natural continuation and a twin of the
-last block, most compatible by CKA, win only where they add something.
+(:meth:`HeadSums.evidence`). A chain's head grows with it, probe by probe, as in matching pursuit (Mallat 1993).
+So a block counts by what it knows that the chain does not: the natural continuation and a twin of the last
+block, most compatible by CKA, win only where they add something.
 
 A chain begins empty; its first candidates are the start blocks.
 """
@@ -130,5 +131,5 @@ def _stack(run: Context, state: State, task: ProbeTask) -> State:
     if not best:
         if not state.finished:
             raise ArtifactError(f"{run.data.task}: no client answered, so nothing was assembled")
-        state.phase = "head"
+        state.phase = run.after_search
     return state

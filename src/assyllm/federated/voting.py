@@ -108,5 +108,5 @@ def _stack(run: Context, state: State, task: ScoreTask) -> State:
     if not still:
         if not state.finished:
             raise ArtifactError(f"{run.data.task}: no vote was cast, so nothing was assembled")
-        state.phase = "head"
+        state.phase = run.after_search
     return state
