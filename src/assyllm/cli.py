@@ -231,6 +231,32 @@ def figure(
     stage.run(params, code, name, results, out)
 
 
+@app.command()
+def compare(
+    model_a: Annotated[str, typer.Argument(help="Folder or hub id (id@revision) of a transformers model.")],
+    model_b: Annotated[str, typer.Argument(help="The other model.")],
+    texts: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Plain text, one text a line.")],
+    out: Annotated[Path | None, typer.Option(help="Heatmap to draw (.png, .pdf or .svg).")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="File for all scores.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longer texts lose their end.")] = 256,
+    cka_weight: Annotated[float, typer.Option(min=0, max=1, help="w in w CKA + (1 - w) COR.")] = 0.5,
+    cka_batch: Annotated[int, typer.Option(min=4, help="Texts of a minibatch of CKA.")] = 1024,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Multiply states in bfloat16.")] = False,
+) -> None:
+    """Score every layer of a model against every layer of another: CKA, COR, compatibility."""
+    from assyllm.comparator import compare as comparing
+
+    lines = texts.read_text(encoding="utf-8").splitlines()
+    table = comparing(
+        model_a, model_b, lines, max_tokens=max_tokens, cka_weight=cka_weight, cka_batch=cka_batch, bf16=bf16
+    )
+    typer.echo(str(table))
+    if out is not None:
+        typer.echo(f"wrote {table.heatmap(out)}")
+    if json_out is not None:
+        typer.echo(f"wrote {table.write(json_out)}")
+
+
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"assyllm {__version__}")
