@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -255,6 +255,22 @@ def compare(
         typer.echo(f"wrote {table.heatmap(out)}")
     if json_out is not None:
         typer.echo(f"wrote {table.write(json_out)}")
+
+
+@bench_app.command("comparator")
+def bench_comparator(json_out: BenchJson = None, rounds: BenchRounds = None) -> None:
+    """CKA of all pairs at once against a loop over pairs; its error on known states and in bfloat16."""
+    from assyllm.bench import comparator
+
+    _report(comparator.run(rounds or 2), json_out)
+
+
+def _report(record: Any, path: Path | None) -> None:
+    """Print a benchmark's ratios; write them if asked to."""
+    for key, ratio in record.ratios.items():
+        typer.echo(f"{key:36s} {ratio.median:10.4g}  [{ratio.min:.4g}, {ratio.max:.4g}]")
+    if path is not None:
+        record.write(path)
 
 
 def _version(value: bool) -> None:

@@ -27,7 +27,8 @@ from assyllm.artifacts import ArtifactError
 
 Estimator = Literal["unbiased", "biased"]
 MINIMUM_ROWS = 4  # HSIC_1 divides by n (n - 3)
-AT_ONCE = 2**21  # numbers of the states and Gram matrices that are worked on together (they should stay in cache)
+TILE = 128  # examples along a tile of a Gram matrix
+AT_ONCE = 2**19  # numbers of states that are worked on together
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +78,12 @@ def minibatches(rows: int, size: int) -> list[slice]:
     return [slice(a, b) for a, b in pairwise(edges)]
 
 
-def centred_grams(states: Tensor, estimator: Estimator, bf16: bool = False) -> Tensor:
+def centred_grams(states: Tensor, estimator: Estimator) -> Tensor:
     """Centred Gram matrices, scaled so that their inner products are HSIC.
 
     Args:
         states: ``[m, n, d]``, n >= 4 examples of m blocks, any floating dtype (upcast to float32: in fp16
             a Gram matrix overflows on real outlier features).
-        bf16: multiply the centred states in bfloat16, for machines that are faster at it; all else stays float32.
 
     Returns:
         ``[m, n * n]`` float32 (float64 for float64 states).
@@ -91,26 +91,41 @@ def centred_grams(states: Tensor, estimator: Estimator, bf16: bool = False) -> T
     Raises:
         ArtifactError: fewer than four examples.
     """
+    states, shift = _centred(states, estimator)
+    count = states.shape[-2]
+    return _gram(states, states, shift, shift, estimator).flatten(-2) / math.sqrt(_pairs(count, estimator))
+
+
+def _pairs(count: int, estimator: Estimator) -> int:
+    """What HSIC's sum over pairs of n examples is divided by."""
+    return count * (count - 3) if estimator == "unbiased" else (count - 1) ** 2
+
+
+def _centred(states: Tensor, estimator: Estimator) -> tuple[Tensor, Tensor]:
+    """States less their mean, and what U-centring takes off row i and column i of their Gram matrix.
+
+    With centred states a row of the Gram matrix sums to zero, so without its diagonal to minus the state's
+    squared norm: row sums need no Gram matrix.
+    """
     count = states.shape[-2]
     if count < MINIMUM_ROWS:
         raise ArtifactError(f"CKA needs at least {MINIMUM_ROWS} examples, {count} given")
     states = states if states.dtype == torch.float64 else states.float()
-    states = states - states.mean(-2, keepdim=True)  # changes nothing but the rounding errors
-    if bf16:
-        states = states.bfloat16()
-    gram = states @ states.mT
-    gram = gram.float() if bf16 else gram
+    states = states - states.mean(-2, keepdim=True)
     if estimator == "biased":
-        gram -= gram.mean(-1, keepdim=True)
-        gram -= gram.mean(-2, keepdim=True)
-        return gram.div_(count - 1).flatten(-2)
-    diagonal = gram.diagonal(dim1=-2, dim2=-1)
-    diagonal.zero_()
-    rows = gram.sum(-1, keepdim=True)
-    gram -= rows / (count - 2) - rows.sum(-2, keepdim=True) / ((count - 1) * (count - 2))
-    gram -= rows.mT / (count - 2)
-    diagonal.zero_()
-    return gram.div_(math.sqrt(count * (count - 3))).flatten(-2)
+        return states, torch.zeros(states.shape[:-1], dtype=states.dtype)
+    rows = -states.square().sum(-1)
+    return states, rows / (count - 2) - rows.sum(-1, keepdim=True) / (2 * (count - 1) * (count - 2))
+
+
+def _gram(x: Tensor, y: Tensor, above: Tensor, beside: Tensor, estimator: Estimator, bf16: bool = False) -> Tensor:
+    """Rows ``x`` of centred Gram matrices ``[m, a, b]``, from their diagonal on (not counted if unbiased)."""
+    gram = (x.bfloat16() @ y.bfloat16().mT).float() if bf16 else x @ y.mT
+    if estimator == "unbiased":
+        gram -= above[..., :, None]
+        gram -= beside[..., None, :]
+        gram.diagonal(dim1=-2, dim2=-1).zero_()
+    return gram
 
 
 def paired_terms(x: Tensor, y: Tensor, batch: int, estimator: Estimator = "unbiased") -> HsicTerms:
@@ -140,28 +155,38 @@ def all_pairs(
     Args:
         states: one ``[n, d_i]`` tensor a block, the same n examples in all.
         batch: examples of a minibatch. The paper's is 32; n at once uses all pairs of examples, so that the
-            estimate scatters less, and needs n * n numbers a block.
-        bf16: see :func:`centred_grams`.
+            estimate scatters less.
+        bf16: multiply the centred states in bfloat16, for machines that are faster at it; all else is float32.
 
     Returns:
         ``[m, m]`` float64, symmetric, self terms on the diagonal; zeros where n < 4.
     """
     total = np.zeros((len(states), len(states)))
+    flat = torch.empty(0)
     for part in minibatches(states[0].shape[0], batch):
         size = part.stop - part.start
-        flat = torch.empty(len(states), size * size, dtype=torch.result_type(states[0], torch.zeros(1)))
-        for run in _together(states, size):
-            flat[run] = centred_grams(torch.stack([s[part] for s in states[run]]), estimator, bf16)
-        total += size * (flat @ flat.T).double().numpy()
+        cuts = [slice(at, min(at + TILE, size)) for at in range(0, size, TILE)]
+        numbers = sum((a.stop - a.start) * (size - a.start) for a in cuts)
+        if flat.shape[1:] != (numbers,):  # one allocation for minibatches of equal size
+            flat = torch.empty(len(states), numbers, dtype=torch.promote_types(states[0].dtype, torch.float32))
+        for run in _runs(states, size):
+            x, shift = _centred(torch.stack([s[part] for s in states[run]]), estimator)
+            at = 0
+            for a in cuts:  # Gram matrices are symmetric: a tile row from its diagonal on, and that twice, suffices
+                tile = _gram(x[:, a], x[:, a.start :], shift[:, a], shift[:, a.start :], estimator, bf16)
+                tile[:, :, a.stop - a.start :] *= math.sqrt(2)
+                flat[run, at : at + tile[0].numel()] = tile.flatten(-2)
+                at += tile[0].numel()
+        total += size / _pairs(size, estimator) * (flat @ flat.T).double().numpy()
     return total
 
 
-def _together(states: Sequence[Tensor], rows: int) -> Iterator[slice]:
-    """Runs of neighbouring blocks of equal width, as many as may be worked on together."""
+def _runs(states: Sequence[Tensor], rows: int) -> Iterator[slice]:
+    """Runs of neighbouring blocks of equal width, as many as fit a processor's cache: they are multiplied together."""
     start = 0
     for end in range(1, len(states) + 1):
         width = states[start].shape[-1]
-        full = (end - start) * rows * max(rows, width) >= AT_ONCE
+        full = (end - start + 1) * rows * width > AT_ONCE
         if end == len(states) or full or states[end].shape[-1] != width:
             yield slice(start, end)
             start = end
