@@ -257,6 +257,45 @@ def compare(
         typer.echo(f"wrote {table.write(json_out)}")
 
 
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder of a saved model.")],
+    questions: Annotated[Path, typer.Option(help="JSON lines: question, choices; context, id, answer if any.")],
+    out: Annotated[Path | None, typer.Option(help="File for the answers (default: print them).")] = None,
+) -> None:
+    """Answer questions with an assembled model; where answers are given, say how many are right."""
+    from assyllm.artifacts import write_text
+    from assyllm.assembly.assembled import AssembledModel
+    from assyllm.assembly.predict import predict as answer
+    from assyllm.assembly.predict import read_asked
+
+    asked = read_asked(questions)
+    found = answer(AssembledModel.from_pretrained(model), [question for question, _ in asked])
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+    typer.echo(text, nl=False) if out is None else write_text(out, text)
+    known = [row["chosen"] == q.answer for row, (q, answered) in zip(found, asked, strict=True) if answered]
+    if known:
+        typer.echo(f"{sum(known)} of {len(known)} right ({sum(known) / len(known):.4f})", err=True)
+
+
+@app.command()
+def assemble(
+    recipe: Annotated[Path, typer.Argument(help="recipe.yaml of an assembled model.")],
+    pool: Folder,
+    out: Out,
+    adapters: Annotated[Path | None, typer.Option(help="Its adapters.safetensors (default: beside it).")] = None,
+) -> None:
+    """Build an assembled model again: its blocks from a pool, its adapters and head from the recipe's side."""
+    from assyllm.assembly.assembled import FITTED
+    from assyllm.assembly.assembled import assemble as rebuild
+    from assyllm.assembly.recipe import Recipe
+    from assyllm.quantizer.pool import open_pool
+
+    read = Recipe.read(recipe)
+    rebuild(read, open_pool(pool), adapters or recipe.parent / FITTED).save_pretrained(out)
+    typer.echo(f"wrote {out}: {len(read.slices)} blocks, licence {read.licence}")
+
+
 @bench_app.command("comparator")
 def bench_comparator(json_out: BenchJson = None, rounds: BenchRounds = None) -> None:
     """CKA of all pairs at once against a loop over pairs; its error on known states and in bfloat16."""
