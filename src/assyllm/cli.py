@@ -26,7 +26,20 @@ app.add_typer(params_app, name="params")
 bench_app = typer.Typer(help="Measure a component against its alternatives on this machine.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 
-ParamsJson = Annotated[str, typer.Option("--params", help="JSON of the sections that this rule declares.")]
+
+def _sections(text: str) -> str:
+    """The JSON itself, or the content of ``@file``."""
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ArtifactError(f"--params {text}: {error.strerror}") from None
+
+
+ParamsJson = Annotated[
+    str, typer.Option("--params", callback=_sections, help="JSON of the sections that this rule declares, or @FILE.")
+]
 CodeSha = Annotated[str, typer.Option("--code", help="Content hash of the code that runs.")]
 Out = Annotated[Path, typer.Option(help="Where the result is written, whole or not at all.")]
 Seed = Annotated[int, typer.Option(help="Seed of the run.")]
