@@ -317,6 +317,14 @@ def bench_comparator(json_out: BenchJson = None, rounds: BenchRounds = None) -> 
     _report(comparator.run(rounds or 2), json_out)
 
 
+@bench_app.command("scoring")
+def bench_scoring(json_out: BenchJson = None, rounds: BenchRounds = None) -> None:
+    """Block passes that the prefix cache saves; what a client's step costs beside them."""
+    from assyllm.bench import scoring
+
+    _report(scoring.run(rounds or 3), json_out)
+
+
 def _report(record: Any, path: Path | None) -> None:
     """Print a benchmark's ratios; write them if asked to."""
     for key, ratio in record.ratios.items():

@@ -32,3 +32,15 @@ def test_the_comparator_bench_measures_real_states() -> None:
     assert difference < 1e-4  # both sides of the bench compute the same CKA
     assert bench.known_error(0.5, 512, 0) < 0.1
     assert bench.known_error(0.0, 512, 0) < 0.1
+
+
+def test_the_scoring_bench_counts_what_the_walker_saves() -> None:
+    from assyllm.bench import scoring as bench
+
+    pool = bench.RandomPool()
+    assert len(pool.ids) == 28
+    data = bench.task_data(pool, 0)
+    assert all(float(states.std()) > 0 for states in data.native.values())
+    found = bench.walk(pool, data, 3)
+    assert 1 < found["saved"] <= (bench.PLACES + 1) / 2
+    assert found["overhead_ms"] > 0
