@@ -7,7 +7,8 @@ Without the cache a candidate at place l costs l block passes, with it one, and 
 ``work_saved_over_bound`` is (mean passes without / mean passes with, over the places 1 .. L) / ((L + 1) / 2) when
 clients walk the whole pool, ``_shortlist`` the same when they evaluate three blocks a chain (the default), where
 prefixes weigh more. ``overhead_ms_per_client``: time of a client's step outside block passes and adapters, a
-client and round, with the shortlist; ``server_ms_per_round``: the server's part.
+client and round, with the shortlist; ``server_ms_per_round``: the server's part. Times are the
+thread's own, so that a busy machine does not count.
 """
 
 from __future__ import annotations
@@ -22,16 +23,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from assyllm import seeding
+from assyllm import params, seeding
+from assyllm.adapter.base import Adapter
 from assyllm.adapter.linear import LinearAdapter
+from assyllm.adapter.reading import Readings
 from assyllm.assembly import search
-from assyllm.assembly.walk import Adapters, Walker, edge, edges
+from assyllm.assembly.walk import Walker, edge, edges
 from assyllm.bench.record import Record
 from assyllm.blocks.families import family as family_of
 from assyllm.blocks.pool import BlockInfo, ModelInfo, Pool
 from assyllm.blocks.split import split
 from assyllm.comparator import compatibility as by
-from assyllm.comparator.activations import native, rows_of
+from assyllm.comparator.activations import native
 from assyllm.comparator.public import Public
 from assyllm.federated.client import client_step
 from assyllm.federated.data import Cohort, TaskData
@@ -47,6 +50,7 @@ PLACES = 6  # L, blocks of a chain (selection.max_blocks)
 KEPT, BEAM, SHORTLIST = 2, 4, 3  # as in params.yaml
 COHORT, OWNED, CHOICES, TOKENS = 20, 4, 2, 24  # clients, questions of each, choices, tokens a row
 VOCABULARY = 100
+FIRST = "llama"  # all models read the same random tokens
 
 
 def run(rounds: int = 3) -> Record:
@@ -98,17 +102,17 @@ class TimedWalker(Walker):
 
     def _timed(self, call: Any, *arguments: Any) -> Any:
         self._depth += 1
-        began = time.perf_counter()
+        began = time.thread_time()
         try:
             return call(*arguments)
         finally:
             self._depth -= 1
-            self.seconds += (time.perf_counter() - began) * (self._depth == 0)
+            self.seconds += (time.thread_time() - began) * (self._depth == 0)
 
     def states(self, chain: Sequence[str]) -> list[Tensor]:
         return self._timed(super().states, chain)
 
-    def extend(self, chain: Sequence[str], block: str, adapter: LinearAdapter | None) -> list[Tensor]:
+    def extend(self, chain: Sequence[str], block: str, adapter: Adapter | None) -> list[Tensor]:
         return self._timed(super().extend, chain, block, adapter)
 
 
@@ -125,6 +129,7 @@ def rows(number: int, name: str, seed: int) -> Encoded:
         ids=torch.from_numpy(draw.integers(5, VOCABULARY, size=shape)),
         mask=torch.from_numpy(mask),
         chosen=torch.from_numpy(chosen),
+        spans=torch.from_numpy(np.stack([place, place + 1], axis=-1) + np.zeros((*shape[:2], 1, 1), dtype=np.int64)),
         pools=torch.from_numpy(np.stack([slot, chosen / 2], axis=-2).astype(np.float32)),
         choice_mask=torch.ones(shape[:2], dtype=torch.bool),
         answer=torch.from_numpy(draw.integers(0, CHOICES, size=number)),
@@ -152,14 +157,14 @@ def task_data(pool: Pool, seed: int) -> TaskData:
     return data
 
 
-class RandomAdapters(dict):
+class RandomAdapters(dict[str, "Adapter | None"]):
     """Edge -> an adapter of the right widths with seeded weights, made at its first use."""
 
     def __init__(self, pool: Pool) -> None:
         super().__init__()
         self._pool = pool
 
-    def __missing__(self, name: str) -> LinearAdapter | None:
+    def __missing__(self, name: str) -> Adapter | None:
         before, _, block = name.rpartition(">")
         last = before.split("+")[-1]
         if self._pool.before(block) == last:
@@ -170,10 +175,15 @@ class RandomAdapters(dict):
             self[name] = LinearAdapter(torch.randn(d, e, generator=generator) / d**0.5, torch.zeros(e))
         return self[name]
 
+    def scoring(self, chain: tuple[str, ...], block: str) -> Adapter | None:
+        """The adapter that a candidate is tried with: the one that it keeps."""
+        return self[edge(chain, block)]
+
 
 def walk(pool: Pool, data: TaskData, evaluated: int) -> dict[str, float]:
     """Choose the blocks of places 2 .. L; passes saved, and milliseconds a client and a round beside them."""
-    adapters: Adapters = RandomAdapters(pool)
+    adapters = RandomAdapters(pool)
+    head = params.Head(scope="last_block", ridge_grid=[1.0], rounds=1)
     rule = by.rule("paper_distinct")
     chains = search.roots(pool)
     without, used = [1.0], [1.0]  # place 1: a start block is one pass either way
@@ -187,21 +197,22 @@ def walk(pool: Pool, data: TaskData, evaluated: int) -> dict[str, float]:
         )  # fmt: skip
         walkers: list[TimedWalker] = []
 
-        def walker(items: Sequence[int], model: str, walkers: list[TimedWalker] = walkers) -> Walker:
-            encoded = data.encoded(pool, model, "train")[list(items)]
-            walkers.append(TimedWalker(pool, rows_of(encoded), adapters))
+        def walker(items: Sequence[int], walkers: list[TimedWalker] = walkers) -> Walker:
+            encoded = data.encoded(pool, FIRST, "train")[list(items)]
+            readings = Readings(lambda model: encoded, pool.embedding, FIRST, lambda model: FIRST)
+            walkers.append(TimedWalker(pool, readings, adapters))
             return walkers[-1]
 
         clients = range((place - 1) * COHORT, place * COHORT)
         for blocks, names in candidates.items():  # adapters exist before the clock starts
             _ = [adapters[name] for name in (*edges(blocks), *(edge(blocks, b) for b in names))]
-        cohort = Cohort(pool, data, clients, walker, lambda chain, block: adapters[edge(chain, block)])
-        began = time.perf_counter()
+        cohort = Cohort(pool, data, clients, walker, adapters, head)
+        began = time.thread_time()
         replies = [client_step(task, cohort.view(client)) for client in clients]
-        stepped = time.perf_counter()
+        stepped = time.thread_time()
         tally, _ = server_step(Tally(), task, replies)
         winners = decide(tally, task)
-        server.append(time.perf_counter() - stepped)
+        server.append(time.thread_time() - stepped)
         overhead.append((stepped - began - sum(w.seconds for w in walkers)) / COHORT)
         without.append(float(np.mean([len(chain) + 1 for chain, _ in pairs])))
         used.append(sum(w.passes for w in walkers) / len(pairs))

@@ -41,8 +41,8 @@ def run(
     import torch
 
     from assyllm.artifacts import manifest_sha, output_folder, sha256_file, sha256_text, verify_folder
-    from assyllm.checkpoint import Checkpoint
     from assyllm.blocks.untrained import UntrainedPool
+    from assyllm.checkpoint import Checkpoint
     from assyllm.federated.cohort import device_memory, participating
     from assyllm.federated.context import Settings
     from assyllm.federated.outcome import Outcome, outcome, write_run
