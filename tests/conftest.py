@@ -37,6 +37,28 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=0, help="SIGKILLs of a tiny study, by Snakemake and by DVC")
+    parser.addoption("--regenerate", action="store_true", help="write tests/golden anew instead of comparing")
+
+
+@pytest.fixture(scope="session")
+def kills(request: pytest.FixtureRequest) -> int:
+    """How often the tiny study is killed; 0 if not asked for."""
+    return request.config.getoption("--kills")
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the tiny study was run, by Snakemake on two cores."""
+    from tiny import study as tiny
+
+    folder = tmp_path_factory.mktemp("study")
+    tiny.write_params(folder, tiny.tiny_params())
+    tiny.snakemake(folder, "--cores", "2")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
     """A folder with zoo/, tasks/, partition/, pool/ (float32) and pool8/ (INT8)."""

@@ -22,6 +22,7 @@ from assyllm.results import Metric, Prediction, Run, check_columns, read_table, 
 
 # what figures draw as the methods' rows: the base setting; zero_shot's best member is picked on the dev split
 VERSUS = ("ft_practical", "ft_oracle")
+PER_ROUND = ("participants", "bytes_up", "bytes_down", "bytes_up_votes", "bytes_up_sums")  # see `condensed`
 Rows = list[dict[str, str]]
 
 
@@ -56,6 +57,27 @@ def check_complete(runs: Rows, metrics: Rows) -> None:
         for task in run["tasks"].split():
             if (run["run_id"], task) not in final:
                 raise ArtifactError(f"{run['run_id']}: no test accuracy for {task}")
+
+
+def condensed(metrics: Rows) -> Rows:
+    """One row, without a round, for traffic and participants that are the same in every round of a task.
+
+    A fine-tuning method sends the same bytes a hundred times; a row without a round holds for each of them.
+    """
+    series: dict[tuple, Rows] = defaultdict(list)
+    for m in metrics:
+        if m["metric"] in PER_ROUND and m["round"] != "":
+            series[m["run_id"], m["task"], m["metric"], m["setting"]].append(m)
+    constant = {key for key, rows in series.items() if len(rows) > 1 and len({m["value"] for m in rows}) == 1}
+    out, told = [], set()
+    for m in metrics:
+        key = (m["run_id"], m["task"], m["metric"], m["setting"])
+        if key not in constant or m["round"] == "":
+            out.append(m)
+        elif key not in told:
+            told.add(key)
+            out.append({**m, "round": ""})
+    return out
 
 
 def without_zoo(setting: str) -> str:
@@ -181,7 +203,7 @@ def collect(size: str, runs: list[Path], cost_tables: list[Path], ev: Evaluate, 
     timings = gather_optional(runs, "timings")
     out = Path(out)
     columns = [field for field in Metric.__dataclass_fields__]
-    write_table(out / "metrics.csv", [*metrics, *cost_metrics(cost, run_rows[0]["world"])], columns)
+    write_table(out / "metrics.csv", [*condensed(metrics), *cost_metrics(cost, run_rows[0]["world"])], columns)
     write_table(out / "runs.csv", run_rows)
     write_table(out / "accuracy.csv", accuracy)
     write_table(out / "differences.csv", differences, ["task", "method", "versus", "difference", "low", "high",

@@ -43,7 +43,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """One row of ``metrics.csv``. ``round``, ``client`` and ``block`` are empty where they do not apply."""
+    """One row of ``metrics.csv``. ``round``, ``client`` and ``block`` are empty where they do not apply.
+
+    Traffic and participants without a round hold for every round of the task.
+    """
 
     run_id: str
     method: str

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from assyllm import params as P
+from assyllm.artifacts import sha256_text, write_text
 
 RULES = (
     "download", "tasks", "split", "quantize", "partition", "cost",
@@ -131,6 +132,17 @@ class Plan:
     def figures(self) -> list[str]:
         """Names of the figures to draw."""
         return self.params.figures.names
+
+
+def kept(text: str, folder: Path = Path(".snakemake/params")) -> str:
+    """Keep a job's JSON in a file named by its content; ``@file``, as ``--params`` takes it.
+
+    So a failed job's command is one readable line, and the name changes, and the job runs again, with the content.
+    """
+    path = folder / f"{sha256_text(text)[:16]}.json"
+    if not path.is_file():
+        write_text(path, text)
+    return f"@{path}"
 
 
 def job_environment() -> None:

@@ -11,7 +11,7 @@ import pytest
 from assyllm import params as P
 from assyllm.artifacts import ArtifactError
 from assyllm.claims import verdict
-from assyllm.collect import collect, paper_values
+from assyllm.collect import collect, condensed, paper_values
 from assyllm.results import Metric, Prediction, Run, read_table, write_rows, write_table
 from assyllm.stages import cost, figure
 
@@ -136,3 +136,12 @@ def test_figures_draw_with_stable_bytes(results: Path, tmp_path: Path, name: str
 def test_an_unknown_figure_is_one_line(results: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no figure called 'nope'"):
         figure.run(P.sections_json(PARAMS, figure.SECTIONS), "0", "nope", results, tmp_path)
+
+
+def test_traffic_that_never_changes_is_told_once() -> None:
+    row = {"run_id": "r", "task": "boolq", "setting": "", "metric": "bytes_up", "value": "10"}
+    same = [{**row, "round": str(i)} for i in (1, 2, 3)]
+    other = [{**row, "run_id": "s", "round": str(i), "value": str(10 + (i == 3))} for i in (1, 2, 3)]
+    losses = [{**row, "metric": "loss", "round": str(i)} for i in (1, 2)]
+    assert condensed([*same, *other, *losses]) == [{**row, "round": ""}, *other, *losses]
+    assert condensed(same[:1]) == same[:1]

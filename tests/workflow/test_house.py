@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "assyllm"
 # imports run only downward: a room may import from its own line and from those above it
 FLOORS = (
-    ("params", "results", "artifacts", "seeding"),
+    ("params", "results", "artifacts", "seeding", "checkpoint"),
     ("tasks",),
     ("zoo",),
     ("blocks",),

@@ -7,7 +7,7 @@ from snakemake.settings.types import ExecMode
 from assyllm.artifacts import ArtifactError
 from assyllm.params import ASSEMBLING, BASELINES, TUNED
 from assyllm.results import TABLES
-from assyllm.study import Plan, code_sha, hold, job_environment
+from assyllm.study import Plan, code_sha, hold, job_environment, kept
 
 try:
     PLAN = Plan(Path("params.yaml"))
@@ -39,11 +39,13 @@ wildcard_constraints:
 
 
 def sections(rule_name):
-    """Params of a rule: the JSON of the sections that its stage declares, for the wildcards' setting."""
-    return lambda wildcards: PLAN.sections(
-        rule_name,
-        wildcards.get("setting") or wildcards.get("variant") or "base",
-        wildcards.get("method"),
+    """Params of a rule: the JSON of the sections that its stage declares, for the wildcards' setting, in a file."""
+    return lambda wildcards: kept(
+        PLAN.sections(
+            rule_name,
+            wildcards.get("setting") or wildcards.get("variant") or "base",
+            wildcards.get("method"),
+        )
     )
 
 

@@ -44,7 +44,7 @@ rule download:
     resources:
         mem_mb=2000,
     params:
-        sections=lambda w: PLAN.sections("download", w.variant, model=w.model),
+        sections=lambda w: kept(PLAN.sections("download", w.variant, model=w.model)),
         code=code_sha("download"),
         base=lambda w, input: f"--base {input.base}" if input.base else "",
         corpus=lambda w, input: (

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from assyllm.artifacts import ArtifactError
-from assyllm.baselines.checkpoint import Checkpoint
 from assyllm.baselines.local import Local, Weights
 from assyllm.baselines.method import Method, choose
+from assyllm.checkpoint import Checkpoint
 from assyllm.federated.cohort import sample
 from assyllm.zoo.forward import Packed
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SECTIONS = ("zoo", "tasks", "partition", "federated", "baselines", "fleet")
 CODE = (
     "baselines", "federated/cohort.py", "zoo/encoding.py", "zoo/forward.py", "zoo/likelihood.py", "zoo/load.py",
-    "tasks/record.py", "tasks/partition.py", "evaluate.py", "results.py", "artifacts.py", "seeding.py",
+    "tasks/record.py", "tasks/partition.py", "evaluate.py", "results.py", "artifacts.py", "checkpoint.py", "seeding.py",
 )  # fmt: skip
 Rows = tuple[list[Metric], list[Prediction], list[dict[str, Any]]]
 
@@ -148,10 +148,10 @@ def _federated(
     checkpoint: Path,
     key: str,
 ) -> tuple[str, Rows]:
-    from assyllm.baselines.checkpoint import Checkpoint
     from assyllm.baselines.job import budget, eligible_clients, encode_task, open_model, plan
     from assyllm.baselines.registry import METHODS
     from assyllm.baselines.rounds import run_rounds
+    from assyllm.checkpoint import Checkpoint
     from assyllm.evaluate import final_rows, seen_facts
     from assyllm.federated.cohort import device_memory
 

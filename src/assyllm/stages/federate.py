@@ -11,7 +11,7 @@ SECTIONS = (
 )  # fmt: skip
 CODE = (
     "params.py", "artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer", "comparator",
-    "adapter", "assembly", "federated", "baselines/checkpoint.py",
+    "adapter", "assembly", "federated", "checkpoint.py",
 )  # fmt: skip
 
 
@@ -41,8 +41,8 @@ def run(
     import torch
 
     from assyllm.artifacts import manifest_sha, output_folder, sha256_file, sha256_text, verify_folder
-    from assyllm.baselines.checkpoint import Checkpoint
     from assyllm.blocks.untrained import UntrainedPool
+    from assyllm.checkpoint import Checkpoint
     from assyllm.federated.cohort import device_memory, participating
     from assyllm.federated.context import Settings
     from assyllm.federated.outcome import Outcome, outcome, write_run
