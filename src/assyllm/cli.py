@@ -6,12 +6,15 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from assyllm import __version__
 from assyllm.artifacts import ArtifactError
+
+if TYPE_CHECKING:
+    from assyllm.bench.record import Record
 
 app = typer.Typer(
     name="assyllm",
@@ -229,6 +232,21 @@ def figure(
     from assyllm.stages import figure as stage
 
     stage.run(params, code, name, results, out)
+
+
+@bench_app.command("swapper")
+def bench_swapper(json_file: BenchJson = None, rounds: BenchRounds = None) -> None:
+    """The Block Swapper against its limits, no overlap and accelerate; reads against the optimum."""
+    from assyllm.bench import swapper
+
+    _report(swapper.run(rounds), json_file)
+
+
+def _report(record: Record, json_file: Path | None) -> None:
+    for key, ratio in record.ratios.items():
+        typer.echo(f"{key:28} {ratio.median:8.3f}   ({ratio.min:.3f} to {ratio.max:.3f})")
+    if json_file is not None:
+        record.write(json_file)
 
 
 def _version(value: bool) -> None:
