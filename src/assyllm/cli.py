@@ -6,12 +6,15 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from assyllm import __version__
 from assyllm.artifacts import ArtifactError
+
+if TYPE_CHECKING:
+    from assyllm.bench.record import Record
 
 app = typer.Typer(
     name="assyllm",
@@ -216,6 +219,21 @@ def tune(
 
 
 @app.command()
+def swap(
+    params: ParamsJson,
+    code: CodeSha,
+    pool: Folder,
+    walked: Annotated[Path, typer.Option(help="Run folder whose walk is counted.")],
+    scores: Annotated[list[Path], typer.Option(help="Folders of scores, one a shard.")],
+    out: Annotated[Path, typer.Option(help="Folder for swap_timeline.csv and swap_ablation.csv.")],
+) -> None:
+    """Time the swapper's pipelines, count its policies' reads on the search's own walk."""
+    from assyllm.stages import swap as stage
+
+    stage.run(params, code, pool, walked, scores, out)
+
+
+@app.command()
 def collect(
     params: ParamsJson,
     code: CodeSha,
@@ -325,12 +343,19 @@ def bench_scoring(json_out: BenchJson = None, rounds: BenchRounds = None) -> Non
     _report(scoring.run(rounds or 3), json_out)
 
 
-def _report(record: Any, path: Path | None) -> None:
-    """Print a benchmark's ratios; write them if asked to."""
+@bench_app.command("swapper")
+def bench_swapper(json_file: BenchJson = None, rounds: BenchRounds = None) -> None:
+    """The Block Swapper against its limits, no overlap and accelerate; reads against the optimum."""
+    from assyllm.bench import swapper
+
+    _report(swapper.run(rounds), json_file)
+
+
+def _report(record: Record, json_file: Path | None) -> None:
     for key, ratio in record.ratios.items():
-        typer.echo(f"{key:36s} {ratio.median:10.4g}  [{ratio.min:.4g}, {ratio.max:.4g}]")
-    if path is not None:
-        record.write(path)
+        typer.echo(f"{key:28} {ratio.median:8.3f}   ({ratio.min:.3f} to {ratio.max:.3f})")
+    if json_file is not None:
+        record.write(json_file)
 
 
 def _version(value: bool) -> None:
