@@ -107,11 +107,25 @@ def split(params: ParamsJson, code: CodeSha, zoo: Folder, out: Out) -> None:
 
 
 @app.command()
-def quantize(params: ParamsJson, code: CodeSha, pool: Folder, out: Out) -> None:
+def sensitivity(params: ParamsJson, code: CodeSha, pool: Folder, tasks: Folder, out: Out) -> None:
+    """Measure what the pool's blocks feel of their weights."""
+    from assyllm.stages import sensitivity as stage
+
+    stage.run(params, code, pool, tasks, out)
+
+
+@app.command()
+def quantize(
+    params: ParamsJson,
+    code: CodeSha,
+    pool: Folder,
+    out: Out,
+    sensitivity: Annotated[Path | None, typer.Option(help="Scores and moments, where the scheme needs them.")] = None,
+) -> None:
     """Quantize the pool's blocks."""
     from assyllm.stages import quantize as stage
 
-    stage.run(params, code, pool, out)
+    stage.run(params, code, pool, sensitivity, out)
 
 
 @app.command()

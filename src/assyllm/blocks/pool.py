@@ -58,7 +58,7 @@ class BlockInfo:
     file: str
     bytes: int
     parameters: int
-    bits: int
+    bits: float  # nominal where uniform, else a weight's share of all the block's bits
     group_size: int  # weights that share a scale; 0 where nothing is packed
 
 
@@ -293,7 +293,11 @@ class Pool:
         head = head_of(spec.build(self.config(model)), self.models[model].family)
         start = self.tensors(self.of_model(model)[0].id)
         tensors = load_file(self.folder / "models" / model / HEAD)
-        tensors |= {name: start[source] for name, source in raw["tied"].items()}
+        for name, source in raw["tied"].items():
+            if source not in start:  # a packed embedding table
+                table: Any = self.block(self.of_model(model)[0].id).get_submodule(source.removesuffix(".weight"))
+                start[source] = table.dense()
+            tensors[name] = start[source]
         head.load_state_dict({n: t.float() for n, t in tensors.items()}, assign=True)
         return head.eval().requires_grad_(False)
 
