@@ -188,6 +188,22 @@ def federate(
 
 
 @app.command()
+def precision(
+    params: ParamsJson,
+    code: CodeSha,
+    run: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Run whose models are taken.")],
+    pools: Annotated[list[str], typer.Option("--pool", help="SETTING=FOLDER of a pool, once for each.")],
+    tasks: Folder,
+    seed: Seed,
+    out: Out,
+) -> None:
+    """Evaluate a run's models on pools of other precisions, nothing fitted again."""
+    from assyllm.stages import precision as stage
+
+    stage.run(params, code, run, pools, tasks, seed, out)
+
+
+@app.command()
 def baseline(
     params: ParamsJson,
     code: CodeSha,
@@ -237,11 +253,12 @@ def collect(
     runs: Annotated[list[Path], typer.Option("--run", help="Run folders.")],
     cost: Annotated[list[Path], typer.Option(help="Cost tables.")],
     out: Out,
+    precision: Annotated[list[Path] | None, typer.Option(help="Tables of the stage precision.")] = None,
 ) -> None:
     """Gather runs into the result tables and judge the claims."""
     from assyllm.stages import collect as stage
 
-    stage.run(params, code, size, runs, cost, out)
+    stage.run(params, code, size, runs, cost, precision or [], out)
 
 
 @app.command()

@@ -53,12 +53,20 @@ class Section(BaseModel):
 # ---------------------------------------------------------------------------------------------- the study
 
 
+class PrecisionStudy(Section):
+    """Accuracy against bytes without a re-fit: whose models, and the settings whose pools they are put on."""
+
+    fitted_on: str
+    settings: list[str] = Field(min_length=1)
+
+
 class Study(Section):
     """What is run: seeds, zoos and, for each named setting, the methods."""
 
     seeds: list[int] = Field(min_length=1)
     zoo_seeds: list[int] = Field(min_length=1)
     runs: dict[str, list[Method]] = Field(min_length=1)
+    precision: PrecisionStudy | None = None
 
 
 class Studies(Section):
@@ -212,7 +220,7 @@ class Quantize(Section):
     """Precision of the pool's weights (paper section 3.4)."""
 
     scheme: Literal["uniform", "mixed", "layerwise", "paper", "nf4", "llm_int8"]
-    bits: Literal[4, 8, 16]
+    bits: Literal[3, 4, 8, 16]
     budget_bits: Positive
     widths: list[Width] = Field(min_length=1)
     score: Score
@@ -467,6 +475,15 @@ class Params(Section):
             for setting in getattr(self.study, size).runs:
                 if setting not in self.settings:
                     raise ValueError(f"study.{size}.runs.{setting}: no such entry under settings")
+            curve = getattr(self.study, size).precision
+            if curve is not None:
+                for setting in (curve.fitted_on, *curve.settings):
+                    if setting not in self.settings:
+                        raise ValueError(f"study.{size}.precision: no entry {setting!r} under settings")
+                if curve.fitted_on not in curve.settings:
+                    raise ValueError(f"study.{size}.precision.settings: {curve.fitted_on!r} itself is not among them")
+                if not set(getattr(self.study, size).runs.get(curve.fitted_on, ())) & set(ASSEMBLING):
+                    raise ValueError(f"study.{size}.precision.fitted_on: runs has no assembling method there")
         return self
 
 

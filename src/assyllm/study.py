@@ -20,13 +20,14 @@ from assyllm import params as P
 from assyllm.artifacts import sha256_text, write_text
 
 RULES = (
-    "download", "tasks", "split", "quantize", "partition", "cost",
-    "score", "baseline", "federate", "tune", "collect", "figure",
+    "download", "tasks", "split", "sensitivity", "quantize", "partition", "cost",
+    "score", "baseline", "federate", "precision", "tune", "collect", "figure",
 )  # fmt: skip
 # a rule's upstream rules: their parameters decide its variant too
 READS = {
     "split": ("download",),
-    "quantize": ("split",),
+    "sensitivity": ("split", "tasks"),
+    "quantize": ("split", "sensitivity"),
     "partition": ("tasks",),
     "score": ("quantize", "partition"),
 }
@@ -128,6 +129,14 @@ class Plan:
                 for zoo in study.zoo_seeds:
                     for seed in study.seeds:
                         yield RunKey(setting, method, zoo, seed)
+
+    def precision_tables(self, size: str) -> list[str]:
+        """The tables of accuracy without a re-fit: one for each seed and zoo of the runs whose models are taken."""
+        curve: P.PrecisionStudy | None = getattr(self.params.study, size).precision
+        if curve is None:
+            return []
+        runs = [r for r in self.runs(size) if r.setting == curve.fitted_on and r.method in P.ASSEMBLING]
+        return [f"data/precision/{size}/{r.setting}/{r.method}/zoo{r.zoo}_seed{r.seed}.csv" for r in runs]
 
     def figures(self) -> list[str]:
         """Names of the figures to draw."""
