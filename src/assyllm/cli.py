@@ -74,6 +74,18 @@ def params_schema(out: Annotated[Path | None, typer.Option(help="File to write."
     typer.echo(text, nl=False) if out is None else write_text(out, text)
 
 
+@bench_app.command("quantizer")
+def bench_quantizer(json_file: BenchJson = None, rounds: BenchRounds = None) -> None:
+    """Packed linear layers against nf4 and dense 16-bit ones on the CPU."""
+    from assyllm.bench import quantizer
+
+    record = quantizer.run(rounds or quantizer.ROUNDS)
+    for key, ratio in record.ratios.items():
+        typer.echo(f"{key}: {ratio.median:.2f} ({ratio.min:.2f} to {ratio.max:.2f})")
+    if json_file is not None:
+        record.write(json_file)
+
+
 @app.command()
 def download(
     params: ParamsJson,

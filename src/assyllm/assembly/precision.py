@@ -7,6 +7,7 @@ hides the loss; this shows it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from assyllm.artifacts import ArtifactError
 from assyllm.assembly.assembled import AssembledModel
@@ -24,7 +25,8 @@ def replaced(model: AssembledModel, pool: Pool) -> AssembledModel:
     missing = [name for name in names if name not in pool.ids]
     if missing:
         raise ArtifactError(f"{pool.folder}: no block {missing[0]!r}, which the model of {model.recipe.task} has")
-    adapters = [model.adapters[str(i)] if str(i) in model.adapters else None for i in range(len(names))]
+    joined = dict(model.adapters.items())
+    adapters: list[Any] = [joined.get(str(i)) for i in range(len(names))]
     blocks = [pool.block(name) for name in names]
     return AssembledModel(blocks, adapters, model.head, model.recipe, model.tokenizer).eval()
 

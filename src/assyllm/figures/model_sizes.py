@@ -50,13 +50,15 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     ]  # fmt: skip
     total = ["pool", f"{df['fp16_gb'].sum():.2f}", f"{df['paper_gb'].sum():.2f}", f"{df['mixed_gb'].sum():.2f}",
              str(sum(len(layers.split()) for layers in df["layers"])) + " blocks", ""]  # fmt: skip
-    head = ["model", "16 bit, GB", "paper, GB", "mix, GB", "layers of its blocks", "blocks at 16 bit, MB"]
+    head = ["model", "16 bit, GB", "paper, GB", "mix, GB", "layers", "its blocks at 16 bit, MB"]
     table = ax.table([*cells, total], colLabels=head, loc="center", cellLoc="left", edges="horizontal",
-                     colWidths=[0.15, 0.11, 0.11, 0.09, 0.17, 0.37])  # fmt: skip
+                     colWidths=[0.14, 0.1, 0.1, 0.1, 0.14, 0.42])  # fmt: skip
     table.auto_set_font_size(False)
     table.set_fontsize(look.font_points)
     for (row, _), cell in table.get_celld().items():
         cell.set_linewidth(0.4)
+        cell.PAD = 0.03
+        cell.set_text_props(ha="left")
         if row in (0, len(df) + 1):
             cell.set_text_props(weight="bold")
     text = "Size of the pool's models at their true shapes, heads included, and of the blocks that they are cut into."

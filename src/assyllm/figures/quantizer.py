@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -25,7 +27,9 @@ def data(tables: Tables) -> pd.DataFrame:
         df[column] = pd.to_numeric(df[column], errors="coerce")
         if column not in ("bits", "size_gb"):
             df[column] *= 100
-    df["kind"] = [_kind(name) if what == "accuracy" else "" for what, name in zip(df["what"], df["precision"])]
+    df["kind"] = [
+        _kind(name) if what == "accuracy" else "" for what, name in zip(df["what"], df["precision"], strict=True)
+    ]
     paper = tables.paper
     rows = []
     for method, bits in PAPER_SIZES.items():
@@ -58,16 +62,16 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         _differences(ax, mine)
         ax.set_title(style.task_label(task, mine["world"].iloc[0]), fontsize=look.font_points - 0.5)
         ax.set_xlabel("bits a weight")
-    for ax in axes[0][2:]:
-        ax.sharey(axes[0][1])
-        ax.tick_params(labelleft=False)
+    for place, ax in enumerate(axes[0][1:]):
+        ax.set_ylim(measured["difference_low"].min() - 0.5, measured["difference_high"].max() + 0.5)
+        ax.tick_params(labelleft=place == 0)
     if tasks:
         axes[0][1].set_ylabel("points against 16 bit")
-    handles: dict[str, object] = {}
+    handles: dict[str, Any] = {}
     for ax in axes[0]:
         for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=3, frameon=False)
     text = "Left: the pool's bytes at true 7B shapes, scales and embeddings included (exact; groups of 128)."
     if tasks:
         text += (
@@ -87,11 +91,12 @@ def _sizes(ax: plt.Axes, df: pd.DataFrame) -> None:
     mark = mixes[mixes["precision"].str.startswith("paper")]
     ax.plot(mark["bits"], mark["size_gb"], "o", color="#D55E00", ms=5, label="paper's mix, our bytes")
     paper = df[df["source"] == "paper"]
-    ax.scatter(paper["bits"], paper["size_gb"], **{**style.PAPER, "s": 28, "label": "paper"})
+    star: dict[str, Any] = {**style.PAPER, "s": 28, "label": "paper"}
+    ax.scatter(paper["bits"], paper["size_gb"], **star)
     for row in uniform.itertuples():
-        side = (-4, 3, "right") if row.bits < 10 else (-5, -2, "right")
-        ax.annotate(row.precision, (row.bits, row.size_gb), xytext=side[:2], textcoords="offset points", ha=side[2],
-                    fontsize=7)  # fmt: skip
+        below = row.precision in ("INT3", "INT8")
+        ax.annotate(row.precision, (row.bits, row.size_gb), xytext=(5, -7) if below else (-5, 2),
+                    textcoords="offset points", ha="left" if below else "right", fontsize=7)  # fmt: skip
     ax.set_xlim(0.5, 17)
     ax.set_ylim(0, 46)
     ax.set_xlabel("bits a weight")

@@ -19,7 +19,7 @@ OUTLIER = 6.0  # LLM.int8: input columns with values beyond it are multiplied in
 
 
 def encode(weight: Tensor, backend: str) -> dict[str, Tensor]:
-    """The tensors that a back end stores for a weight ``[out, in]``: its bytes as tensor ``nf4`` or ``int8``, ``absmax``.
+    """The tensors that a back end stores for a weight ``[out, in]``: ``nf4`` or ``int8``, and ``absmax``.
 
     Raises:
         ArtifactError: an unknown back end.

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from assyllm.artifacts import ArtifactError
 from assyllm.blocks.block import Block
-from assyllm.blocks.pool import BlockInfo, Pool
 from assyllm.tasks.record import Question
 from assyllm.zoo.encoding import encode
+
+if TYPE_CHECKING:
+    from assyllm.blocks.pool import BlockInfo, Pool
 
 EXAMPLES = 16  # of one forward pass
 Batches = list[tuple[Tensor, Tensor]]  # (ids [n, T] or states [n, T, d], mask [n, T])

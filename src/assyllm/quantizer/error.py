@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from assyllm.blocks.block import Block
-from assyllm.blocks.pool import Pool
 from assyllm.quantizer.calibrate import Batches, batches, native_inputs
+
+if TYPE_CHECKING:
+    from assyllm.blocks.pool import Pool
 
 
 @torch.no_grad()

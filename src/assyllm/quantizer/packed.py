@@ -63,10 +63,14 @@ class _PackedMatmul(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layer: PackedLinear) -> Tensor:
         ctx.layer = layer
         flat = x.reshape(-1, x.shape[-1])
-        parts = [flat @ layer.weight_rows(low, high, x.dtype).T for low, high in layer.tiles()]
-        out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        if layer.mixed:
-            out = torch.empty_like(out).index_copy_(-1, layer.order(), out)
+        out = flat.new_empty(flat.shape[0], layer.out_features)
+        order = layer.order() if layer.mixed else None
+        for low, high in layer.tiles():
+            part = flat @ layer.weight_rows(low, high, x.dtype).T
+            if order is None:
+                out[:, low:high] = part
+            else:
+                out.index_copy_(-1, order[low:high], part)
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod

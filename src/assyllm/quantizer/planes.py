@@ -70,7 +70,7 @@ def nearest(weight: Tensor, widths: Tensor, group_size: int) -> tuple[Tensor, Te
 
 
 def restore(whole: Tensor, scales: Tensor, weight: Tensor, widths: Tensor, group_size: int) -> Tensor:
-    """The float32 matrix that integers and scales stand for; rows of width 16 are ``weight`` at fp16, of width 0 zero."""
+    """The float32 matrix that integers and scales stand for; rows of width 16 are at fp16, of width 0 zero."""
     back = whole.float() * scales.float().repeat_interleave(group_size, dim=1)[:, : weight.shape[1]]
     back = torch.where((widths == 16)[:, None], weight.half().float(), back)
     return torch.where((widths == 0)[:, None], 0.0, back)
@@ -185,10 +185,8 @@ class Layout:
                 bits = _unpack_plane(packed[f"plane{plane}"][at + low : at + high], plane, self.columns)
                 unsigned = bits if unsigned is None else (unsigned << plane) | bits
         assert unsigned is not None
-        if width == 8:
-            signed = (unsigned ^ 0x80).view(torch.int8)
-        else:
-            signed = unsigned.view(torch.int8) - (1 << (width - 1))
+        middle = 1 << (width - 1)  # stands for 0; 8 bits wrap around
+        signed = (unsigned ^ middle).view(torch.int8) if width == 8 else unsigned.view(torch.int8) - middle
         at = sum(n for b, n in self.counts.items() if 0 < b < width)
         scales = packed["scales"][at + low : at + high].to(dtype)
         rows, columns = signed.shape

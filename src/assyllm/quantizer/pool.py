@@ -46,7 +46,7 @@ def quantize_pool(pool: Path, out: Path, settings: Quantize, sensitivity: Path |
         if sensitivity is None:
             raise ArtifactError(f"quantize.scheme: {settings.scheme} needs the folder of the stage `sensitivity`")
         verify_folder(sensitivity)
-    widths = allocation(source, settings, sensitivity) if settings.allocates else {}
+    widths = allocation(source, settings, sensitivity) if sensitivity is not None and settings.allocates else {}
     with output_folder(out) as folder:
         for name in raw["order"]:
             shutil.copytree(pool / "models" / name, folder / "models" / name)

@@ -92,9 +92,7 @@ def _unit(total: Rows, change: Rows, examples: int) -> Rows:
     }
 
 
-def _probed(
-    block: Block, received: Batches, changes: Mapping[str, Rows], probes: int, seed: int
-) -> dict[str, Rows]:
+def _probed(block: Block, received: Batches, changes: Mapping[str, Rows], probes: int, seed: int) -> dict[str, Rows]:
     layers = linears(block)
     total = {n: {p: torch.zeros(len(d), device=d.device) for p, d in rows.items()} for n, rows in changes.items()}
     examples = 0

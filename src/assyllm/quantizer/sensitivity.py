@@ -19,9 +19,7 @@ from assyllm.quantizer.scores import scores
 SEED = 0  # of probes and noise: one pool, one set of scores
 
 
-def write_sensitivity(
-    pool: Path, out: Path, lines: Sequence[str], max_tokens: int, settings: Sensitivity
-) -> None:
+def write_sensitivity(pool: Path, out: Path, lines: Sequence[str], max_tokens: int, settings: Sensitivity) -> None:
     """Measure every block of a pool that is not quantized.
 
     Args:

@@ -23,7 +23,9 @@ CODE = (
 )
 
 
-def run(params: str, code_sha: str, size: str, runs: list[Path], cost: list[Path], precision: list[Path], out: Path) -> None:
+def run(
+    params: str, code_sha: str, size: str, runs: list[Path], cost: list[Path], precision: list[Path], out: Path
+) -> None:
     """Write the tables of study ``size`` into ``out``."""
     from assyllm.collect import collect
 
