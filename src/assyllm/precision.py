@@ -19,12 +19,13 @@ from assyllm.evaluate import paired_bootstrap
 from assyllm.params import Blocks, Evaluate, Zoo
 from assyllm.results import read_table
 
-METHOD = "assyllm_paper"
 COLUMNS = (
-    "what", "precision", "refit", "task", "world", "bits", "size_gb", "mean", "low", "high",
+    "what", "precision", "refit", "method", "task", "world", "bits", "size_gb", "mean", "low", "high",
     "difference", "difference_low", "difference_high", "runs", "source",
 )  # fmt: skip
-Hits = dict[tuple[str, str], dict[str, np.ndarray]]  # (setting, task) -> repetition -> [questions] of 0 and 1
+Hits = dict[
+    tuple[str, str, str], dict[str, np.ndarray]
+]  # (setting, method, task) -> repetition -> [questions] of 0 and 1
 
 
 def quantizer_table(
@@ -50,17 +51,17 @@ def quantizer_table(
         for row in read_table(path):
             fitted_on = row["fitted_on"]
             hits = np.array([int(mark) for mark in row["correct"]])
-            replaced[row["setting"], row["task"]][Path(path).stem] = hits
+            replaced[row["setting"], row["method"], row["task"]][Path(path).stem] = hits
             size, weights = int(row["pool_bytes"]), int(row["pool_weights"])
             sizes[row["setting"]] = (8 * size / weights, size / 1e9)
     refitted: Hits = defaultdict(dict)
-    grouped: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    grouped: dict[tuple[str, str, str, str], list[int]] = defaultdict(list)
     for p in predictions:
         setting, method, repetition = p["run_id"].split("-", 2)
-        if method == METHOD and setting in sizes:
-            grouped[setting, p["task"], repetition.replace("-", "_")].append(int(p["correct"]))
-    for (setting, task, repetition), values in grouped.items():
-        refitted[setting, task][repetition] = np.array(values)
+        if setting in sizes:
+            grouped[setting, method, p["task"], repetition.replace("-", "_")].append(int(p["correct"]))
+    for (setting, method, task, repetition), values in grouped.items():
+        refitted[setting, method, task][repetition] = np.array(values)
     for refit, found in ((0, replaced), (1, refitted)):
         rows += _accuracies(found, replaced, fitted_on, sizes, refit, world, ev)
     return rows
@@ -71,20 +72,21 @@ def _accuracies(
     ev: Evaluate,
 ) -> list[dict[str, Any]]:  # fmt: skip
     rows = []
-    for (setting, task), by_run in sorted(found.items(), key=lambda item: (item[0][1], -sizes[item[0][0]][0])):
-        runs = sorted(set(by_run) & set(plain.get((fitted_on, task), {})))
+    for (setting, method, task), by_run in sorted(found.items(), key=lambda i: (i[0][1:], -sizes[i[0][0]][0])):
+        plainly = plain.get((fitted_on, method, task), {})
+        runs = sorted(set(by_run) & set(plainly))
         if not runs:
             continue
         hits = [by_run[run] for run in runs]
-        less = [by_run[run] - plain[fitted_on, task][run] for run in runs]
-        name = f"precision/{setting}/{task}/{refit}"
+        less = [by_run[run] - plainly[run] for run in runs]
+        name = f"precision/{setting}/{method}/{task}/{refit}"
         mean, low, high = paired_bootstrap(hits, ev.bootstrap_samples, ev.interval, name)
         difference, below, above = paired_bootstrap(less, ev.bootstrap_samples, ev.interval, f"{name}/difference")
         bits, size = sizes[setting]
         rows.append(
             {
-                "what": "accuracy", "precision": setting, "refit": refit, "task": task, "world": world,
-                "bits": bits, "size_gb": size, "mean": mean, "low": low, "high": high, "difference": difference,
+                "what": "accuracy", "precision": setting, "refit": refit, "method": method, "task": task,
+                "world": world, "bits": bits, "size_gb": size, "mean": mean, "low": low, "high": high, "difference": difference,
                 "difference_low": below, "difference_high": above, "runs": len(runs), "source": "measured",
             }
         )  # fmt: skip

@@ -70,8 +70,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hits = ["".join(str(int(h)) for h in np.random.default_rng(i).random(80) < 0.7) for i in range(3)]
     curve = [
         {
-            "task": task, "seed": 0, "fitted_on": "fp16", "setting": setting, "pool_bytes": size, "pool_weights": 1000,
-            "model_bytes": 300, "correct": hits[place],
+            "method": "assyllm_paper", "task": task, "seed": 0, "fitted_on": "fp16", "setting": setting,
+            "pool_bytes": size, "pool_weights": 1000, "model_bytes": 300, "correct": hits[place],
         }
         for task in tasks
         for place, (setting, size) in enumerate([("fp16", 2000), ("base", 700), ("int4", 600)])

@@ -28,7 +28,8 @@ def replaced(model: AssembledModel, pool: Pool) -> AssembledModel:
     joined = dict(model.adapters.items())
     adapters: list[Any] = [joined.get(str(i)) for i in range(len(names))]
     blocks = [pool.block(name) for name in names]
-    return AssembledModel(blocks, adapters, model.head, model.recipe, model.tokenizer).eval()
+    embeddings = {name: pool.embedding(name) for name in model.embeddings}
+    return AssembledModel(blocks, adapters, model.head, model.recipe, model.tokenizers, embeddings).eval()
 
 
 def correct(model: AssembledModel, questions: Sequence[Question]) -> list[int]:
@@ -38,6 +39,8 @@ def correct(model: AssembledModel, questions: Sequence[Question]) -> list[int]:
 
 
 def size_bytes(model: AssembledModel, pool: Pool) -> int:
-    """Bytes of the model's tensors on the blocks of ``pool``, adapters and head included."""
-    own = [t for name, t in model.tensors().items() if not name.startswith("blocks.")]
-    return sum(pool.info(name).bytes for name in model.recipe.blocks) + sum(t.nbytes for t in own)
+    """Bytes of the model's tensors on ``pool``: blocks, embeddings that adapters read, adapters and head."""
+    own = sum(t.nbytes for name, t in model.tensors().items() if not name.startswith(("blocks.", "embeddings.")))
+    started = {pool.info(name).model for name in model.recipe.blocks if pool.info(name).kind == "start"}
+    read = sum(pool.embedding_bytes(name) for name in model.embeddings if name not in started)
+    return own + read + sum(pool.info(name).bytes for name in model.recipe.blocks)

@@ -260,8 +260,10 @@ class Pool:
     def embedding(self, model: str) -> Embedding:
         """A model's embedding without its layers; loaded at the first call and kept."""
         if model not in self._embeddings:
-            start, family = self.of_model(model)[0].id, self.models[model].family
-            self._embeddings[model] = load_embedding(model, family, self.config(model), self.tensors(start))
+            start, prepare = self.of_model(model)[0], self._prepare
+            swap = None if prepare is None else lambda block, tensors: prepare(block, start, tensors)
+            config, tensors = self.config(model), self.tensors(start.id)
+            self._embeddings[model] = load_embedding(model, start.family, config, tensors, swap)
         return self._embeddings[model]
 
     def embedding_bytes(self, model: str) -> int:

@@ -16,6 +16,7 @@ from assyllm.params import Figures
 PAPER_SIZES = {"assyllm_fp16": 16.0, "assyllm_int8": 8.0, "assyllm_int4": 4.36}  # rows of the paper's table 1 -> bits
 PAPER_MIX = (4.77, 12.6, 70.2)  # bits, GB, percent below FP16
 KINDS = {"layerwise": ("INT4/INT8 by layer", "s"), "paper_rule": ("paper's thresholds", "D"), "nf4": ("nf4", "v")}
+METHODS = ("assyllm", "assyllm_paper")  # the first that was run is drawn
 COLOURS = {0: "#D55E00", 1: "#0072B2"}
 NAMES = {0: "blocks replaced, nothing re-fitted", 1: "adapters and head re-fitted"}
 
@@ -49,6 +50,8 @@ def _kind(setting: str) -> str:
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """Left: pool size against bits at 7B shapes. Then a panel a task: points lost against bits a weight."""
     measured = df[df["what"] == "accuracy"]
+    methods = [method for method in METHODS if method in set(measured["method"])]
+    measured = measured[measured["method"] == methods[0]] if methods else measured
     tasks = [task for task in style.TASKS if task in set(measured["task"])]
     panels = 1 + len(tasks)
     figure, axes = plt.subplots(
@@ -75,8 +78,8 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     text = "Left: the pool's bytes at true 7B shapes, scales and embeddings included (exact; groups of 128)."
     if tasks:
         text += (
-            " Right: test accuracy of the assembled models less that of the 16-bit ones, by bits a weight of the tiny"
-            " pool (groups of 32): mean and 95 % interval of the paired difference."
+            f" Right: test accuracy of {style.label(methods[0])}'s models less that of the 16-bit ones, by bits a weight"
+            " of the tiny pool (groups of 32): mean and 95 % interval of the paired difference."
         )
     style.caption(figure, df, text)
     return figure

@@ -11,7 +11,7 @@ CODE = (
     "params.py", "artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer", "comparator",
     "adapter", "assembly",
 )  # fmt: skip
-COLUMNS = ("task", "seed", "fitted_on", "setting", "pool_bytes", "pool_weights", "model_bytes", "correct")
+COLUMNS = ("method", "task", "seed", "fitted_on", "setting", "pool_bytes", "pool_weights", "model_bytes", "correct")
 
 
 def run(params: str, code_sha: str, run_folder: Path, pools: list[str], tasks: Path, seed: int, out: Path) -> None:
@@ -48,7 +48,8 @@ def run(params: str, code_sha: str, run_folder: Path, pools: list[str], tasks: P
             hits = correct(model, read_questions(Path(tasks) / task / "test.jsonl"))
             rows.append(
                 {
-                    "task": task, "seed": seed, "fitted_on": run_folder.parent.parent.name, "setting": setting,
+                    "method": run_folder.parent.name, "task": task, "seed": seed,
+                    "fitted_on": run_folder.parent.parent.name, "setting": setting,
                     "pool_bytes": pool.bytes, "pool_weights": sum(pool.info(b).parameters for b in pool.ids),
                     "model_bytes": size_bytes(model, pool), "correct": "".join(map(str, hits)),
                 }
