@@ -23,9 +23,8 @@ COLUMNS = (
     "what", "precision", "refit", "method", "task", "world", "bits", "size_gb", "mean", "low", "high",
     "difference", "difference_low", "difference_high", "runs", "source",
 )  # fmt: skip
-Hits = dict[
-    tuple[str, str, str], dict[str, np.ndarray]
-]  # (setting, method, task) -> repetition -> [questions] of 0 and 1
+# (setting, method, task) -> repetition -> 0 or 1 for each question
+Hits = dict[tuple[str, str, str], dict[str, np.ndarray]]
 
 
 def quantizer_table(
@@ -86,8 +85,8 @@ def _accuracies(
         rows.append(
             {
                 "what": "accuracy", "precision": setting, "refit": refit, "method": method, "task": task,
-                "world": world, "bits": bits, "size_gb": size, "mean": mean, "low": low, "high": high, "difference": difference,
-                "difference_low": below, "difference_high": above, "runs": len(runs), "source": "measured",
+                "world": world, "bits": bits, "size_gb": size, "mean": mean, "low": low, "high": high,
+                "difference": difference, "difference_low": below, "difference_high": above, "runs": len(runs), "source": "measured",
             }
         )  # fmt: skip
     return rows

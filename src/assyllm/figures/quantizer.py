@@ -78,8 +78,8 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     text = "Left: the pool's bytes at true 7B shapes, scales and embeddings included (exact; groups of 128)."
     if tasks:
         text += (
-            f" Right: test accuracy of {style.label(methods[0])}'s models less that of the 16-bit ones, by bits a weight"
-            " of the tiny pool (groups of 32): mean and 95 % interval of the paired difference."
+            f" Right: test accuracy of {style.label(methods[0])}'s models less that of the 16-bit ones, by bits a"
+            " weight of the tiny pool (groups of 32): mean and 95 % interval of the paired difference."
         )
     style.caption(figure, df, text)
     return figure
