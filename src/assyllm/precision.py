@@ -86,7 +86,8 @@ def _accuracies(
             {
                 "what": "accuracy", "precision": setting, "refit": refit, "method": method, "task": task,
                 "world": world, "bits": bits, "size_gb": size, "mean": mean, "low": low, "high": high,
-                "difference": difference, "difference_low": below, "difference_high": above, "runs": len(runs), "source": "measured",
+                "difference": difference, "difference_low": below, "difference_high": above, "runs": len(runs),
+                "source": "measured",
             }
         )  # fmt: skip
     return rows
