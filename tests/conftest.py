@@ -72,7 +72,8 @@ def tiny_folder(tmp_path_factory) -> Path:
     zoo.write_tasks(folder / "tasks")
     zoo.write_partition(folder / "partition")
     split.run(sections_json(tiny_params(), split.SECTIONS), "code", folder / "zoo", folder / "pool")
-    quantize_pool(folder / "pool", folder / "pool8", 8, 32)
+    int8 = tiny_params(quantize={"scheme": "uniform", "bits": 8, "rounding": "nearest"}).quantize
+    quantize_pool(folder / "pool", folder / "pool8", int8)
     return folder
 
 

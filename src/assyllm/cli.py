@@ -77,6 +77,18 @@ def params_schema(out: Annotated[Path | None, typer.Option(help="File to write."
     typer.echo(text, nl=False) if out is None else write_text(out, text)
 
 
+@bench_app.command("quantizer")
+def bench_quantizer(json_file: BenchJson = None, rounds: BenchRounds = None) -> None:
+    """Packed linear layers against nf4 and dense 16-bit ones on the CPU."""
+    from assyllm.bench import quantizer
+
+    record = quantizer.run(rounds or quantizer.ROUNDS)
+    for key, ratio in record.ratios.items():
+        typer.echo(f"{key}: {ratio.median:.2f} ({ratio.min:.2f} to {ratio.max:.2f})")
+    if json_file is not None:
+        record.write(json_file)
+
+
 @app.command()
 def download(
     params: ParamsJson,
@@ -110,11 +122,25 @@ def split(params: ParamsJson, code: CodeSha, zoo: Folder, out: Out) -> None:
 
 
 @app.command()
-def quantize(params: ParamsJson, code: CodeSha, pool: Folder, out: Out) -> None:
+def sensitivity(params: ParamsJson, code: CodeSha, pool: Folder, tasks: Folder, out: Out) -> None:
+    """Measure what the pool's blocks feel of their weights."""
+    from assyllm.stages import sensitivity as stage
+
+    stage.run(params, code, pool, tasks, out)
+
+
+@app.command()
+def quantize(
+    params: ParamsJson,
+    code: CodeSha,
+    pool: Folder,
+    out: Out,
+    sensitivity: Annotated[Path | None, typer.Option(help="Scores and moments, where the scheme needs them.")] = None,
+) -> None:
     """Quantize the pool's blocks."""
     from assyllm.stages import quantize as stage
 
-    stage.run(params, code, pool, out)
+    stage.run(params, code, pool, sensitivity, out)
 
 
 @app.command()
@@ -174,6 +200,22 @@ def federate(
         params, code, method, setting_name, setting, pool, tasks, partition, scores, cost,
         zoo_seed, seed, checkpoint, out,
     )  # fmt: skip
+
+
+@app.command()
+def precision(
+    params: ParamsJson,
+    code: CodeSha,
+    run: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Run whose models are taken.")],
+    pools: Annotated[list[str], typer.Option("--pool", help="SETTING=FOLDER of a pool, once for each.")],
+    tasks: Folder,
+    seed: Seed,
+    out: Out,
+) -> None:
+    """Evaluate a run's models on pools of other precisions, nothing fitted again."""
+    from assyllm.stages import precision as stage
+
+    stage.run(params, code, run, pools, tasks, seed, out)
 
 
 @app.command()
@@ -241,11 +283,12 @@ def collect(
     runs: Annotated[list[Path], typer.Option("--run", help="Run folders.")],
     cost: Annotated[list[Path], typer.Option(help="Cost tables.")],
     out: Out,
+    precision: Annotated[list[Path] | None, typer.Option(help="Tables of the stage precision.")] = None,
 ) -> None:
     """Gather runs into the result tables and judge the claims."""
     from assyllm.stages import collect as stage
 
-    stage.run(params, code, size, runs, cost, out)
+    stage.run(params, code, size, runs, cost, precision or [], out)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 
 from assyllm.artifacts import ArtifactError, write_json
 from assyllm.evaluate import bootstrap_mean, paired_bootstrap
-from assyllm.params import Evaluate
+from assyllm.params import Blocks, Evaluate, Zoo
 from assyllm.results import Metric, Prediction, Run, check_columns, read_table, write_table
 
 # what figures draw as the methods' rows: the base setting; zero_shot's best member is picked on the dev split
@@ -183,13 +183,18 @@ def summary(accuracy: list[dict]) -> dict[str, dict[str, float]]:
     return out
 
 
-def collect(size: str, runs: list[Path], cost_tables: list[Path], ev: Evaluate, out: Path) -> None:
+def collect(
+    size: str, runs: list[Path], cost_tables: list[Path], ev: Evaluate, out: Path, zoo: Zoo, blocks: Blocks,
+    precision: Sequence[Path] = (),
+) -> None:  # fmt: skip
     """Read every run and write all tables into ``out``.
 
     Raises:
         ArtifactError: a run is incomplete or malformed; nothing is written then.
     """
     from assyllm.claims import claims_table
+    from assyllm.cost.pool_sizes import model_table
+    from assyllm.precision import COLUMNS, quantizer_table
 
     run_rows = gather(runs, "run", Run)
     metrics = gather(runs, "metrics", Metric)
@@ -211,6 +216,9 @@ def collect(size: str, runs: list[Path], cost_tables: list[Path], ev: Evaluate, 
     write_table(out / "models.csv", models, list(models[0]) if models else ["world", "run_id", "source"])
     write_table(out / "cost.csv", cost)
     write_table(out / "paper.csv", paper_values())
+    world = run_rows[0]["world"]
+    write_table(out / "quantizer.csv", quantizer_table(zoo, blocks, precision, predictions, world, ev), COLUMNS)
+    write_table(out / "model_sizes.csv", model_table(zoo, blocks))
     write_table(out / "timings.csv", timings, ["run_id", "what", "value", "unit"])
     write_table(out / "claims.csv", claims_table(accuracy, differences, models, cost, paper_values(), size))
     write_json(out / "summary.json", summary(accuracy))

@@ -53,12 +53,20 @@ class Section(BaseModel):
 # ---------------------------------------------------------------------------------------------- the study
 
 
+class PrecisionStudy(Section):
+    """Accuracy against bytes without a re-fit: whose models, and the settings whose pools they are put on."""
+
+    fitted_on: str
+    settings: list[str] = Field(min_length=1)
+
+
 class Study(Section):
     """What is run: seeds, zoos and, for each named setting, the methods."""
 
     seeds: list[int] = Field(min_length=1)
     zoo_seeds: list[int] = Field(min_length=1)
     runs: dict[str, list[Method]] = Field(min_length=1)
+    precision: PrecisionStudy | None = None
 
 
 class Studies(Section):
@@ -194,11 +202,60 @@ class Blocks(Section):
     blocks_per_model: Annotated[int, Field(ge=2)] | None
 
 
-class Quantize(Section):
-    """Precision of the pool's weights."""
+Width = Literal[0, 2, 3, 4, 5, 6, 7, 8, 16]
+Score = Literal["sparsity", "noise", "masking", "output", "correlation", "replaced"]
 
-    bits: Literal[4, 8, 16]
+
+class Sensitivity(Section):
+    """What is learnt of the blocks' weights before quantizing, from the server's public text."""
+
+    scores: list[Score] = Field(min_length=1)
     group_size: Count
+    texts: Count
+    probes: Count
+    moments: bool
+
+
+class Quantize(Section):
+    """Precision of the pool's weights (paper section 3.4)."""
+
+    scheme: Literal["uniform", "mixed", "layerwise", "paper", "nf4", "llm_int8"]
+    bits: Literal[3, 4, 8, 16]
+    budget_bits: Positive
+    widths: list[Width] = Field(min_length=1)
+    score: Score
+    rounding: Literal["nearest", "compensated"]
+    group_size: Count
+    embedding_bits: Literal[4, 8, 16]
+    sparsity_quantile: Fraction
+    output_quantile: Fraction
+
+    @property
+    def allocates(self) -> bool:
+        """Whether rows get widths of their own, to a budget."""
+        return self.scheme in ("mixed", "layerwise", "paper")
+
+    @property
+    def widths_used(self) -> list[int]:
+        """The widths that allocation may give, ascending; the paper's rule knows INT4 and INT8 only."""
+        return [4, 8] if self.scheme == "paper" else list(self.widths)
+
+    @property
+    def needs_sensitivity(self) -> bool:
+        """Whether quantizing reads scores or moments."""
+        rounds = self.scheme == "uniform" and self.bits < 16 and self.rounding == "compensated"
+        return self.allocates or rounds
+
+    @property
+    def mean_bits(self) -> float:
+        """Bits a weight in memory."""
+        return {"uniform": float(self.bits), "nf4": 4.5, "llm_int8": 8.0}.get(self.scheme, self.budget_bits)
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Quantize:
+        if self.widths != sorted(set(self.widths)):
+            raise ValueError(f"widths: {self.widths} are not ascending, each once")
+        return self
 
 
 class Swapper(Section):
@@ -397,6 +454,7 @@ class Params(Section):
     tasks: Tasks
     partition: Partition
     blocks: Blocks
+    sensitivity: Sensitivity
     quantize: Quantize
     swapper: Swapper
     swap: SwapStudy
@@ -422,6 +480,8 @@ class Params(Section):
                 for method in methods:
                     if method in ASSEMBLING:
                         self.assembling.of(method)
+        if self.quantize.allocates and self.quantize.score not in self.sensitivity.scores:
+            raise ValueError(f"quantize.score: {self.quantize.score!r} is not in sensitivity.scores")
         if self.baselines.model not in self.zoo.models:
             raise ValueError(f"baselines.model: {self.baselines.model!r} is not in zoo.models")
         for task in self.tasks.names:
@@ -437,6 +497,15 @@ class Params(Section):
             for setting in getattr(self.study, size).runs:
                 if setting not in self.settings:
                     raise ValueError(f"study.{size}.runs.{setting}: no such entry under settings")
+            curve = getattr(self.study, size).precision
+            if curve is not None:
+                for setting in (curve.fitted_on, *curve.settings):
+                    if setting not in self.settings:
+                        raise ValueError(f"study.{size}.precision: no entry {setting!r} under settings")
+                if curve.fitted_on not in curve.settings:
+                    raise ValueError(f"study.{size}.precision.settings: {curve.fitted_on!r} itself is not among them")
+                if not set(getattr(self.study, size).runs.get(curve.fitted_on, ())) & set(ASSEMBLING):
+                    raise ValueError(f"study.{size}.precision.fitted_on: runs has no assembling method there")
         return self
 
 

@@ -20,13 +20,14 @@ from assyllm import params as P
 from assyllm.artifacts import sha256_text, write_text
 
 RULES = (
-    "download", "tasks", "split", "quantize", "partition", "cost",
-    "score", "baseline", "federate", "swap", "tune", "collect", "figure",
+    "download", "tasks", "split", "sensitivity", "quantize", "partition", "cost",
+    "score", "baseline", "federate", "precision", "swap", "tune", "collect", "figure",
 )  # fmt: skip
 # a rule's upstream rules: their parameters decide its variant too
 READS = {
     "split": ("download",),
-    "quantize": ("split",),
+    "sensitivity": ("split", "tasks"),
+    "quantize": ("split", "sensitivity"),
     "partition": ("tasks",),
     "score": ("quantize", "partition"),
 }
@@ -139,6 +140,14 @@ class Plan:
             if run.method in P.ASSEMBLING and run.setting == "base":
                 return run
         raise P.ParamsError(f"study.{size}.runs.base: no method that assembles, but figures of the swapper")
+
+    def precision_tables(self, size: str) -> list[str]:
+        """The tables of accuracy without a re-fit: one for each seed and zoo of the runs whose models are taken."""
+        curve: P.PrecisionStudy | None = getattr(self.params.study, size).precision
+        if curve is None:
+            return []
+        runs = [r for r in self.runs(size) if r.setting == curve.fitted_on and r.method in P.ASSEMBLING]
+        return [f"data/precision/{size}/{r.setting}/{r.method}/zoo{r.zoo}_seed{r.seed}.csv" for r in runs]
 
     def figures(self) -> list[str]:
         """Names of the figures to draw."""

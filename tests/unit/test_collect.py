@@ -69,7 +69,18 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for method in ("ft_oracle", "ft_practical", "assyllm_paper"):
         tables.append(folder / f"{method}.csv")
         cost.run(P.sections_json(PARAMS, cost.SECTIONS), "0", method, tables[-1])
-    collect("default", runs, tables, PARAMS.evaluate, folder / "results")
+    hits = ["".join(str(int(h)) for h in np.random.default_rng(i).random(80) < 0.7) for i in range(3)]
+    curve = [
+        {
+            "method": "assyllm_paper", "task": task, "seed": 0, "fitted_on": "fp16", "setting": setting,
+            "pool_bytes": size, "pool_weights": 1000, "model_bytes": 300, "correct": hits[place],
+        }
+        for task in tasks
+        for place, (setting, size) in enumerate([("fp16", 2000), ("base", 700), ("int4", 600)])
+    ]  # fmt: skip
+    write_table(folder / "precision" / "zoo0_seed0.csv", curve)
+    curves = [folder / "precision" / "zoo0_seed0.csv"]
+    collect("default", runs, tables, PARAMS.evaluate, folder / "results", PARAMS.zoo, PARAMS.blocks, curves)
     write_swap_tables(folder / "results")
     return folder / "results"
 
@@ -121,12 +132,37 @@ def test_differences_are_paired_and_signed(results: Path) -> None:
     assert float(rows["boolq", "ft_oracle", "ft_practical"]["difference"]) == -float(row["difference"])
 
 
+def test_accuracy_against_bytes_is_paired_with_the_models_as_fitted(results: Path) -> None:
+    rows = read_table(results / "quantizer.csv")
+    found = {(r["precision"], r["task"], r["refit"]): r for r in rows if r["what"] == "accuracy"}
+    exact, base = found["fp16", "piqa", "0"], found["base", "piqa", "0"]
+    assert (float(exact["difference"]), float(exact["bits"]), float(base["bits"])) == (0, 16, 5.6)
+    assert float(base["difference"]) == pytest.approx(float(base["mean"]) - float(exact["mean"]))
+    assert float(base["difference_low"]) < float(base["difference"]) < float(base["difference_high"])
+    assert found["base", "piqa", "1"]["runs"] == "1"  # of two seeds re-fitted, one has its counterpart
+    sizes = {r["precision"]: r for r in rows if r["what"] == "size"}
+    assert float(sizes["FP16"]["size_gb"]) == pytest.approx(41.2, abs=0.05)
+    mix = sizes["paper's mix of INT4 and INT8, 4.77 bits"]
+    assert float(mix["size_gb"]) <= 12.4
+    assert mix["source"] == "modelled"
+
+
+def test_model_sizes_are_the_true_ones(results: Path) -> None:
+    rows = {(r["model"], r["part"]): r for r in read_table(results / "model_sizes.csv")}
+    for model, value in (("llama", 13.48), ("opt", 13.32), ("bert", 0.218), ("roberta", 0.709)):
+        assert float(rows[model, "model"]["fp16_gb"]) == pytest.approx(value, rel=0.002)
+    assert sum(part.startswith("block") for _, part in rows) == 28
+    for model in PARAMS.zoo.models:
+        parts = [float(r["fp16_gb"]) for (m, part), r in rows.items() if m == model and part != "model"]
+        assert sum(parts) == pytest.approx(float(rows[model, "model"]["fp16_gb"]))
+
+
 def test_an_incomplete_run_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "majority", "", "base", 0, ("boolq",))
     text = (run / "run.csv").read_text().replace(",boolq,", ",boolq piqa,")
     (run / "run.csv").write_text(text)
     with pytest.raises(ArtifactError, match="base-majority-zoo0-seed0: no test accuracy for piqa"):
-        collect("default", [run], [], PARAMS.evaluate, tmp_path / "results")
+        collect("default", [run], [], PARAMS.evaluate, tmp_path / "results", PARAMS.zoo, PARAMS.blocks)
     assert not (tmp_path / "results").exists()
 
 

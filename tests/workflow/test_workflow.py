@@ -40,7 +40,7 @@ def test_default_study_has_at_most_40_torch_jobs(tmp_path: Path) -> None:
     shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
     lines = snakemake(tmp_path, "--cores", "2", "-n", "--quiet", "rules").splitlines()
     counts = {p[0]: int(p[1]) for p in (line.split() for line in lines) if len(p) == 2 and p[1].isdigit()}
-    torch_rules = ("download", "split", "quantize", "score", "federate", "baseline")
+    torch_rules = ("download", "split", "sensitivity", "quantize", "score", "federate", "precision", "baseline")
     assert 0 < sum(counts.get(rule, 0) for rule in torch_rules) <= 40
 
 
@@ -60,11 +60,30 @@ def test_bad_parameters_stop_before_any_rule(tmp_path: Path) -> None:
 
 def test_study_makes_tables_and_figures(study: Path) -> None:
     made = products(study)
-    for name in ("memory_wall", "assembled_models", "algorithm_baselines", "fleet", "claims"):
+    for name in (
+        "memory_wall",
+        "quantizer",
+        "model_sizes",
+        "assembled_models",
+        "algorithm_baselines",
+        "fleet",
+        "claims",
+    ):
         assert made[f"figures/{name}.png"].startswith(b"\x89PNG")
         assert made[f"figures/{name}.pdf"].startswith(b"%PDF")
         assert made[f"figures/{name}.csv"].count(b"\n") > 1
-    for table in ("metrics", "runs", "accuracy", "differences", "models", "cost", "claims", "paper"):
+    for table in (
+        "metrics",
+        "runs",
+        "accuracy",
+        "differences",
+        "models",
+        "cost",
+        "claims",
+        "paper",
+        "quantizer",
+        "model_sizes",
+    ):
         assert made[f"data/results/{table}.csv"].count(b"\n") > 1
 
 
@@ -86,7 +105,8 @@ def test_changes_rerun_what_depends_on_them(study: Path, tmp_path: Path) -> None
     raw = tiny_params()
     raw["partition"]["alpha"] = 0.5
     write_params(folder, raw)
-    assert planned(folder) == {"partition", "score", "federate", "baseline", "swap", "collect", "figure"}
+    again = {"partition", "score", "federate", "precision", "baseline", "swap", "collect", "figure"}
+    assert planned(folder) == again
     write_params(folder, tiny_params())
     assert planned(folder) == set()
 
@@ -96,7 +116,20 @@ def test_a_fresh_clone_with_committed_tables_runs_the_whole_study(study: Path, t
     write_params(tmp_path, tiny_params())
     shutil.copytree(study / "data" / "results", tmp_path / "data" / "results")
     shutil.copytree(study / "figures", tmp_path / "figures")
-    whole = {"download", "tasks", "split", "quantize", "partition", "cost", "score", "federate", "baseline", "collect"}
+    whole = {
+        "download",
+        "tasks",
+        "split",
+        "sensitivity",
+        "quantize",
+        "precision",
+        "partition",
+        "cost",
+        "score",
+        "federate",
+        "baseline",
+        "collect",
+    }
     assert whole <= planned(tmp_path, target)
 
 

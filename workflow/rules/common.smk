@@ -34,6 +34,7 @@ wildcard_constraints:
     zoo=r"\d+",
     seed=r"\d+",
     shard=r"\d+",
+    size="default|full",
     full="(/full)?",
     name=r"\w+",
 
@@ -84,10 +85,36 @@ def passages(wildcards):
     )
 
 
+def sensitivity_folder(wildcards):
+    """Scores and moments, where the setting's quantization reads them."""
+    variant = PLAN.variant("sensitivity", wildcards.variant)
+    needed = PLAN.at(wildcards.variant).quantize.needs_sensitivity
+    return f"data/sensitivity/{variant}/zoo{wildcards.zoo}" if needed else []
+
+
 def run_folders(wildcards):
     """Every run of the study's size."""
     size = "full" if wildcards.full else "default"
     return [run.folder for run in PLAN.runs(size)]
+
+
+def precision_tables(wildcards):
+    """Accuracy without a re-fit, a table for each seed and zoo."""
+    return PLAN.precision_tables("full" if wildcards.full else "default")
+
+
+def precision_pools(wildcards):
+    """The pools of the settings that models are put on, in the order of params."""
+    curve = getattr(PLAN.params.study, wildcards.size).precision
+    variants = [PLAN.variant("quantize", setting) for setting in curve.settings]
+    return [f"data/quantized/{variant}/zoo{wildcards.zoo}" for variant in variants]
+
+
+def precision_options(wildcards, input):
+    """``--pool SETTING=FOLDER`` of each."""
+    curve = getattr(PLAN.params.study, wildcards.size).precision
+    pairs = zip(curve.settings, input.pools, strict=True)
+    return " ".join(f"--pool {setting}={folder}" for setting, folder in pairs)
 
 
 def cost_tables(wildcards):

@@ -1,5 +1,5 @@
-# The runs: tasks -> partition -> cost, score -> federate, baseline -> collect; swap, measured on one run's walk; and
-# tune, for the tuning grids.
+# The runs: tasks -> partition -> cost, score -> federate -> precision, baseline -> collect; swap, measured on one run's
+# walk; and tune, for the tuning grids.
 
 
 rule results:
@@ -113,6 +113,32 @@ rule federate:
         " --out {output} &> {log}"
 
 
+rule precision:
+    input:
+        run="data/runs/{setting}/{method}/zoo{zoo}_seed{seed}",
+        pools=precision_pools,
+        tasks=above("tasks", "data/tasks/{variant}"),
+    output:
+        "data/precision/{size}/{setting}/{method}/zoo{zoo}_seed{seed}.csv",
+    log:
+        "logs/precision/{size}/{setting}/{method}/zoo{zoo}_seed{seed}.log",
+    benchmark:
+        "logs/precision/{size}/{setting}/{method}/zoo{zoo}_seed{seed}.tsv"
+    wildcard_constraints:
+        method="|".join(ASSEMBLING),
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=2000,
+    params:
+        sections=sections("precision"),
+        code=code_sha("precision"),
+        pools=precision_options,
+    shell:
+        "assyllm precision --params {params.sections:q} --code {params.code} --run {input.run}"
+        " {params.pools} --tasks {input.tasks} --seed {wildcards.seed} --out {output} &> {log}"
+
+
 rule baseline:
     input:
         zoo=member_folders("base"),
@@ -204,6 +230,7 @@ rule collect:
     input:
         runs=run_folders,
         cost=cost_tables,
+        precision=precision_tables,
     output:
         expand("data/results{{full}}/{table}.csv", table=TABLES),
     log:
@@ -220,7 +247,10 @@ rule collect:
         size=lambda w: "full" if w.full else "default",
         runs=lambda w, input: " ".join(f"--run {folder}" for folder in input.runs),
         cost=lambda w, input: " ".join(f"--cost {table}" for table in input.cost),
+        precision=lambda w, input: " ".join(
+            f"--precision {table}" for table in input.precision
+        ),
         out=lambda w, output: str(Path(output[0]).parent),
     shell:
         "assyllm collect --params {params.sections:q} --code {params.code} --size {params.size}"
-        " {params.runs} {params.cost} --out {params.out} &> {log}"
+        " {params.runs} {params.cost} {params.precision} --out {params.out} &> {log}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,8 @@ class AssembledModel(nn.Module):
             if (own := folder / "tokenizers" / info.model).is_dir():
                 tokenizers[info.model] = load_tokenizer(own)
             if embedded := _under(tensors, f"embeddings.{info.model}."):
-                embeddings[info.model] = load_embedding(info.model, info.family, config, embedded)
+                swap = partial(_prepare, info)
+                embeddings[info.model] = load_embedding(info.model, info.family, config, embedded, swap)
         return _put_together(recipe, blocks, _tensors(folder / FITTED), tokenizers, embeddings)
 
 
@@ -256,3 +258,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _prepare(info: BlockInfo, block: Block, tensors: dict[str, Tensor]) -> None:
+    prepare(block, info, tensors)

@@ -58,7 +58,7 @@ class BlockInfo:
     file: str
     bytes: int
     parameters: int
-    bits: int
+    bits: float  # nominal where uniform, else a weight's share of all the block's bits
     group_size: int  # weights that share a scale; 0 where nothing is packed
 
 
@@ -270,8 +270,10 @@ class Pool:
     def embedding(self, model: str) -> Embedding:
         """A model's embedding without its layers; loaded at the first call and kept."""
         if model not in self._embeddings:
-            start, family = self.of_model(model)[0].id, self.models[model].family
-            self._embeddings[model] = load_embedding(model, family, self.config(model), self.tensors(start))
+            start, prepare = self.of_model(model)[0], self._prepare
+            swap = None if prepare is None else lambda block, tensors: prepare(block, start, tensors)
+            config, tensors = self.config(model), self.tensors(start.id)
+            self._embeddings[model] = load_embedding(model, start.family, config, tensors, swap)
         return self._embeddings[model]
 
     def embedding_bytes(self, model: str) -> int:
@@ -316,7 +318,11 @@ class Pool:
         head = head_of(spec.build(self.config(model)), self.models[model].family)
         start = self.tensors(self.of_model(model)[0].id)
         tensors = load_file(self.folder / "models" / model / HEAD)
-        tensors |= {name: start[source] for name, source in raw["tied"].items()}
+        for name, source in raw["tied"].items():
+            if source not in start:  # a packed embedding table
+                table: Any = self.block(self.of_model(model)[0].id).get_submodule(source.removesuffix(".weight"))
+                start[source] = table.dense()
+            tensors[name] = start[source]
         head.load_state_dict({n: t.float() for n, t in tensors.items()}, assign=True)
         return head.eval().requires_grad_(False)
 

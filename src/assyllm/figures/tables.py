@@ -58,6 +58,16 @@ class Tables:
         return self._read("swap_ablation")
 
     @cached_property
+    def quantizer(self) -> pd.DataFrame:
+        """Pool sizes and accuracy against bytes."""
+        return self._read("quantizer")
+
+    @cached_property
+    def model_sizes(self) -> pd.DataFrame:
+        """Size of each model of the pool and of its blocks at true shapes."""
+        return self._read("model_sizes")
+
+    @cached_property
     def claims(self) -> pd.DataFrame:
         """The paper's claims beside ours."""
         return self._read("claims")
