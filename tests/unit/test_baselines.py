@@ -18,9 +18,9 @@ from assyllm.baselines import majority
 from assyllm.baselines.checkpoint import Checkpoint
 from assyllm.baselines.full import FullFineTuning
 from assyllm.baselines.job import budget, eligible_clients
-from assyllm.baselines.local import Local, _groups, train_client, train_cohort
-from assyllm.baselines.method import choose
-from assyllm.baselines.rounds import Data, Diverged, Plan, run_rounds
+from assyllm.baselines.local import Local, groups, train_client, train_cohort
+from assyllm.baselines.method import Data, choose
+from assyllm.baselines.rounds import Diverged, Plan, run_rounds
 from assyllm.results import Metric, Prediction, Run, check_columns, write_table
 from assyllm.stages import baseline, tune
 from assyllm.zoo.encoding import encode
@@ -69,7 +69,7 @@ def test_cohort_equals_the_loop_over_clients(family: str, optimizer: str) -> Non
     total = sum(len(items) for _, items in clients)
     expected = {name: torch.zeros_like(tensor) for name, tensor in start.items()}
     for k, (client, items) in enumerate(clients):
-        weights, loss = train_client(subject.loss, start, split, items, local, "test", 1, client)
+        weights, loss = train_client(subject.step, start, split, items, local, "test", 1, client)
         assert losses[k] == pytest.approx(loss, rel=1e-4)
         for name, tensor in weights.items():
             expected[name] += tensor * (len(items) / total)
@@ -80,10 +80,10 @@ def test_cohort_equals_the_loop_over_clients(family: str, optimizer: str) -> Non
 
 
 def test_groups_hold_every_client_once_and_keep_like_sizes_together() -> None:
-    groups = _groups([1, 1, 16, 1, 16], [1, 1, 40, 1, 40], [100] * 5)
-    assert sorted(k for group in groups for k in group) == [0, 1, 2, 3, 4]
-    assert [2, 4] in groups
-    assert _groups([16] * 3, [1] * 3, [10**6] * 3) == [[0], [1], [2]]  # long texts: one client a call
+    found = groups([1, 1, 16, 1, 16], [1, 1, 40, 1, 40], [100] * 5)
+    assert sorted(k for group in found for k in group) == [0, 1, 2, 3, 4]
+    assert [2, 4] in found
+    assert groups([16] * 3, [1] * 3, [10**6] * 3) == [[0], [1], [2]]  # long texts: one client a call
 
 
 def test_evaluation_does_not_depend_on_batches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import ExecMode
 
 from assyllm.artifacts import ArtifactError
-from assyllm.params import ASSEMBLING, BASELINES, TUNED
+from assyllm.params import ASSEMBLING, BASELINES, SHARES, TUNED
 from assyllm.results import TABLES
 from assyllm.study import Plan, code_sha, hold, job_environment
 
@@ -86,6 +86,16 @@ def run_folders(wildcards):
     """Every run of the study's size."""
     size = "full" if wildcards.full else "default"
     return [run.folder for run in PLAN.runs(size)]
+
+
+def shared_run(wildcards):
+    """The run of the method whose trajectory this one shares, if any."""
+    other = SHARES.get(wildcards.method)
+    return (
+        f"data/runs/{wildcards.setting}/{other}/zoo{wildcards.zoo}_seed{wildcards.seed}"
+        if other
+        else []
+    )
 
 
 def cost_tables(wildcards):
