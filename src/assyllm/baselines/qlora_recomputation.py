@@ -1,4 +1,4 @@
-"""QLoRA with recomputed activations, which fits 8 GB: a strong competitor. Other clients take part than in ``qlora``."""
+"""QLoRA with recomputed activations: it fits 8 GB, so more clients take part than in ``qlora``. A strong competitor."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class Swapped:
 
 def streamed_step(layered: Layered, disk: Disk, names: list[str], step: int, batch: Packed, local: Local,
                   moments: int, swap: bool) -> float:  # fmt: skip
-    """One step of one client; the loss before it. ``disk`` holds, and is left with, ``weight/<name>`` and ``<moment>/<name>``.
+    """One step of one client; the loss before it. ``weight/<name>`` and ``<moment>/<name>`` on ``disk`` are updated.
 
     Args:
         names: the trainable tensors, of the base model and the head.
