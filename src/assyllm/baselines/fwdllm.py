@@ -160,6 +160,7 @@ class FwdLLM(Lora):
 
 
 def unflatten(flat: Tensor, like: Weights) -> Weights:
-    """Vectors [..., P] as tensors [..., *shape], in the order and the shapes of ``like``."""
-    parts = flat.split([tensor.numel() for tensor in like.values()], dim=-1)
-    return {n: part.reshape(*flat.shape[:-1], *t.shape) for (n, t), part in zip(like.items(), parts, strict=True)}
+    """Vectors [..., P] as tensors [..., *shape] shaped as ``like``, by name (a checkpoint keeps no order)."""
+    pairs = sorted(like.items())
+    parts = flat.split([tensor.numel() for _, tensor in pairs], dim=-1)
+    return {n: part.reshape(*flat.shape[:-1], *t.shape) for (n, t), part in zip(pairs, parts, strict=True)}

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from functools import cached_property
+
+from torch import Tensor
 
 from assyllm.baselines.layered import Layered
 from assyllm.baselines.local import Weights, weighted_loss
 from assyllm.baselines.method import HEAD
 from assyllm.baselines.qlora import QLora
-from assyllm.params import LoraTuning
 from assyllm.zoo.forward import Packed
 
 
 class QLoraRecomputation(QLora):
     """QLoRA whose device step keeps one state a layer (torch's non-reentrant checkpointing)."""
 
-    def __init__(self, model: nn.Module, tuning: LoraTuning) -> None:
-        super().__init__(model, tuning)
-        self.layered = Layered(self.device)
+    @cached_property
+    def layered(self) -> Layered:
+        """The device's model, layer by layer."""
+        return Layered(self.device)
 
     def device_loss(self, weights: Weights, batch: Packed, item_weights: Tensor) -> Tensor:
         """The loss as a device computes it; the same gradients as QLoRA's."""

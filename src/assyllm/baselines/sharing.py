@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from assyllm import seeding
 from assyllm.artifacts import ArtifactError
 from assyllm.baselines.full import FullFineTuning
 from assyllm.baselines.local import schedule, start_state
-from assyllm.baselines.method import Data, Method
+from assyllm.baselines.method import HEAD, Data, Method
 from assyllm.baselines.rounds import Plan
 from assyllm.federated.cohort import sample
 
@@ -34,7 +35,9 @@ class Equality:
 
 def compare(method: Method, full: FullFineTuning, data: Data, plan: Plan, seed: int, eligible: Sequence[int],
             clients: int = 2) -> Equality:  # fmt: skip
-    """Round one of the first ``clients`` of its cohort, by either method; the weights go on with the method's own.
+    """Round one of the first ``clients`` of its cohort, by either method.
+
+    It starts from a drawn head: under the usual head of zeros the first step's gradients of all else are zero.
 
     Raises:
         ArtifactError: a gradient differs by more than :data:`TOLERANCE`.
@@ -44,7 +47,8 @@ def compare(method: Method, full: FullFineTuning, data: Data, plan: Plan, seed: 
     holding = [client for client in eligible if len(data.owned[client])]
     plain = replace(plan.local, optimizer="sgd")  # its first moment after one step from nothing is the gradient
     for client in sample(seed, 1, holding, plan.clients_per_round, plan.dropout)[:clients]:
-        ours, theirs = full.start(), full.start()
+        head = torch.from_numpy(seeding.rng("proof head", seed).standard_normal(full.start()[HEAD].shape))
+        ours, theirs = (full.start() | {HEAD: head.to(full.start()[HEAD].dtype)} for _ in range(2))
         states = [start_state(weights, plan.local.optimizer) for weights in (ours, theirs)]
         items = np.asarray(data.owned[client])
         for step, chosen in enumerate(schedule(len(items), plan.local, seed, 1, client), start=1):
