@@ -29,7 +29,7 @@ Method = Literal[
 TUNED = ("ft_oracle", "ft_practical", "lora", "lora_all", "qlora", "qlora_recomputation", "fedadapter", "fwdllm")
 # methods whose step gives another's gradients: its tuning, and its run where the same clients take part
 SHARES = {"recomputation": "ft_oracle", "swapping": "ft_oracle"}
-HEADS = ("one_model_head", "choices_only")  # closed-form heads, settings under `head`
+HEADS = ("one_model_head", "choices_only")  # closed-form heads, settings under `baselines.closed_form`
 BASELINES = ("majority", "zero_shot", *HEADS, *TUNED, *SHARES)
 ASSEMBLING = ("assyllm_paper", "assyllm", "random_blocks", "untrained_blocks", "one_model_blocks")
 # controls: a method's settings with another selection rule, or on untrained blocks
@@ -349,11 +349,19 @@ class FwdLLMTuning(LoraTuning):
         return self.model_copy(update={"server_rate": learning_rate, "local_epochs": 1, "rounds": rounds})
 
 
+class ClosedForm(Section):
+    """The closed-form head on one frozen model, and how many rounds its sums take."""
+
+    ridge_grid: list[Positive] = Field(min_length=1)
+    rounds: Count
+
+
 class Baselines(Section):
     """The fine-tuning methods that AssyLLM is compared with."""
 
     model: str
     evaluate_every: Count
+    closed_form: ClosedForm
     ft_oracle: dict[Task, Tuning] = Field(default_factory=dict)  # a run is given its own method's only
     ft_practical: dict[Task, Tuning] = Field(default_factory=dict)
     lora: dict[Task, LoraTuning] = Field(default_factory=dict)

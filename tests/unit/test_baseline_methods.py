@@ -25,7 +25,7 @@ from assyllm.baselines.layered import Layered
 from assyllm.baselines.local import Local, Weights, train_client, train_cohort
 from assyllm.baselines.lora import Lora
 from assyllm.baselines.method import HEAD, Method, choose
-from assyllm.baselines.one_model_head import ChoicesOnly, OneModelHead
+from assyllm.baselines.one_model_head import SUMS, ChoicesOnly, OneModelHead
 from assyllm.baselines.qlora import QLora, check_kernel, decoded, four_bit
 from assyllm.baselines.qlora_recomputation import QLoraRecomputation
 from assyllm.baselines.recomputation import Recomputation
@@ -373,7 +373,7 @@ def test_directions_are_chosen_by_cosine_with_the_last_estimate() -> None:
 def test_the_head_is_that_of_all_data_at_once() -> None:
     from assyllm.assembly.head import HeadSums, fit_on_dev
 
-    settings_ = P.Head(scope="last_block", ridge_grid=[0.01, 1.0], rounds=3)
+    settings_ = P.ClosedForm(ridge_grid=[0.01, 1.0], rounds=3)
     subject, plan = OneModelHead(model(), settings_), Plan(3, 3, 1, Local(0.0, 1, 1))
     _, outcome = run_rounds(subject, data(), plan, 0, range(8))
     assert [row["participants"] for row in outcome.rounds] == [3, 3, 1], "every client with data, once"
@@ -382,7 +382,7 @@ def test_the_head_is_that_of_all_data_at_once() -> None:
     for client, items in enumerate(OWNED):
         if items:
             last, _ = subject.train(last, prepared.train, [(client, items)], plan.local, 0)
-    sums = HeadSums(*(last[name] for name in ("xx", "xy", "yy", "n")))
+    sums = HeadSums(*(last[name] for name in SUMS))
     held = prepared.train.take(torch.tensor([item for items in OWNED for item in items]))
     pooled_at_once = HeadSums.of(held.cached, held.choice_mask, held.answer)  # type: ignore[attr-defined]
     assert torch.allclose(sums.xx, pooled_at_once.xx)
@@ -394,7 +394,7 @@ def test_the_head_is_that_of_all_data_at_once() -> None:
 
 def test_choices_only_sees_no_question() -> None:
     question = tiny.questions("boolq", "train", 1)[0]
-    subject = ChoicesOnly(model(), P.Head(scope="last_block", ridge_grid=[1.0], rounds=1))
+    subject = ChoicesOnly(model(), P.ClosedForm(ridge_grid=[1.0], rounds=1))
     assert subject.view(question).stem == ""
     assert subject.view(question).choices == question.choices
 
@@ -442,7 +442,7 @@ def test_one_lucky_round_is_not_convergence() -> None:
 
 MADE: dict[str, tuple] = {
     "lora": (Lora, LORA), "qlora": (QLora, LORA), "fedadapter": (FedAdapter, GROWING), "fwdllm": (FwdLLM, FORWARD),
-    "one_model_head": (OneModelHead, P.Head(scope="last_block", ridge_grid=[1.0], rounds=4)),
+    "one_model_head": (OneModelHead, P.ClosedForm(ridge_grid=[1.0], rounds=4)),
 }  # fmt: skip
 
 

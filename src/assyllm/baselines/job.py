@@ -64,7 +64,7 @@ def plan(tuning: P.Tuning, federated: P.Federated, evaluate_every: int) -> Plan:
     )  # fmt: skip
 
 
-def head_plan(head: P.Head, federated: P.Federated) -> Plan:
+def head_plan(head: P.ClosedForm, federated: P.Federated) -> Plan:
     """The round loop's settings for a closed-form head: no local steps, judged after every round of sums."""
     return Plan(head.rounds, federated.clients_per_round, 1, Local(0.0, 1, 1), federated.dropout)
 

@@ -8,7 +8,7 @@ same with the question removed: what the answers alone give away.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from assyllm.assembly.head import Head, HeadSums, fit_on_dev
 from assyllm.baselines.local import Local, Weights
 from assyllm.baselines.method import HEAD, Cached, Data, OnModel, chunks
-from assyllm.params import Head as HeadParams
+from assyllm.params import ClosedForm
 from assyllm.tasks.record import Question
 from assyllm.zoo.encoding import features
 from assyllm.zoo.forward import Packed, pooled
 
-SUMS = ("xx", "xy", "yy", "n")
+SUMS = tuple(field.name for field in fields(HeadSums))
 
 
 class OneModelHead(OnModel):
@@ -31,9 +31,9 @@ class OneModelHead(OnModel):
     once = True
     loss_unit = "squared error"
 
-    def __init__(self, model: nn.Module, head: HeadParams) -> None:
+    def __init__(self, model: nn.Module, closed_form: ClosedForm) -> None:
         super().__init__(model)
-        self.grid = head.ridge_grid
+        self.grid = closed_form.ridge_grid
 
     def start(self) -> Weights:
         """Sums of no questions, and a head of zeros."""

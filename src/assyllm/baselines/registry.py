@@ -16,7 +16,7 @@ from assyllm.baselines.qlora_recomputation import QLoraRecomputation
 from assyllm.baselines.recomputation import Recomputation
 from assyllm.baselines.swapping import Swapping
 
-METHODS: dict[str, Callable[[Any, Any], Method]] = {  # a model, and the method's tuning (the heads': params.Head)
+METHODS: dict[str, Callable[[Any, Any], Method]] = {  # a model, and the method's tuning (heads: params.ClosedForm)
     "ft_oracle": FullFineTuning,
     "ft_practical": FullFineTuning,
     "lora": Lora,

@@ -16,7 +16,7 @@ from assyllm.results import Metric, Prediction, Run, check_columns, write_rows, 
 if TYPE_CHECKING:
     from assyllm.evaluate import Label
 
-SECTIONS = ("zoo", "tasks", "partition", "head", "federated", "baselines", "fleet")
+SECTIONS = ("zoo", "tasks", "partition", "federated", "baselines", "fleet")
 CODE = (
     "baselines", "assembly/head.py", "blocks/families.py", "federated/cohort.py", "zoo/encoding.py", "zoo/forward.py",
     "zoo/likelihood.py", "zoo/load.py",
@@ -173,7 +173,7 @@ class Job:
 
         p = self.p
         if self.method in P.HEADS:
-            return p.head, head_plan(p.head, p.federated)
+            return p.baselines.closed_form, head_plan(p.baselines.closed_form, p.federated)
         tuning = getattr(p.baselines, P.SHARES.get(self.method, self.method))[task]
         return tuning, plan(tuning, p.federated, p.baselines.evaluate_every)
 
