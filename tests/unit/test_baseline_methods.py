@@ -340,12 +340,20 @@ def test_relative_variance_is_a_share_and_falls_with_agreement(clients: int, dir
     assert combine(torch.ones(clients, directions, size), shares)[1] == pytest.approx(0, abs=1e-6)
 
 
+def test_the_heads_gradient_is_exact_over_the_cohort() -> None:
+    subject, clients = FwdLLM(model(), FORWARD), [(0, [0, 1, 2]), (1, [5]), (2, [6, 7])]
+    weights = shaken(subject.start())
+    exact = gradients(subject.loss, weights, data().train.take(torch.tensor([0, 1, 2, 5, 6, 7])))
+    moved, _ = subject.train(weights, data().train, clients, Local(1.0, 1, 4), 0, 1)
+    assert torch.allclose(weights[HEAD] - moved[HEAD], exact[HEAD], atol=1e-6)
+
+
 def test_more_directions_are_asked_for_until_the_variance_is_low(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     original = FwdLLM._ask
 
     def ask(self, *arguments):
-        asked.append(arguments[4])
+        asked.append(arguments[5])
         return original(self, *arguments)
 
     monkeypatch.setattr(FwdLLM, "_ask", ask)
