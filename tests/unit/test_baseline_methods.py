@@ -348,6 +348,18 @@ def test_the_heads_gradient_is_exact_over_the_cohort() -> None:
     assert torch.allclose(weights[HEAD] - moved[HEAD], exact[HEAD], atol=1e-6)
 
 
+def test_a_device_steps_along_its_own_estimate() -> None:
+    subject, batch = FwdLLM(model(), FORWARD), data().train.take(torch.arange(4))
+    weights = shaken(subject.start())
+    exact, before = gradients(subject.loss, weights, batch), {n: t.clone() for n, t in weights.items()}
+    loss = subject.step(weights, [], 1, batch, Local(0.1, 1, 2))
+    assert loss == pytest.approx(float(subject.loss(before, batch, torch.ones(4))), rel=0.02)
+    change = {name: before[name] - tensor for name, tensor in weights.items()}
+    assert torch.allclose(change[HEAD], 0.1 * exact[HEAD], atol=1e-6)
+    along = sum(float((exact[name] * change[name]).sum()) for name in exact if name != HEAD)
+    assert along > 0, "downhill: a slope times its direction never points up the measured loss"
+
+
 def test_more_directions_are_asked_for_until_the_variance_is_low(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     original = FwdLLM._ask

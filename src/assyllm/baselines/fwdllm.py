@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -130,20 +131,20 @@ class FwdLLM(Lora):
             if variance <= self.tuning.variance:
                 break
         self.last = mean
-        gradient = unflatten(mean, adapters) | {HEAD: self._head_gradient(weights, data, clients, local, *names)}
+        questions = data.take(torch.from_numpy(np.concatenate(_minibatches(clients, local, *names))))
+        gradient = unflatten(mean, adapters) | {HEAD: self._head_gradient(weights, questions)}
         return {name: t - local.learning_rate * gradient[name] for name, t in weights.items()}, losses.numpy()
 
-    def _head_gradient(
-        self,
-        weights: Weights,
-        data: Packed,
-        clients: Sequence[tuple[int, Sequence[int]]],
-        local: Local,
-        *names: str | int,
-    ) -> Tensor:
-        """The head's own gradient [F] over the cohort: it needs the last states only, so no backward pass."""
-        index = np.concatenate(_minibatches(clients, local, *names))
-        batch = data.take(torch.from_numpy(index))
+    def step(self, weights: Weights, state: list[Weights], step: int, batch: Packed, local: Local) -> float:
+        """What a device does for one ask on its minibatch, and plain SGD along it, in place; the loss around it."""
+        whole = replace(local, batch=len(batch))
+        moved, losses = self.train(weights, batch, [(0, range(len(batch)))], whole, "step", step)
+        for name, tensor in moved.items():
+            weights[name].copy_(tensor)
+        return float(losses[0])
+
+    def _head_gradient(self, weights: Weights, batch: Packed) -> Tensor:
+        """The head's own gradient [F] on a batch: it needs the last states only, so no backward pass."""
         features = pooled(self.base, {name: t for name, t in weights.items() if name != HEAD}, batch)
         with torch.enable_grad():
             head = weights[HEAD].detach().requires_grad_()

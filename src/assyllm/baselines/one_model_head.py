@@ -60,14 +60,16 @@ class OneModelHead(OnModel):
         *names: str | int,
     ) -> tuple[Weights, np.ndarray]:
         """The sums with those of the given clients; the last head's mean squared error on each of them [clients]."""
-        total, head = HeadSums(*(weights[name] for name in SUMS)), Head(weights[HEAD])
-        losses = []
-        for _, items in clients:
-            own = data.take(torch.as_tensor(np.asarray(items)))
-            sums = HeadSums.of(own.cached, own.choice_mask, own.answer)  # type: ignore[attr-defined]
-            losses.append(sums.loss(head))
-            total = total + sums
-        return dict(zip(SUMS, total.parts(), strict=True)) | {HEAD: weights[HEAD]}, np.array(losses)
+        total = {name: tensor.clone() for name, tensor in weights.items()}
+        batches = [data.take(torch.as_tensor(np.asarray(items))) for _, items in clients]
+        return total, np.array([self.step(total, [], 1, batch, local) for batch in batches])
+
+    def step(self, weights: Weights, state: list[Weights], step: int, batch: Packed, local: Local) -> float:
+        """Add one client's sums, in place; the mean squared error of the last head on its questions."""
+        sums = HeadSums.of(batch.cached, batch.choice_mask, batch.answer)  # type: ignore[attr-defined]
+        for name, tensor in zip(SUMS, sums.parts(), strict=True):
+            weights[name] += tensor
+        return sums.loss(Head(weights[HEAD]))
 
     def after_round(self, weights: Weights, round_: int) -> Weights:
         """The head fitted to the sums so far, its ridge chosen on the development split."""
