@@ -34,7 +34,7 @@ class Equality:
 
 
 def compare(method: Method, full: FullFineTuning, data: Data, plan: Plan, seed: int, eligible: Sequence[int],
-            clients: int = 2) -> Equality:  # fmt: skip
+            clients: int = 4) -> Equality:  # fmt: skip
     """Round one of the first ``clients`` of its cohort, by either method.
 
     It starts from a drawn head: under the usual head of zeros the first step's gradients of all else are zero.
