@@ -24,7 +24,8 @@ from assyllm import params as P
 from assyllm import seeding
 from assyllm.baselines.full import FullFineTuning
 from assyllm.baselines.local import Local
-from assyllm.baselines.rounds import Data, Outcome, Plan, run_rounds
+from assyllm.baselines.method import Data
+from assyllm.baselines.rounds import Outcome, Plan, run_rounds
 from assyllm.baselines.zero_shot import answer
 from assyllm.tasks import synthetic
 from assyllm.tasks.partition import partition

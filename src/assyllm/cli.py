@@ -233,13 +233,14 @@ def baseline(
     seed: Seed,
     checkpoint: Checkpoint,
     out: Out,
+    shared: Annotated[Path | None, typer.Option(exists=True, help="Run whose trajectory the method may share.")] = None,
 ) -> None:
     """Run a baseline's rounds."""
     from assyllm.stages import baseline as stage
 
     stage.run(
         params, code, method, setting_name, setting, zoo, zoo_seed, tasks, partition, cost,
-        seed, checkpoint, out,
+        seed, checkpoint, out, shared,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,11 +22,15 @@ Task = Literal["boolq", "piqa", "openbookqa"]
 Family = Literal["llama", "opt", "bert", "roberta"]
 StandsFor = Literal["llama-7b", "vicuna-7b", "opt-6.7b", "bert-base", "roberta-large"]
 Method = Literal[
-    "majority", "zero_shot", "ft_oracle", "ft_practical",
+    "majority", "zero_shot", "choices_only", "one_model_head", "ft_oracle", "ft_practical", "lora", "lora_all", "qlora",
+    "qlora_recomputation", "fedadapter", "fwdllm", "recomputation", "swapping",
     "assyllm_paper", "assyllm", "random_blocks", "untrained_blocks", "one_model_blocks",
 ]  # fmt: skip
-BASELINES = ("majority", "zero_shot", "ft_oracle", "ft_practical")
-TUNED = ("ft_oracle", "ft_practical")
+TUNED = ("ft_oracle", "ft_practical", "lora", "lora_all", "qlora", "qlora_recomputation", "fedadapter", "fwdllm")
+# methods whose step gives another's gradients: its tuning, and its run where the same clients take part
+SHARES = {"recomputation": "ft_oracle", "swapping": "ft_oracle"}
+HEADS = ("one_model_head", "choices_only")  # closed-form heads, settings under `baselines.closed_form`
+BASELINES = ("majority", "zero_shot", *HEADS, *TUNED, *SHARES)
 ASSEMBLING = ("assyllm_paper", "assyllm", "random_blocks", "untrained_blocks", "one_model_blocks")
 # controls: a method's settings with another selection rule, or on untrained blocks
 CONTROLS = {
@@ -382,6 +386,61 @@ class Tuning(Section):
     batch: Count
     optimizer: Literal["sgd", "adamw"] = "adamw"
     head_factor: Positive = 1.0
+    server: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"
+    server_rate: Positive = 1.0
+
+    def at(self, learning_rate: float, local_epochs: int, rounds: int) -> Tuning:
+        """This tuning at a point of the grid."""
+        return self.model_copy(update={"learning_rate": learning_rate, "local_epochs": local_epochs, "rounds": rounds})
+
+
+class LoraTuning(Tuning):
+    """Low-rank adapters (Hu 2022) on the queries and values, or on every linear layer."""
+
+    rank: Count = 8
+    alpha: Count = 16
+    targets: Literal["query_value", "all"] = "all"
+
+
+class FedAdapterTuning(Tuning):
+    """Bottleneck adapters that grow from the top (Cai 2023)."""
+
+    MAX_DEPTH: ClassVar[float] = 0.75  # share of the layers that may get adapters; the cost table counts with it
+
+    depth: Count = 1
+    width: Count = 8
+    deeper: Count = 1
+    wider: Count = 8
+    trial_every: Count = 15
+    trial_rounds: Count = 3
+
+    @model_validator(mode="after")
+    def _trials_fit(self) -> FedAdapterTuning:
+        if self.trial_rounds > self.trial_every:
+            raise ValueError(f"trial_rounds: {self.trial_rounds} is more than trial_every ({self.trial_every})")
+        return self
+
+
+class FwdLLMTuning(LoraTuning):
+    """Forward gradients along random directions (Xu 2024)."""
+
+    estimator: Literal["central", "jvp"] = "central"
+    step: Positive = 0.01
+    directions: Count = 2
+    max_directions: Count = 4
+    candidates: Count = 4
+    variance: Fraction = 0.8
+
+    def at(self, learning_rate: float, local_epochs: int, rounds: int) -> Tuning:
+        """The server makes the steps, so the grid's rate is the server's; a client makes one estimate a round."""
+        return self.model_copy(update={"server_rate": learning_rate, "local_epochs": 1, "rounds": rounds})
+
+
+class ClosedForm(Section):
+    """The closed-form head on one frozen model, and how many rounds its sums take."""
+
+    ridge_grid: list[Positive] = Field(min_length=1)
+    rounds: Count
 
 
 class Baselines(Section):
@@ -389,8 +448,15 @@ class Baselines(Section):
 
     model: str
     evaluate_every: Count
+    closed_form: ClosedForm
     ft_oracle: dict[Task, Tuning] = Field(default_factory=dict)  # a run is given its own method's only
     ft_practical: dict[Task, Tuning] = Field(default_factory=dict)
+    lora: dict[Task, LoraTuning] = Field(default_factory=dict)
+    lora_all: dict[Task, LoraTuning] = Field(default_factory=dict)
+    qlora: dict[Task, LoraTuning] = Field(default_factory=dict)
+    qlora_recomputation: dict[Task, LoraTuning] = Field(default_factory=dict)
+    fedadapter: dict[Task, FedAdapterTuning] = Field(default_factory=dict)
+    fwdllm: dict[Task, FwdLLMTuning] = Field(default_factory=dict)
 
 
 class Tune(Section):

@@ -43,6 +43,7 @@ class Run:
     code_sha: str
     setting: str  # canonical key=value text, "" for the base setting
     device: str
+    shares_trajectory_of: str = ""  # the method whose run this is, computed once and shown to be equal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,8 +93,9 @@ class Plan:
             keep = {model, members[model]["continued_from"]}
             dump["zoo"]["models"] = {name: member for name, member in members.items() if name in keep}
         if method is not None and "baselines" in dump:
+            own = P.SHARES.get(method, method)
             dump["baselines"] = {
-                key: value for key, value in dump["baselines"].items() if key not in P.TUNED or key == method
+                key: value for key, value in dump["baselines"].items() if key not in P.TUNED or key == own
             }
         if method is not None and "assembling" in dump:
             name, _ = P.CONTROLS.get(method, (method, None))

@@ -17,9 +17,9 @@ from assyllm.artifacts import ArtifactError
 from assyllm.baselines import majority
 from assyllm.baselines.full import FullFineTuning
 from assyllm.baselines.job import budget, eligible_clients
-from assyllm.baselines.local import Local, _groups, train_client, train_cohort
-from assyllm.baselines.method import choose
-from assyllm.baselines.rounds import Data, Diverged, Plan, run_rounds
+from assyllm.baselines.local import Local, groups, train_client, train_cohort
+from assyllm.baselines.method import Data, choose
+from assyllm.baselines.rounds import Diverged, Plan, run_rounds
 from assyllm.checkpoint import Checkpoint
 from assyllm.results import Metric, Prediction, Run, check_columns, write_table
 from assyllm.stages import baseline, tune
@@ -69,7 +69,7 @@ def test_cohort_equals_the_loop_over_clients(family: str, optimizer: str) -> Non
     total = sum(len(items) for _, items in clients)
     expected = {name: torch.zeros_like(tensor) for name, tensor in start.items()}
     for k, (client, items) in enumerate(clients):
-        weights, loss = train_client(subject.loss, start, split, items, local, "test", 1, client)
+        weights, loss = train_client(subject.step, start, split, items, local, "test", 1, client)
         assert losses[k] == pytest.approx(loss, rel=1e-4)
         for name, tensor in weights.items():
             expected[name] += tensor * (len(items) / total)
@@ -80,10 +80,10 @@ def test_cohort_equals_the_loop_over_clients(family: str, optimizer: str) -> Non
 
 
 def test_groups_hold_every_client_once_and_keep_like_sizes_together() -> None:
-    groups = _groups([1, 1, 16, 1, 16], [1, 1, 40, 1, 40], [100] * 5)
-    assert sorted(k for group in groups for k in group) == [0, 1, 2, 3, 4]
-    assert [2, 4] in groups
-    assert _groups([16] * 3, [1] * 3, [10**6] * 3) == [[0], [1], [2]]  # long texts: one client a call
+    found = groups([1, 1, 16, 1, 16], [1, 1, 40, 1, 40], [100] * 5)
+    assert sorted(k for group in found for k in group) == [0, 1, 2, 3, 4]
+    assert [2, 4] in found
+    assert groups([16] * 3, [1] * 3, [10**6] * 3) == [[0], [1], [2]]  # long texts: one client a call
 
 
 def test_evaluation_does_not_depend_on_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,18 +226,19 @@ def sections(names: tuple[str, ...], method: str) -> str:
     raw["federated"]["clients_per_round"] = 4
     raw["fleet"]["memory_gb"] = {64: 0.5, 4: 0.5}
     tuning = {"learning_rate": 0.005, "rounds": 4, "local_epochs": 1, "batch": 16}
-    raw["baselines"] = {"model": "llama", "evaluate_every": 2}
+    raw["baselines"] = {key: raw["baselines"][key] for key in ("closed_form", "model")} | {"evaluate_every": 2}
+    method = P.SHARES.get(method, method)
     if method in P.TUNED:
         raw["baselines"][method] = dict.fromkeys(("boolq", "openbookqa"), tuning)
     raw["tune"] |= {"learning_rates": [0.001, 0.01], "local_epochs": [1], "rounds": 2}
     return json.dumps({name: raw[name] for name in names}, sort_keys=True)
 
 
-def run_baseline(files: dict[str, Path], name: str, out: str, cost: Path) -> Path:
+def run_baseline(files: dict[str, Path], name: str, out: str, cost: Path, shared: Path | None = None) -> Path:
     root = files["root"]
     text = sections(baseline.SECTIONS, name)
     baseline.run(text, "code", name, "base", "", files["zoo"], 0, files["tasks"], files["partition"], cost, 0,
-                 root / "checkpoint", root / out)  # fmt: skip
+                 root / "checkpoint", root / out, shared)  # fmt: skip
     return root / out
 
 
@@ -246,7 +247,9 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
-@pytest.mark.parametrize("name", ["majority", "zero_shot", "ft_practical"])
+@pytest.mark.parametrize(
+    "name", ["majority", "zero_shot", "ft_practical", "choices_only", "one_model_head", "lora", "fedadapter", "fwdllm"]
+)
 def test_baseline_stage_writes_a_whole_run_twice_alike(files: dict[str, Path], name: str) -> None:
     cost = cost_table(files["root"] / f"{name}.csv", name, 64)
     out = run_baseline(files, name, name, cost)
@@ -258,19 +261,45 @@ def test_baseline_stage_writes_a_whole_run_twice_alike(files: dict[str, Path], n
     models = 2 if name == "zero_shot" else 1
     assert [m["task"] for m in final].count("boolq") == models
     assert len(predictions) == 2 * 30 * models
-    assert run["budget"] == ("64 GB" if name == "ft_practical" else "none")
+    assert run["budget"] == ("none" if name in ("majority", "zero_shot") else "64 GB")
     if name == "zero_shot":
         assert {m["setting"] for m in metrics} == {'model="llama"', 'model="bert"'}
-    if name == "ft_practical":
+    if name in P.TUNED:
         eligible = {m["value"] for m in metrics if m["metric"] == "eligible_clients"}
         assert eligible == {"6"}
         curve = [m["round"] for m in metrics if m["metric"] == "accuracy" and m["round"] and m["split"] == "test"]
         assert curve == ["2", "4", "2", "4"]
+        assert {m["value"] for m in metrics if m["metric"] == "converged_round"} <= {"2", "4"}
         assert rows(out / "timings.csv")
     assert not (files["root"] / "checkpoint").exists()
     again = run_baseline(files, name, f"{name}_again", cost)
     for file in ("run.csv", "metrics.csv", "predictions.csv", "manifest.json"):
         assert (out / file).read_bytes() == (again / file).read_bytes(), file
+
+
+def test_recomputation_and_swapping_share_the_oracles_run(files: dict[str, Path]) -> None:
+    everyone = [cost_table(files["root"] / f"{name}.csv", name, 0) for name in ("ft_oracle", "swapping")]
+    oracle = run_baseline(files, "ft_oracle", "oracle", everyone[0])
+    out = run_baseline(files, "swapping", "swapping", everyone[1], oracle)
+    run = check_columns(out / "run.csv", Run)[0]
+    assert (run["method"], run["shares_trajectory_of"]) == ("swapping", "ft_oracle")
+    metrics = check_columns(out / "metrics.csv", Metric)
+    assert {m["method"] for m in metrics} == {"swapping"}
+    assert {m["run_id"] for m in metrics} == {run["run_id"]}
+    proof = {(m["task"], m["metric"]): float(m["value"]) for m in metrics}
+    assert proof["boolq", "gradient_difference"] == proof["boolq", "weight_difference"] == 0.0
+    assert proof["boolq", "compared_steps"] >= 2
+    for ours, theirs in zip(rows(out / "predictions.csv"), rows(oracle / "predictions.csv"), strict=True):
+        assert ours == theirs | {"method": "swapping", "run_id": run["run_id"]}
+    with pytest.raises(ArtifactError, match="does not share"):
+        run_baseline(files, "recomputation", "wrong", everyone[1], out)
+    # at a participation of its own it makes the rounds itself, which are full fine-tuning's
+    own = cost_table(files["root"] / "recomputation.csv", "recomputation", 64)
+    alone = run_baseline(files, "recomputation", "alone", own, oracle)
+    assert check_columns(alone / "run.csv", Run)[0]["shares_trajectory_of"] == ""
+    practical = run_baseline(files, "ft_practical", "practical", cost_table(files["root"] / "p.csv", "x", 64))
+    chosen = [[row["chosen"] for row in rows(folder / "predictions.csv")] for folder in (alone, practical)]
+    assert chosen[0] == chosen[1]
 
 
 def test_tune_stage_ranks_the_grid_by_dev(files: dict[str, Path]) -> None:

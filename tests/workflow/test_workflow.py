@@ -36,12 +36,12 @@ def test_every_target_of_every_preset_plans(folder: Path, target: str, tmp_path:
     assert ("federate" in jobs) == (target not in ("pool", "tuning"))
 
 
-def test_default_study_has_at_most_40_torch_jobs(tmp_path: Path) -> None:
+def test_default_study_has_few_torch_jobs(tmp_path: Path) -> None:
     shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
     lines = snakemake(tmp_path, "--cores", "2", "-n", "--quiet", "rules").splitlines()
     counts = {p[0]: int(p[1]) for p in (line.split() for line in lines) if len(p) == 2 and p[1].isdigit()}
     torch_rules = ("download", "split", "sensitivity", "quantize", "score", "federate", "precision", "baseline")
-    assert 0 < sum(counts.get(rule, 0) for rule in torch_rules) <= 40
+    assert 0 < sum(counts.get(rule, 0) for rule in torch_rules) <= 80  # a job imports torch: 2 to 4 CPU-seconds
 
 
 def test_lint_is_clean(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import ExecMode
 
 from assyllm.artifacts import ArtifactError
-from assyllm.params import ASSEMBLING, BASELINES, TUNED
+from assyllm.params import ASSEMBLING, BASELINES, SHARES, TUNED
 from assyllm.results import FIGURE_TABLES, TABLES
 from assyllm.study import Plan, code_sha, hold, job_environment, kept
 
@@ -115,6 +115,16 @@ def precision_options(wildcards, input):
     curve = getattr(PLAN.params.study, wildcards.size).precision
     pairs = zip(curve.settings, input.pools, strict=True)
     return " ".join(f"--pool {setting}={folder}" for setting, folder in pairs)
+
+
+def shared_run(wildcards):
+    """The run of the method whose trajectory this one shares, if any."""
+    other = SHARES.get(wildcards.method)
+    return (
+        f"data/runs/{wildcards.setting}/{other}/zoo{wildcards.zoo}_seed{wildcards.seed}"
+        if other
+        else []
+    )
 
 
 def cost_tables(wildcards):

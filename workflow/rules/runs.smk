@@ -145,6 +145,7 @@ rule baseline:
         tasks=above("tasks", "data/tasks/{variant}"),
         partition=above("partition", "data/partition/{variant}/seed{seed}"),
         cost=above("cost", "data/cost/{variant}/{method}.csv"),
+        shared=shared_run,
     output:
         directory("data/runs/{setting}/{method}/zoo{zoo}_seed{seed}"),
     log:
@@ -163,12 +164,13 @@ rule baseline:
         zoo=lambda w, input: str(Path(input.zoo[0]).parent),
         setting=lambda w: PLAN.setting_text(w.setting, int(w.zoo)),
         checkpoint="data/checkpoints/{setting}/{method}/zoo{zoo}_seed{seed}",
+        shared=lambda w, input: f"--shared {input.shared}" if input.shared else "",
     shell:
         "assyllm baseline --params {params.sections:q} --code {params.code} --method {wildcards.method}"
         " --setting-name {wildcards.setting} --setting={params.setting:q} --zoo {params.zoo}"
         " --zoo-seed {wildcards.zoo} --tasks {input.tasks} --partition {input.partition}"
         " --cost {input.cost} --seed {wildcards.seed} --checkpoint {params.checkpoint}"
-        " --out {output} &> {log}"
+        " {params.shared} --out {output} &> {log}"
 
 
 rule swap:

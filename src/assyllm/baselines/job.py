@@ -10,7 +10,8 @@ from typing import Any
 from assyllm import params as P
 from assyllm.artifacts import MANIFEST, ArtifactError, verify_folder
 from assyllm.baselines.local import Local
-from assyllm.baselines.rounds import Data, Plan
+from assyllm.baselines.method import Data, Method
+from assyllm.baselines.rounds import Plan
 from assyllm.federated.cohort import participating
 from assyllm.tasks.partition import read_owned
 from assyllm.tasks.record import SPLITS, Question, read_questions
@@ -37,13 +38,13 @@ def read_task(tasks: Path, partition: Path, task: str, clients: int) -> TaskFile
     return TaskFiles(splits, read_owned(Path(partition) / f"{task}.csv", splits["train"], clients))
 
 
-def encode_task(files: TaskFiles, tokenizer: Any, causal: bool, max_tokens: int) -> tuple[Data, int]:
-    """Encoded splits of a task, and how many questions lost more than context to ``max_tokens``."""
+def encode_task(files: TaskFiles, tokenizer: Any, method: Method, max_tokens: int) -> tuple[Data, int]:
+    """Encoded splits of a task as ``method`` sees them; how many questions lost more than context to ``max_tokens``."""
     packed: dict[str, Packed] = {}
     shortened = 0
     for split, questions in files.splits.items():
-        encoded = encode(tokenizer, questions, max_tokens)
-        packed[split] = pack(encoded, causal)
+        encoded = encode(tokenizer, [method.view(question) for question in questions], max_tokens)
+        packed[split] = pack(encoded, method.causal)
         shortened += encoded.cut
     return Data(packed["train"], packed["dev"], packed["test"], files.owned), shortened
 
@@ -57,7 +58,15 @@ def plan(tuning: P.Tuning, federated: P.Federated, evaluate_every: int) -> Plan:
         optimizer=tuning.optimizer,
         head_factor=tuning.head_factor,
     )
-    return Plan(tuning.rounds, federated.clients_per_round, evaluate_every, local, federated.dropout)
+    return Plan(
+        tuning.rounds, federated.clients_per_round, evaluate_every, local, federated.dropout, tuning.server,
+        tuning.server_rate,
+    )  # fmt: skip
+
+
+def head_plan(head: P.ClosedForm, federated: P.Federated) -> Plan:
+    """The round loop's settings for a closed-form head: no local steps, judged after every round of sums."""
+    return Plan(head.rounds, federated.clients_per_round, 1, Local(0.0, 1, 1), federated.dropout)
 
 
 def open_model(folder: Path) -> tuple[Any, Any]:

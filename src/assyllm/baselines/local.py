@@ -21,6 +21,7 @@ from assyllm.zoo.forward import Packed, mask_padding
 
 Weights = dict[str, Tensor]
 Loss = Callable[[Weights, Packed, Tensor], Tensor]  # weights, n questions, item weights [n] -> scalar
+Step = Callable[[Weights, list[Weights], int, Packed, "Local"], float]  # local_step without its loss
 
 GROUP_OVERHEAD_ROWS = 24  # cost of one more vectorised call, in questions of padding it may save
 GROUP_CELLS = 2_000_000  # attention cells (rows x tokens x tokens) of one vectorised call: bounds its memory
@@ -123,7 +124,7 @@ def cohort_step(
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
 
     def one(client: Weights, part: dict[str, Tensor], items: Tensor) -> Tensor:
-        return loss(client, Packed(**part), items)
+        return loss(client, type(batch)(**part), items)
 
     values = torch.func.vmap(one)(leaves, batch.tensors(), item_weights)
     gradients = torch.autograd.grad(values.sum(), list(leaves.values()))
@@ -143,15 +144,15 @@ def schedule(items: int, local: Local, *names: str | int) -> list[np.ndarray]:
 
 
 def train_client(
-    loss: Loss, weights: Weights, data: Packed, items: Sequence[int], local: Local, *names: str | int
+    step: Step, weights: Weights, data: Packed, items: Sequence[int], local: Local, *names: str | int
 ) -> tuple[Weights, float]:
     """A client's whole round, step by step: its new weights and its mean loss (what a device runs)."""
     weights = {name: tensor.clone() for name, tensor in weights.items()}
     state = start_state(weights, local.optimizer)
     losses = []
-    for step, chosen in enumerate(schedule(len(items), local, *names), start=1):
+    for number, chosen in enumerate(schedule(len(items), local, *names), start=1):
         batch = data.take(torch.as_tensor(np.asarray(items)[chosen]))
-        losses.append(local_step(loss, weights, state, step, batch, local))
+        losses.append(step(weights, state, number, batch, local))
     return weights, float(np.mean(losses))
 
 
@@ -181,7 +182,7 @@ def train_cohort(
     lengths = (data.segments >= 0).sum(-1).amax(-1).numpy()
     cells = [data.ids.shape[1] * int(lengths[list(items)].max()) ** 2 for _, items in clients]
     sizes = [max(len(batch) for batch in plan) for plan in plans]
-    for group in _groups(sizes, [len(plan) for plan in plans], cells):
+    for group in groups(sizes, [len(plan) for plan in plans], cells):
         batch_size = max(len(b) for k in group for b in plans[k])
         steps = max(len(plans[k]) for k in group)
         index = np.zeros((steps, len(group), batch_size), dtype=np.int64)
@@ -205,7 +206,7 @@ def train_cohort(
     return average, losses
 
 
-def _groups(batch_sizes: Sequence[int], steps: Sequence[int], cells: Sequence[int]) -> list[list[int]]:
+def groups(batch_sizes: Sequence[int], steps: Sequence[int], cells: Sequence[int]) -> list[list[int]]:
     """Clients of one vectorised call: neighbours in size, cut where padding costs more than another call.
 
     A group of several clients stays below :data:`GROUP_CELLS` attention cells (``cells``: of one question).
@@ -223,8 +224,8 @@ def _groups(batch_sizes: Sequence[int], steps: Sequence[int], cells: Sequence[in
             cost = best[start] + longest * (GROUP_OVERHEAD_ROWS + rows)
             if cost < best[end]:
                 best[end], cut[end] = cost, start
-    groups, end = [], len(order)
+    found, end = [], len(order)
     while end:
-        groups.append(sorted(order[cut[end] : end]))
+        found.append(sorted(order[cut[end] : end]))
         end = cut[end]
-    return groups[::-1]
+    return found[::-1]

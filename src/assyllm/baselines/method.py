@@ -7,23 +7,54 @@ for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from assyllm.baselines.local import Local, Weights, train_cohort, weighted_loss
-from assyllm.zoo.forward import Packed, mask_padding
+from assyllm.baselines.local import Local, Weights, local_step, train_cohort, weighted_loss
+from assyllm.tasks.record import Question
+from assyllm.zoo.encoding import features
+from assyllm.zoo.forward import Packed, is_causal, mask_padding
 
+HEAD = "head.weight"
 CHUNK_TOKENS = 4096  # tokens of one forward pass in evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class Cached(Packed):
+    """Questions with something known of each: a tensor [N, ...] that goes where they go."""
+
+    cached: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """A task's encoded splits and who holds which training item."""
+
+    train: Packed
+    dev: Packed
+    test: Packed
+    owned: Sequence[Sequence[int]]  # per client, indices into train
 
 
 class Method:
     """A fine-tuning method. Subclasses give :meth:`start` and :meth:`scores`; the rest has defaults."""
 
     causal = True  # whether the model reads packed questions (zoo.forward.pack)
+    once = False  # whether a client may take part only once (its sums must not count twice)
+    loss_unit = "nats"
+
+    def view(self, question: Question) -> Question:
+        """What the method sees of a question; default: all of it."""
+        return question
+
+    def prepare(self, data: Data) -> Data:
+        """The data with what the method computes once before round one (cached activations); default: as it is."""
+        return data
 
     def start(self) -> Weights:
         """The trainable tensors before round one."""
@@ -36,6 +67,10 @@ class Method:
     def loss(self, weights: Weights, batch: Packed, item_weights: Tensor) -> Tensor:
         """Mean cross-entropy of n questions under ``item_weights`` [n]."""
         return weighted_loss(self.scores(weights, batch), batch, item_weights)
+
+    def step(self, weights: Weights, state: list[Weights], step: int, batch: Packed, local: Local) -> float:
+        """One step of one client, in place, as a device runs it (see :func:`local_step`); the loss before it."""
+        return local_step(self.loss, weights, state, step, batch, local)
 
     def train(
         self,
@@ -58,11 +93,36 @@ class Method:
         return weights
 
     def progress(self) -> dict[str, Any]:
-        """What a checkpoint must hold beside the weights, as JSON values."""
+        """What a checkpoint must hold beside the weights, as JSON values; :meth:`start` begins anew."""
         return {}
 
     def resume(self, progress: dict[str, Any]) -> None:
         """Take up :meth:`progress` again."""
+
+
+class OnModel(Method):
+    """A method on one transformers model (its language head aside) with the common head.
+
+    The head is a linear score on the pooled state of every (question, choice), softmax over choices. The model is put
+    into evaluation mode (no dropout) and must use eager attention.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.base = getattr(model, "base_model", model)
+        self.base.eval()
+        self.causal = is_causal(self.base)
+        config: Any = self.base.config
+        self.width = int(getattr(config, "word_embed_proj_dim", config.hidden_size))
+
+    def head(self) -> Weights:
+        """A head of zeros under the name :data:`HEAD`: every choice scores alike."""
+        return {HEAD: torch.zeros(features(self.width), dtype=next(self.base.parameters()).dtype)}
+
+
+def chunks(data: Packed) -> Iterator[Tensor]:
+    """Indices of all questions, in order, about :data:`CHUNK_TOKENS` tokens at a time."""
+    size = max(1, CHUNK_TOKENS // (data.ids.shape[1] * data.ids.shape[2]))
+    yield from (index for index in torch.arange(len(data)).split(size) if len(index))
 
 
 @torch.no_grad()

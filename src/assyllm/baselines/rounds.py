@@ -16,24 +16,15 @@ import numpy as np
 
 from assyllm.artifacts import ArtifactError
 from assyllm.baselines.local import Local, Weights
-from assyllm.baselines.method import Method, choose
+from assyllm.baselines.method import Data, Method, choose
+from assyllm.baselines.server import Server
 from assyllm.checkpoint import Checkpoint
-from assyllm.federated.cohort import sample
-from assyllm.zoo.forward import Packed
+from assyllm.evaluate import converged_round
+from assyllm.federated.cohort import partitioned, sample
 
 
 class Diverged(ArtifactError):
     """Local training gave a loss that is not a number."""
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """A task's encoded splits and who holds which training item."""
-
-    train: Packed
-    dev: Packed
-    test: Packed
-    owned: Sequence[Sequence[int]]  # per client, indices into train
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +36,8 @@ class Plan:
     evaluate_every: int
     local: Local
     dropout: float = 0.0
+    server: str = "fedavg"
+    server_rate: float = 1.0
 
 
 @dataclass(slots=True)
@@ -61,6 +54,12 @@ class Outcome:
     dev_chosen: list[int] = field(default_factory=list)
     test_chosen: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+
+    @property
+    def converged(self) -> int:
+        """The round at which the development accuracy had converged (evaluate.converged_round)."""
+        curve = [(row["round"], row["dev"]) for row in self.rounds if "dev" in row]
+        return converged_round(curve) if curve else 0
 
 
 def run_rounds(
@@ -88,25 +87,30 @@ def run_rounds(
         Diverged: a round's loss is not finite.
     """
     eligible = [client for client in eligible if len(data.owned[client])]
-    weights, outcome = method.start(), Outcome()
+    data = method.prepare(data)
+    weights, outcome, server = method.start(), Outcome(), Server(plan.server, plan.server_rate)
     best = weights
     stored = checkpoint.load() if checkpoint else None
     if stored is not None:
         tensors, state = stored
-        weights = {n.removeprefix("now/"): t for n, t in tensors.items() if n.startswith("now/")}
-        best = {n.removeprefix("best/"): t for n, t in tensors.items() if n.startswith("best/")}
+        weights, best = _under("now/", tensors), _under("best/", tensors)
+        server.moments = _under("server/", tensors)
         method.resume(state["method"])
         outcome = Outcome(**state["outcome"])
     rounds = plan.rounds if eligible else 0
     for round_ in range(len(outcome.rounds) + 1, rounds + 1):
         row: dict[str, Any] = {"round": round_}
         began = time.perf_counter()
-        answering = sample(seed, round_, eligible, plan.clients_per_round, plan.dropout)
+        if method.once:
+            answering = partitioned(seed, round_, eligible, plan.clients_per_round, range(1, rounds + 1), plan.dropout)
+        else:
+            answering = sample(seed, round_, eligible, plan.clients_per_round, plan.dropout)
         row["bytes_up"], row["bytes_down"] = method.traffic(weights)
         row["participants"] = len(answering)
         if answering:
             work = [(client, data.owned[client]) for client in answering]
-            weights, losses = method.train(weights, data.train, work, plan.local, seed, round_)
+            average, losses = method.train(weights, data.train, work, plan.local, seed, round_)
+            weights = server.step(weights, average)
             row["loss"] = float(np.average(losses, weights=[len(items) for _, items in work]))
             if not np.isfinite(row["loss"]):
                 raise Diverged(f"round {round_}: the loss is {row['loss']}; lower the learning rate")
@@ -116,7 +120,7 @@ def run_rounds(
             best = _evaluate(method, weights, best, data, row, outcome)
         outcome.rounds.append(row)
         if checkpoint and "dev" in row:
-            _save(checkpoint, method, weights, best, outcome)
+            _save(checkpoint, method, weights, best, server, outcome)
         if report:
             report(row)
     if not eligible:
@@ -139,8 +143,15 @@ def _evaluate(
     return {name: tensor.clone() for name, tensor in weights.items()}
 
 
-def _save(checkpoint: Checkpoint, method: Method, weights: Weights, best: Weights, outcome: Outcome) -> None:
+def _under(prefix: str, tensors: Weights) -> Weights:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _save(
+    checkpoint: Checkpoint, method: Method, weights: Weights, best: Weights, server: Server, outcome: Outcome
+) -> None:
     tensors = {f"now/{name}": tensor for name, tensor in weights.items()}
     tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
+    tensors |= {f"server/{name}": tensor for name, tensor in server.moments.items()}
     state = {name: getattr(outcome, name) for name in Outcome.__dataclass_fields__}
     checkpoint.save(tensors, {"method": method.progress(), "outcome": state})

@@ -9,6 +9,7 @@ from assyllm.cost.shapes import shape_of
 from assyllm.params import Blocks, Cost, Fleet, Quantize, Zoo
 
 GB = 1e9
+UNBOUNDED = ("ft_oracle", "lora_all", "one_model_head", "choices_only")  # every class takes part, whatever the peak
 
 
 def participation(
@@ -17,7 +18,8 @@ def participation(
     """One row per zoo member and memory class, largest class first.
 
     A class participates if the method's peak at the shape that the member stands for, plus the system's
-    reserve, fits. ``ft_oracle`` is the paper's bound without a memory limit, so every class participates. A
+    reserve, fits. ``ft_oracle`` is the paper's bound without a memory limit, so every class participates; so is
+    ``lora_all``, and ``one_model_head`` with its control, which can run one layer at a time. A
     method that assembles blocks of several members needs the largest member's memory: its row ``pool``.
     """
     peaks = {
@@ -41,7 +43,7 @@ def participation(
                     "gradients_gb": peak.gradients / GB,
                     "activations_gb": peak.activations / GB,
                     "optimizer_gb": peak.optimizer / GB,
-                    "participates": int(fits or method == "ft_oracle"),
+                    "participates": int(fits or method in UNBOUNDED),
                     "source": "modelled",
                 }
             )

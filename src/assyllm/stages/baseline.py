@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assyllm import params as P
-from assyllm.artifacts import manifest_sha, output_folder, sha256_file, sha256_text, verify_folder
-from assyllm.results import Metric, Prediction, Run, write_rows, write_table
+from assyllm.artifacts import ArtifactError, manifest_sha, output_folder, sha256_file, sha256_text, verify_folder
+from assyllm.results import Metric, Prediction, Run, check_columns, write_rows, write_table
 
 if TYPE_CHECKING:
     from assyllm.evaluate import Label
 
 SECTIONS = ("zoo", "tasks", "partition", "federated", "baselines", "fleet")
 CODE = (
-    "baselines", "federated/cohort.py", "zoo/encoding.py", "zoo/forward.py", "zoo/likelihood.py", "zoo/load.py",
+    "baselines", "assembly/head.py", "blocks/families.py", "federated/cohort.py", "zoo/encoding.py", "zoo/forward.py",
+    "zoo/likelihood.py", "zoo/load.py",
     "tasks/record.py", "tasks/partition.py", "evaluate.py", "results.py", "artifacts.py", "checkpoint.py", "seeding.py",
 )  # fmt: skip
 Rows = tuple[list[Metric], list[Prediction], list[dict[str, Any]]]
@@ -37,8 +39,12 @@ def run(
     seed: int,
     checkpoint: Path,
     out: Path,
+    shared: Path | None = None,
 ) -> None:
-    """Run ``method`` on every task and write its run folder."""
+    """Run ``method`` on every task and write its run folder.
+
+    ``shared`` is the run of the method that ``params.SHARES`` names: it is taken over where the same clients take part.
+    """
     import torch
 
     from assyllm.baselines.job import read_task
@@ -54,7 +60,7 @@ def run(
     labels = {
         task: Label(run_id=run_id, method=method, task=task, world=world, seed=seed, setting=setting) for task in files
     }
-    models, limit = p.baselines.model, "none"
+    models, limit, same_as = p.baselines.model, "none", ""
     if method == "majority":
         models, rows = "", _majority(files, labels)
     elif method == "zero_shot":
@@ -62,7 +68,8 @@ def run(
     else:
         inputs = [manifest_sha(folder) for folder in (tasks, partition, zoo / models)]
         key = sha256_text("\n".join([params, code_sha, method, run_id, setting, sha256_file(cost), *inputs]))
-        limit, rows = _federated(p, method, zoo / models, files, labels, cost, seed, checkpoint, key)
+        job = Job(p, method, zoo / models, files, labels, cost, seed, checkpoint, key)
+        limit, same_as, rows = job.shared(shared) if shared else job.run()
     metrics, predictions, timings = rows
     record = Run(
         run_id=run_id,
@@ -77,6 +84,7 @@ def run(
         code_sha=code_sha,
         setting=setting,
         device="cpu",
+        shares_trajectory_of=same_as,
     )
     with output_folder(out, unlisted=("timings.csv",)) as folder:
         write_rows(folder / "run.csv", Run, [record])
@@ -137,51 +145,117 @@ def _zero_shot(p: Any, zoo: Path, files: dict[str, Any], labels: dict[str, Label
     return metrics, predictions, []
 
 
-def _federated(
-    p: Any,
-    method: str,
-    folder: Path,
-    files: dict[str, Any],
-    labels: dict[str, Label],
-    cost: Path,
-    seed: int,
-    checkpoint: Path,
-    key: str,
-) -> tuple[str, Rows]:
-    from assyllm.baselines.job import budget, eligible_clients, encode_task, open_model, plan
-    from assyllm.baselines.registry import METHODS
-    from assyllm.baselines.rounds import run_rounds
-    from assyllm.checkpoint import Checkpoint
-    from assyllm.evaluate import final_rows, seen_facts
-    from assyllm.federated.cohort import device_memory
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A fine-tuning method on all tasks of a run."""
 
-    model, tokenizer = open_model(folder)
-    name = p.baselines.model
-    eligible = eligible_clients(cost, name, device_memory(seed, p.fleet, p.partition.clients))
-    metrics, predictions, timings = [], [], []
-    for task, task_files in files.items():
-        label, splits = labels[task], task_files.splits
-        subject = METHODS[method](model)
-        data, shortened = encode_task(task_files, tokenizer, subject.causal, p.tasks.max_tokens[task])
-        tuning = getattr(p.baselines, method)[task]
-        _, outcome = run_rounds(
-            subject,
-            data,
-            plan(tuning, p.federated, p.baselines.evaluate_every),
-            seed,
-            eligible,
-            Checkpoint(checkpoint, task, key),
-            report=partial(_say, task),
-        )
-        seen = seen_facts(splits["train"], splits["test"])
-        more = final_rows(label, splits["test"], outcome.test_chosen, seen, outcome.best_dev)
-        metrics += [*_round_rows(label, outcome.rounds), *more[0]]
-        metrics.append(label.row("", "best_round", float(outcome.best_round)))
-        metrics.append(label.row("", "eligible_clients", float(len(eligible))))
-        metrics.append(label.row("", "shortened_questions", float(shortened)))
-        predictions += more[1]
-        timings += _timings(label.run_id, task, outcome)
-    return budget(cost, name), (metrics, predictions, timings)
+    p: Any
+    method: str
+    folder: Path
+    files: dict[str, Any]
+    labels: dict[str, Label]
+    cost: Path
+    seed: int
+    checkpoint: Path
+    key: str
+
+    def eligible(self) -> list[int]:
+        """The clients that take part."""
+        from assyllm.baselines.job import eligible_clients
+        from assyllm.federated.cohort import device_memory
+
+        memory = device_memory(self.seed, self.p.fleet, self.p.partition.clients)
+        return eligible_clients(self.cost, self.p.baselines.model, memory)
+
+    def settings(self, task: str) -> tuple[Any, Any]:
+        """What the method is built with on a task, and the round loop's plan."""
+        from assyllm.baselines.job import head_plan, plan
+
+        p = self.p
+        if self.method in P.HEADS:
+            return p.baselines.closed_form, head_plan(p.baselines.closed_form, p.federated)
+        tuning = getattr(p.baselines, P.SHARES.get(self.method, self.method))[task]
+        return tuning, plan(tuning, p.federated, p.baselines.evaluate_every)
+
+    def run(self) -> tuple[str, str, Rows]:
+        """Every task's rounds: the budget, no shared trajectory, and the rows."""
+        from assyllm.baselines.job import budget, encode_task, open_model
+        from assyllm.baselines.registry import METHODS
+        from assyllm.baselines.rounds import run_rounds
+        from assyllm.checkpoint import Checkpoint
+        from assyllm.evaluate import final_rows, seen_facts
+
+        model, tokenizer = open_model(self.folder)
+        eligible = self.eligible()
+        metrics, predictions, timings = [], [], []
+        for task, task_files in self.files.items():
+            label, splits = self.labels[task], task_files.splits
+            settings, plan = self.settings(task)
+            subject = METHODS[self.method](model, settings)
+            data, shortened = encode_task(task_files, tokenizer, subject, self.p.tasks.max_tokens[task])
+            if self.method in P.SHARES:
+                metrics += self.proof(task, subject, data, plan, eligible)
+            _, outcome = run_rounds(
+                subject, data, plan, self.seed, eligible, Checkpoint(self.checkpoint, task, self.key),
+                report=partial(_say, task),
+            )  # fmt: skip
+            seen = seen_facts(splits["train"], splits["test"])
+            more = final_rows(label, splits["test"], outcome.test_chosen, seen, outcome.best_dev)
+            metrics += [*_round_rows(label, outcome.rounds, subject.loss_unit), *more[0]]
+            metrics.append(label.row("", "best_round", float(outcome.best_round)))
+            metrics.append(label.row("", "converged_round", float(outcome.converged)))
+            metrics.append(label.row("", "eligible_clients", float(len(eligible))))
+            metrics.append(label.row("", "shortened_questions", float(shortened)))
+            predictions += more[1]
+            timings += _timings(label.run_id, task, outcome)
+        return budget(self.cost, self.p.baselines.model), "", (metrics, predictions, timings)
+
+    def proof(self, task: str, subject: Any, data: Any, plan: Any, eligible: list[int]) -> list[Metric]:
+        """Rows that show the device steps of a sharing method to be full fine-tuning's."""
+        from assyllm.baselines.full import FullFineTuning
+        from assyllm.baselines.sharing import compare
+
+        found = compare(subject, FullFineTuning(subject.base), data, plan, self.seed, eligible)
+        label = self.labels[task]
+        return [
+            label.row("train", "gradient_difference", found.gradient),
+            label.row("train", "weight_difference", found.weight),
+            label.row("train", "compared_steps", float(found.steps), unit="steps"),
+        ]
+
+    def shared(self, folder: Path) -> tuple[str, str, Rows]:
+        """As :meth:`run`, with the rounds of the run in ``folder`` if every client takes part in either.
+
+        Raises:
+            ArtifactError: the folder is not a whole run of the method that is shared.
+        """
+        from assyllm.baselines.job import budget, encode_task, open_model
+        from assyllm.baselines.registry import METHODS
+
+        verify_folder(folder)
+        theirs = check_columns(folder / "run.csv", Run)[0]
+        if theirs["method"] != P.SHARES.get(self.method):
+            raise ArtifactError(f"{folder}: a run of {theirs['method']}, which {self.method} does not share")
+        eligible = self.eligible()
+        if len(eligible) < self.p.partition.clients:
+            return self.run()
+        model, tokenizer = open_model(self.folder)
+        metrics: list[Metric] = []
+        for task, task_files in self.files.items():
+            settings, plan = self.settings(task)
+            subject = METHODS[self.method](model, settings)
+            data, _ = encode_task(task_files, tokenizer, subject, self.p.tasks.max_tokens[task])
+            metrics += self.proof(task, subject, data, plan, eligible)
+        ours = {"run_id": next(iter(self.labels.values())).run_id, "method": self.method}
+        for row in check_columns(folder / "metrics.csv", Metric):
+            value, seed = float(row.pop("value")), int(row.pop("seed"))
+            metrics.append(Metric(**row | ours, value=value, seed=seed))  # type: ignore[arg-type]
+        predictions = [
+            Prediction(**row | ours, seed=self.seed, chosen=int(chosen), correct=int(correct))
+            for row in check_columns(folder / "predictions.csv", Prediction)
+            for chosen, correct, _ in [(row.pop("chosen"), row.pop("correct"), row.pop("seed"))]
+        ]
+        return budget(self.cost, self.p.baselines.model), theirs["method"], (metrics, predictions, [])
 
 
 def _say(task: str, row: dict[str, Any]) -> None:
@@ -189,7 +263,7 @@ def _say(task: str, row: dict[str, Any]) -> None:
         print(f"{task} round {row['round']}: dev {row['dev']:.3f}, test {row['test']:.3f}", flush=True)
 
 
-def _round_rows(label: Label, rounds: list[dict[str, Any]]) -> list[Metric]:
+def _round_rows(label: Label, rounds: list[dict[str, Any]], loss_unit: str) -> list[Metric]:
     rows = []
     for entry in rounds:
         number = entry["round"]
@@ -197,7 +271,7 @@ def _round_rows(label: Label, rounds: list[dict[str, Any]]) -> list[Metric]:
             label.row(split, "accuracy", entry[split], round=number) for split in ("dev", "test") if split in entry
         ]
         if "loss" in entry:
-            rows.append(label.row("train", "loss", entry["loss"], round=number, unit="nats"))
+            rows.append(label.row("train", "loss", entry["loss"], round=number, unit=loss_unit))
         rows.append(label.row("", "participants", float(entry["participants"]), round=number, unit="clients"))
         for name in ("bytes_up", "bytes_down"):
             rows.append(label.row("", name, float(entry[name]), round=number, unit="bytes"))
@@ -208,6 +282,10 @@ def _timings(run_id: str, task: str, outcome: Any) -> list[dict[str, Any]]:
     answered = sum(entry["participants"] for entry in outcome.rounds)
     total = float(sum(outcome.seconds))
     rows = [{"run_id": run_id, "what": f"{task} training", "value": total, "unit": "s"}]
+    for entry, seconds in zip(outcome.rounds, outcome.seconds, strict=True):
+        if entry["participants"]:
+            each = seconds / entry["participants"]
+            rows.append({"run_id": run_id, "what": f"{task}/round/{entry['round']}/client", "value": each, "unit": "s"})
     if answered:
         rows.append({"run_id": run_id, "what": f"{task} client round", "value": total / answered, "unit": "s"})
     return rows

@@ -13,12 +13,13 @@ from assyllm.results import write_table
 
 SECTIONS = ("zoo", "tasks", "partition", "federated", "baselines", "fleet", "tune")
 CODE = (
-    "baselines", "federated/cohort.py", "zoo/encoding.py", "zoo/forward.py", "zoo/likelihood.py", "zoo/load.py",
+    "baselines", "assembly/head.py", "blocks/families.py", "federated/cohort.py", "zoo/encoding.py", "zoo/forward.py",
+    "zoo/likelihood.py", "zoo/load.py",
     "tasks/record.py", "tasks/partition.py", "evaluate.py", "results.py", "artifacts.py", "checkpoint.py", "seeding.py",
 )  # fmt: skip
 COLUMNS = (
     "task", "method", "model", "rank", "dev_accuracy", "best_round", "learning_rate", "local_epochs", "rounds",
-    "batch", "optimizer", "head_factor", "seed", "source",
+    "batch", "optimizer", "head_factor", "server", "server_rate", "seed", "source",
 )  # fmt: skip
 
 
@@ -57,16 +58,18 @@ def run(
     for task in p.tasks.names:
         files = read_task(tasks, partition, task, p.partition.clients)
         files.splits["test"] = []
-        subject = METHODS[method](model)
-        data, _ = encode_task(files, tokenizer, subject.causal, p.tasks.max_tokens[task])
-        found = []
+        kept = getattr(p.baselines, method)[task]
+        data, _ = encode_task(files, tokenizer, METHODS[method](model, kept), p.tasks.max_tokens[task])
+        found, tried = [], []
         for rate, epochs in itertools.product(p.tune.learning_rates, p.tune.local_epochs):
-            change = {"learning_rate": rate, "local_epochs": epochs, "rounds": p.tune.rounds}
-            tuning = getattr(p.baselines, method)[task].model_copy(update=change)
+            tuning = kept.at(rate, epochs, p.tune.rounds)
+            if tuning in tried:  # a method whose clients make one step has no epochs
+                continue
+            tried.append(tuning)
             settings = plan(tuning, p.federated, p.baselines.evaluate_every)
             outcome = Outcome(best_dev=0.0)  # what a setting that diverges is worth
             with contextlib.suppress(Diverged):
-                _, outcome = run_rounds(METHODS[method](model), data, settings, seed, eligible)
+                _, outcome = run_rounds(METHODS[method](model, tuning), data, settings, seed, eligible)
             print(f"{task} {rate:g} x {epochs}: dev {outcome.best_dev:.3f}", flush=True)
             found.append(
                 {
@@ -81,5 +84,5 @@ def run(
                 }
             )
         found.sort(key=lambda r: (-r["dev_accuracy"], r["local_epochs"], r["best_round"], r["learning_rate"]))
-        rows += [{"rank": rank, **row} for rank, row in enumerate(found, start=1)]
+        rows += [{"rank": rank, **{c: row[c] for c in COLUMNS if c in row}} for rank, row in enumerate(found, start=1)]
     write_table(out, rows, columns=COLUMNS)

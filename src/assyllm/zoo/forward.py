@@ -51,7 +51,7 @@ class Packed:
         longest = int(used.nonzero().max()) + 1 if used.any() else 1
         for name in ("ids", "positions", "segments", "pools"):
             part[name] = part[name][..., :longest]
-        return Packed(**part)
+        return type(self)(**part)
 
 
 def is_causal(model: nn.Module) -> bool:
@@ -149,6 +149,11 @@ def pooled(base: nn.Module, weights: Mapping[str, Tensor] | None, batch: Packed)
         states = base(**arguments).last_hidden_state
     else:
         states = torch.func.functional_call(base, dict(weights), args=(), kwargs=arguments).last_hidden_state
+    return pool_states(states, batch)
+
+
+def pool_states(states: Tensor, batch: Packed) -> Tensor:
+    """Pooled states [N, C, F] from the final states [N * R, L, d] of a batch's rows."""
     number, rows, length = batch.ids.shape
     vectors = batch.pools.to(states.dtype) @ states.reshape(number, rows, length, states.shape[-1])
     choices = batch.choice_mask.shape[-1]

@@ -1,0 +1,96 @@
+"""One frozen model with the closed-form head: ``one_model_head``, and the control ``choices_only``.
+
+The strong competitor without any fine-tuning: every client sends the sums of the ridge head over the model's pooled
+states once (a forward pass), the server solves and picks the ridge on its development split. ``choices_only`` is the
+same with the question removed: what the answers alone give away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from assyllm.assembly.head import Head, HeadSums, fit_on_dev
+from assyllm.baselines.local import Local, Weights
+from assyllm.baselines.method import HEAD, Cached, Data, OnModel, chunks
+from assyllm.params import ClosedForm
+from assyllm.tasks.record import Question
+from assyllm.zoo.encoding import features
+from assyllm.zoo.forward import Packed, pooled
+
+SUMS = tuple(field.name for field in fields(HeadSums))
+
+
+class OneModelHead(OnModel):
+    """The "weights" are the head's sums over the clients so far, and the head fitted to them."""
+
+    once = True
+    loss_unit = "squared error"
+
+    def __init__(self, model: nn.Module, closed_form: ClosedForm) -> None:
+        super().__init__(model)
+        self.grid = closed_form.ridge_grid
+
+    def start(self) -> Weights:
+        """Sums of no questions, and a head of zeros."""
+        return dict(zip(SUMS, HeadSums.zeros(features(self.width)).parts(), strict=True)) | self.head()
+
+    @torch.no_grad()
+    def prepare(self, data: Data) -> Data:
+        """The data with every question's pooled states [N, C, F]: the model is frozen, so they are computed once."""
+        found = {name: self._with_features(getattr(data, name)) for name in ("train", "dev", "test")}
+        self.dev = found["dev"]
+        return Data(**found, owned=data.owned)
+
+    def _with_features(self, split: Packed) -> Cached:
+        none = torch.zeros(0, split.choice_mask.shape[1], features(self.width))
+        parts = [pooled(self.base, None, split.take(index)) for index in chunks(split)]
+        return Cached(**split.tensors(), cached=torch.cat([none, *parts]))
+
+    def train(
+        self,
+        weights: Weights,
+        data: Packed,
+        clients: Sequence[tuple[int, Sequence[int]]],
+        local: Local,
+        *names: str | int,
+    ) -> tuple[Weights, np.ndarray]:
+        """The sums with those of the given clients; the last head's mean squared error on each of them [clients]."""
+        total = {name: tensor.clone() for name, tensor in weights.items()}
+        batches = [data.take(torch.as_tensor(np.asarray(items))) for _, items in clients]
+        return total, np.array([self.step(total, [], 1, batch, local) for batch in batches])
+
+    def step(self, weights: Weights, state: list[Weights], step: int, batch: Packed, local: Local) -> float:
+        """Add one client's sums, in place; the mean squared error of the last head on its questions."""
+        sums = HeadSums.of(batch.cached, batch.choice_mask, batch.answer)  # type: ignore[attr-defined]
+        for name, tensor in zip(SUMS, sums.parts(), strict=True):
+            weights[name] += tensor
+        return sums.loss(Head(weights[HEAD]))
+
+    def after_round(self, weights: Weights, round_: int) -> Weights:
+        """The head fitted to the sums so far, its ridge chosen on the development split."""
+        sums = HeadSums(*(weights[name] for name in SUMS))
+        if not float(sums.n):
+            return weights
+        head, _, _ = fit_on_dev(sums, self.grid, self.dev.cached, self.dev.choice_mask, self.dev.answer)
+        return weights | {HEAD: head.weight}
+
+    def scores(self, weights: Weights, batch: Packed) -> Tensor:
+        """Scores [n, C] of every choice."""
+        return Head(weights[HEAD])(batch.cached, batch.choice_mask)  # type: ignore[attr-defined]
+
+    def traffic(self, weights: Weights) -> tuple[int, int]:
+        """Up: one client's sums. Down: nothing, the model lies on the device."""
+        return HeadSums(*(weights[name] for name in SUMS)).bytes, 0
+
+
+class ChoicesOnly(OneModelHead):
+    """The control: the same head on the choices alone."""
+
+    def view(self, question: Question) -> Question:
+        """The question without context and stem."""
+        return replace(question, context="", question="")
