@@ -163,6 +163,7 @@ class Pool:
         self._reads_as: dict[str, str] = {}
         self._infos: dict[str, BlockInfo] = {}
         self.models: dict[str, ModelInfo] = {}
+        self.swapped: Callable[[str], Block] | None = None  # gives the blocks instead, see assyllm.swapper
         for name in self._raw["order"]:
             raw = self._raw["models"][name]
             fields = ("family", "stands_for", "licence", "revision", "width", "layers")
@@ -249,12 +250,11 @@ class Pool:
         Raises:
             ArtifactError: no such block, or packed weights in a pool opened without ``prepare``.
         """
+        if self.swapped is not None:
+            return self.swapped(block)
         if block not in self._blocks:
-            info, tensors = self.info(block), self.tensors(block)
-            made = empty_block(info.model, info.family, info.layers, self.config(info.model))
-            if self._prepare is not None:
-                self._prepare(made, info, tensors)
-            self._blocks[block] = load_into(made, tensors)
+            tensors = self.tensors(block)
+            self._blocks[block] = load_into(self.empty(block, tensors), tensors)
         return self._blocks[block]
 
     def embedding(self, model: str) -> Embedding:
@@ -268,6 +268,14 @@ class Pool:
         """Bytes of a model's embedding on disk."""
         tensors = self.tensors(self.of_model(model)[0].id)
         return sum(tensor.nbytes for name, tensor in tensors.items() if name.startswith(PREFIX))
+
+    def empty(self, block: str, tensors: dict[str, Tensor]) -> Block:
+        """The block without weights (on the meta device), laid out for ``tensors`` as they are stored."""
+        info = self.info(block)
+        made = empty_block(info.model, info.family, info.layers, self.config(info.model))
+        if self._prepare is not None:
+            self._prepare(made, info, tensors)
+        return made
 
     def forget(self, block: str) -> None:
         """Let go of a loaded block's memory."""
