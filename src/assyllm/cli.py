@@ -325,6 +325,14 @@ def bench_scoring(json_out: BenchJson = None, rounds: BenchRounds = None) -> Non
     _report(scoring.run(rounds or 3), json_out)
 
 
+@bench_app.command("swapper")
+def bench_swapper(json_out: BenchJson = None, rounds: BenchRounds = None) -> None:
+    """The Block Swapper against its limits, no overlap and accelerate; reads against the optimum."""
+    from assyllm.bench import swapper
+
+    _report(swapper.run(rounds), json_out)
+
+
 def _report(record: Any, path: Path | None) -> None:
     """Print a benchmark's ratios; write them if asked to."""
     for key, ratio in record.ratios.items():

@@ -15,8 +15,8 @@ from assyllm.artifacts import ArtifactError
 from assyllm.blocks.pool import Pool
 from assyllm.quantizer.pool import open_pool
 from assyllm.swapper.models import under_budget
-from assyllm.swapper.plan import walk
 from assyllm.swapper.swapper import Swapper, swapped
+from assyllm.swapper.walks import walk
 from tiny import zoo
 
 

@@ -48,6 +48,7 @@ def select(run: Context, state: State) -> State:
     votes = sum(reply.vote_bytes for reply in replies) / max(1, len(replies))
     sums = sum(reply.sum_bytes for reply in replies) / max(1, len(replies))
     run.log(state, clients, up_votes=votes, up_sums=sums, down=task.bytes)
+    state.rows[-1]["walk"] = [[list(chain), list(blocks)] for chain, blocks in task.candidates.items()]
     state.tried += 1
     if state.tried < run.settings.selection.rounds_per_block:
         return state

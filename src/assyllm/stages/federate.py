@@ -49,7 +49,9 @@ def run(
     from assyllm.federated.rounds import Rounds
     from assyllm.federated.state import State
     from assyllm.federated.task import open_task
+    from assyllm.federated.walk import COLUMNS, walk_rows
     from assyllm.quantizer.pool import open_pool
+    from assyllm.results import write_table
 
     torch.set_num_threads(1)
     opened = open_pool(Path(pool))
@@ -92,5 +94,7 @@ def run(
             folder, outcomes, opened, settings, run_id=run_id, method=method, world=world, seed=seed,
             setting=setting, alpha=p.partition.alpha, params_sha=params_sha(params), code_sha=code_sha,
         )  # fmt: skip
+        walks = [row for o in outcomes for row in walk_rows(run_id, o.data.task, opened, o.state)]
+        write_table(folder / "walk.csv", walks, COLUMNS)
     if checkpoint is not None:
         shutil.rmtree(checkpoint, ignore_errors=True)

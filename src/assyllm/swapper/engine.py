@@ -92,7 +92,7 @@ class Engine:
         self._step: Step | None = None  # decided, not carried out yet
         self._busy = self._held = self._closed = False
         self._error: BaseException | None = None
-        self._since = self._zero = time.perf_counter()
+        self.started = self._since = time.perf_counter()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="swapper", daemon=True) if preload else None
         if self._thread is not None:
@@ -271,7 +271,7 @@ class Engine:
 
     def _log(self, kind: Any, unit: str, start: float, end: float, size: int = 0) -> None:
         if self.record:
-            self.events.append(Event(kind, unit, start - self._zero, end - self._zero, size, self.resident_bytes))
+            self.events.append(Event(kind, unit, start - self.started, end - self.started, size, self.resident_bytes))
 
     def close(self) -> None:
         """Stop loading and let go of everything."""

@@ -231,31 +231,6 @@ def count(
     return [cache.access() for _ in plan]
 
 
-def walk(chains: Sequence[tuple[Sequence[str], Sequence[str]]], order: str = "block", clients: int = 1) -> list[str]:
-    """The blocks that one round of the search passes through.
-
-    Args:
-        chains: (blocks of an open chain, its candidates), in the search's order.
-        order: ``block``: each block once a round for every client and chain that asks (block outer, clients and
-            batches inner); ``candidate``: the paper's order, client by client, chain by chain, prefixes that a
-            client has already run left out.
-    """
-    asked = [(*chain[: i + 1],) for chain, _ in chains for i in range(len(chain))]
-    asked += [(*chain, block) for chain, candidates in chains for block in candidates]
-    if order == "block":
-        # a prefix is never longer than what follows it: depth by depth, equal blocks side by side
-        by_depth = sorted({(len(path), path[-1]) for path in asked})
-        return [block for _, block in by_depth]
-    seen: set[tuple[str, ...]] = set()
-    one: list[str] = []
-    for chain, candidates in chains:
-        for path in [*((*chain[: i + 1],) for i in range(len(chain))), *((*chain, block) for block in candidates)]:
-            if path not in seen:
-                seen.add(path)
-                one.append(path[-1])
-    return one * clients
-
-
 def hit_rate(steps: Sequence[Step]) -> float:
     """Share of accesses that read nothing."""
     return float(np.mean([step.hit for step in steps])) if steps else 0.0
