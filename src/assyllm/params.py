@@ -201,6 +201,26 @@ class Quantize(Section):
     group_size: Count
 
 
+class Swapper(Section):
+    """How blocks come into memory and leave it (paper section 3.5)."""
+
+    budget_gb: Positive | None
+    policy: Literal["plan", "belady", "lru", "lru_correlation", "mru", "random"]
+    window_layers: Count | None
+    preload: bool
+    preswap: bool
+
+
+class SwapStudy(Section):
+    """The measured ablation of the swapper: a model of random weights on a storage of a set pace."""
+
+    layers: Annotated[int, Field(ge=4)]
+    hidden_size: Annotated[int, Field(ge=64, multiple_of=64)]
+    storage_mb_per_s: Positive
+    budget_shares: list[Annotated[float, Field(gt=0, le=1)]] = Field(min_length=1)
+    passes: Annotated[int, Field(ge=2)]
+
+
 class Comparator(Section):
     """How compatibility of two blocks is measured (paper section 3.2)."""
 
@@ -378,6 +398,8 @@ class Params(Section):
     partition: Partition
     blocks: Blocks
     quantize: Quantize
+    swapper: Swapper
+    swap: SwapStudy
     comparator: Comparator
     assembling: Assemblings
     federated: Federated

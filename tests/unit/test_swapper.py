@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from assyllm import params
 from assyllm.artifacts import ArtifactError
 from assyllm.blocks.pool import Pool
 from assyllm.quantizer.pool import open_pool
 from assyllm.swapper.models import under_budget
-from assyllm.swapper.swapper import Swapper, swapped
+from assyllm.swapper.swapper import Swapper, lend
 from assyllm.swapper.walks import walk
 from tiny import zoo
 
@@ -66,14 +67,15 @@ def test_blocks_compute_the_same_bits_as_without_swapping(tiny_folder: Path, nam
 def test_a_pool_lends_swapped_blocks_and_takes_its_own_again(tiny_folder: Path) -> None:
     pool = open_pool(tiny_folder / "pool")
     whole = run(pool, [pool.block(block) for block in pool.ids])
-    with swapped(pool, least(tiny_folder / "pool")) as lent:
+    with Swapper(pool, least(tiny_folder / "pool"), ()) as swapper:
+        lent = swapper.lend()
         parts = run(lent, [lent.block(block) for block in lent.ids])
         assert next(lent.block(lent.ids[0]).parameters()).is_meta, "an evicted block keeps nothing"
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
     assert pool.swapped is None
-    with swapped(pool, None) as lent:
-        assert lent is pool
-        assert lent.swapped is None
+    settings = params.Swapper(budget_gb=None, policy="plan", window_layers=None, preload=True, preswap=True)
+    assert lend(pool, settings).swapped is None
+    assert lend(pool, settings.model_copy(update={"budget_gb": 1.0})).swapped is not None
 
 
 def test_batches_share_one_read_of_a_layer(tiny_folder: Path) -> None:

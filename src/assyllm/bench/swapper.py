@@ -132,6 +132,8 @@ class Timer:
         names = list(contenders)
         with torch.no_grad():
             s = {name: contenders[name]() for name in names[turn % len(names) :] + names[: turn % len(names)]}
+        if os.environ.get("SWPDEBUG"):
+            print(s, self.ids.shape, self.bytes, flush=True)
         limit = max(s["compute"], s["read"])
         return {
             "over_limit_balanced": s["ours"] / limit,

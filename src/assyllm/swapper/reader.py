@@ -203,11 +203,12 @@ class Reader:
         done = 0
         while done < wanted:
             part = into[done : min(whole, done + CHUNK)]
-            self._pace(len(part))
+            began = time.perf_counter()
             try:
                 got = os.preadv(descriptor, [part], extent.start + done)
             except OSError as error:
                 raise ArtifactError(f"{extent.file}: {error.strerror}") from None
+            self._pace(began, got)
             if got <= 0:
                 break
             done += got
@@ -217,12 +218,11 @@ class Reader:
         if done < wanted or _state(descriptor) != state:
             raise ArtifactError(f"{extent.file}: changed while in use; put it back and open the pool again")
 
-    def _pace(self, size: int) -> None:
-        if self.bytes_per_s is None:
-            return
-        now = time.perf_counter()
-        self._free_at = max(now, self._free_at) + size / self.bytes_per_s
-        time.sleep(max(0.0, self._free_at - now))
+    def _pace(self, began: float, size: int) -> None:
+        """Sleep until the simulated storage would have served a read that began then."""
+        if self.bytes_per_s is not None:
+            self._free_at = max(began, self._free_at) + size / self.bytes_per_s
+            time.sleep(max(0.0, self._free_at - time.perf_counter()))
 
     def close(self) -> None:
         """Close the files."""

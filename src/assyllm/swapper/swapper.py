@@ -10,12 +10,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
+from assyllm import params
 from assyllm.artifacts import MANIFEST, ArtifactError, read_json, sha256_file
 from assyllm.blocks.block import Block
 from assyllm.blocks.pool import Pool
@@ -135,6 +135,15 @@ class Swapper:
         self.pool.info(block)
         return self._blocks[block]
 
+    def lend(self) -> Pool:
+        """The pool, which gives swapped blocks from now until :meth:`close`; the plan grows as they are asked for."""
+        self.pool.swapped = self._lent
+        return self.pool
+
+    def _lent(self, block: str) -> Block:
+        self.extend([block])
+        return self._blocks[block]
+
     def __iter__(self) -> Iterator[Block]:
         """The blocks of the plan, in order."""
         for block in self.plan:
@@ -166,6 +175,7 @@ class Swapper:
 
     def close(self) -> None:
         """Stop reading and give the memory back."""
+        self.pool.swapped = None
         self.engine.close()
 
     def __enter__(self) -> Self:
@@ -184,20 +194,12 @@ def _hashes(folder: Path) -> dict[Path, str]:
     return found
 
 
-@contextmanager
-def swapped(pool: Pool, budget_bytes: int | None, **options: Any) -> Iterator[Pool]:
-    """The same pool, whose blocks come and go within a budget while the body runs; None keeps them resident.
-
-    Args:
-        options: of :class:`Swapper`. The plan is empty unless given: the search's order is followed as it unfolds.
-    """
-    if budget_bytes is None:
-        yield pool
-        return
-    options = dict[str, Any](plan=(), record=False) | options
-    with Swapper(pool, budget_bytes, **options) as swapper:
-        pool.swapped = swapper.block
-        try:
-            yield pool
-        finally:
-            pool.swapped = None
+def lend(pool: Pool, settings: params.Swapper) -> Pool:
+    """The pool as ``settings`` want it: resident, or its blocks swapped until the process ends."""
+    if settings.budget_gb is None:
+        return pool
+    swapper = Swapper(
+        pool, round(settings.budget_gb * 1e9), (), policy=settings.policy, window=settings.window_layers,
+        preload=settings.preload, preswap=settings.preswap, record=False,
+    )  # fmt: skip
+    return swapper.lend()
