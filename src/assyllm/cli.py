@@ -216,6 +216,21 @@ def tune(
 
 
 @app.command()
+def swap(
+    params: ParamsJson,
+    code: CodeSha,
+    pool: Folder,
+    walked: Annotated[Path, typer.Option(help="Run folder whose walk is counted.")],
+    scores: Annotated[list[Path], typer.Option(help="Folders of scores, one a shard.")],
+    out: Annotated[Path, typer.Option(help="Folder for swap_timeline.csv and swap_ablation.csv.")],
+) -> None:
+    """Time the swapper's pipelines, count its policies' reads on the search's own walk."""
+    from assyllm.stages import swap as stage
+
+    stage.run(params, code, pool, walked, scores, out)
+
+
+@app.command()
 def collect(
     params: ParamsJson,
     code: CodeSha,

@@ -21,6 +21,8 @@ Source = Literal["measured", "modelled", "paper"]
 SOURCES = ("measured", "modelled", "paper")
 # what `collect` writes beside timings.csv and summary.json
 TABLES = ("metrics", "runs", "accuracy", "differences", "models", "cost", "claims", "paper")
+# tables of one figure each, same name, written by the rule that measures
+FIGURE_TABLES = ("swap_timeline", "swap_ablation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

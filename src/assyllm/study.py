@@ -21,7 +21,7 @@ from assyllm.artifacts import sha256_text, write_text
 
 RULES = (
     "download", "tasks", "split", "quantize", "partition", "cost",
-    "score", "baseline", "federate", "tune", "collect", "figure",
+    "score", "baseline", "federate", "swap", "tune", "collect", "figure",
 )  # fmt: skip
 # a rule's upstream rules: their parameters decide its variant too
 READS = {
@@ -128,6 +128,17 @@ class Plan:
                 for zoo in study.zoo_seeds:
                     for seed in study.seeds:
                         yield RunKey(setting, method, zoo, seed)
+
+    def walked(self, size: str) -> RunKey:
+        """The run whose search the swapper's ablation follows: the first that assembles, on the base setting.
+
+        Raises:
+            ParamsError: the study has none.
+        """
+        for run in self.runs(size):
+            if run.method in P.ASSEMBLING and run.setting == "base":
+                return run
+        raise P.ParamsError(f"study.{size}.runs.base: no method that assembles, but figures of the swapper")
 
     def figures(self) -> list[str]:
         """Names of the figures to draw."""

@@ -6,7 +6,7 @@ from snakemake.settings.types import ExecMode
 
 from assyllm.artifacts import ArtifactError
 from assyllm.params import ASSEMBLING, BASELINES, TUNED
-from assyllm.results import TABLES
+from assyllm.results import FIGURE_TABLES, TABLES
 from assyllm.study import Plan, code_sha, hold, job_environment, kept
 
 try:
@@ -119,3 +119,16 @@ def member_folders(variant_of):
         ]
 
     return folders
+
+
+def walked(wildcards):
+    """The run whose search the swapper's ablation follows, its pool and its scores."""
+    run = PLAN.walked("full" if wildcards.full else "default")
+    shards = range(PLAN.params.federated.shards)
+    return {
+        "pool": f"data/quantized/base/zoo{run.zoo}",
+        "walked": run.folder,
+        "scores": [
+            f"data/scores/base/zoo{run.zoo}_seed{run.seed}/shard{i}" for i in shards
+        ],
+    }

@@ -1,4 +1,5 @@
-# The runs: tasks -> partition -> cost, score -> federate, baseline -> collect; and tune, for the tuning grids.
+# The runs: tasks -> partition -> cost, score -> federate, baseline -> collect; swap, measured on one run's walk; and
+# tune, for the tuning grids.
 
 
 rule results:
@@ -141,6 +142,32 @@ rule baseline:
         " --zoo-seed {wildcards.zoo} --tasks {input.tasks} --partition {input.partition}"
         " --cost {input.cost} --seed {wildcards.seed} --checkpoint {params.checkpoint}"
         " --out {output} &> {log}"
+
+
+rule swap:
+    input:
+        unpack(walked),
+    output:
+        "data/results{full}/swap_timeline.csv",
+        "data/results{full}/swap_ablation.csv",
+    log:
+        "logs/swap{full}/swap.log",
+    benchmark:
+        "logs/swap{full}/swap.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=2000,
+    params:
+        sections=sections("swap"),
+        code=code_sha("swap"),
+        scores=lambda w, input: " ".join(
+            f"--scores {folder}" for folder in input.scores
+        ),
+        out=lambda w, output: str(Path(output[0]).parent),
+    shell:
+        "assyllm swap --params {params.sections:q} --code {params.code} --pool {input.pool}"
+        " --walked {input.walked} {params.scores} --out {params.out} &> {log}"
 
 
 rule tune:

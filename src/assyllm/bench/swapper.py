@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from assyllm.artifacts import ArtifactError
 from assyllm.bench.record import Record
 from assyllm.results import read_table
+from assyllm.swapper.ablation import optimum_bytes
 from assyllm.swapper.memory import HostMemory
 from assyllm.swapper.models import under_budget
 from assyllm.swapper.plan import count, needed_bytes
@@ -132,8 +133,6 @@ class Timer:
         names = list(contenders)
         with torch.no_grad():
             s = {name: contenders[name]() for name in names[turn % len(names) :] + names[: turn % len(names)]}
-        if os.environ.get("SWPDEBUG"):
-            print(s, self.ids.shape, self.bytes, flush=True)
         limit = max(s["compute"], s["read"])
         return {
             "over_limit_balanced": s["ours"] / limit,
@@ -164,32 +163,6 @@ def read_ratios() -> dict[str, float]:
         "reads_over_optimum_window": read[window] / least,
         "reads_200_over_20_clients": by_clients[200] / by_clients[20],
     }
-
-
-def optimum_bytes(plan: Sequence[str], sizes: Mapping[str, int], budget: int) -> int:
-    """A lower bound of the bytes that any schedule reads, met by the optimum where sizes are equal.
-
-    Belady's rule byte by byte: what is needed farthest away is given up, in parts too. The unit in use and the one
-    before it, which computes while this one is read, stay whole.
-    """
-    uses: dict[str, list[int]] = {}
-    for i in range(len(plan) - 1, -1, -1):
-        uses.setdefault(plan[i], []).append(i)  # descending, so that the next use is popped off the end
-    kept: dict[str, int] = {}  # bytes of units that are neither in use nor the one before
-    read, before = 0, ""
-    for unit in plan:
-        uses[unit].pop()
-        if unit == before:
-            continue
-        read += sizes[unit] - kept.pop(unit, 0)
-        excess = sum(kept.values()) + sizes[unit] + sizes.get(before, 0) - budget
-        for far in sorted(kept, key=lambda u: uses[u][-1], reverse=True):
-            gone = min(max(0, excess), kept[far])
-            kept[far], excess = kept[far] - gone, excess - gone
-        if before and uses[before]:
-            kept[before] = sizes[before]
-        before = unit
-    return read
 
 
 def _settle(folder: Path) -> None:

@@ -51,6 +51,7 @@ def select(run: Context, state: State) -> State:
         state.probed[key] = state.probed[key] + sums if key in state.probed else sums
     up = sum(part.bytes for _, sums in replies for part in sums.values()) / max(1, len(replies))
     run.log(state, clients, up_sums=up, down=task.bytes)
+    state.rows[-1]["walk"] = [[list(chain), list(blocks)] for chain, blocks in task.candidates.items()]
     state.tried += 1
     if state.tried < run.settings.selection.rounds_per_block:
         return state

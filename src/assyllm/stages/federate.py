@@ -7,11 +7,11 @@ from pathlib import Path
 from assyllm.params import params_sha, parse_sections
 
 SECTIONS = (
-    "tasks", "partition", "comparator", "assembling", "federated", "fleet", "zoo", "quantize",
+    "tasks", "partition", "comparator", "assembling", "federated", "fleet", "zoo", "quantize", "swapper",
 )  # fmt: skip
 CODE = (
-    "params.py", "artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer", "comparator",
-    "adapter", "assembly", "federated", "checkpoint.py",
+    "params.py", "artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer", "swapper",
+    "comparator", "adapter", "assembly", "federated", "checkpoint.py",
 )  # fmt: skip
 
 
@@ -52,9 +52,10 @@ def run(
     from assyllm.federated.walk import COLUMNS, walk_rows
     from assyllm.quantizer.pool import open_pool
     from assyllm.results import write_table
+    from assyllm.swapper.swapper import lend
 
     torch.set_num_threads(1)
-    opened = open_pool(Path(pool))
+    opened = lend(open_pool(Path(pool)), p.swapper)
     if method == "untrained_blocks":
         opened = UntrainedPool(Path(pool), zoo_seed)
     for folder in (tasks, *scores):
