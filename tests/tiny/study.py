@@ -48,10 +48,13 @@ def write_params(folder: Path, raw: dict) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
 
 
+TIMED = ("timings", "swap_timeline", "swap_ablation")
+
+
 def products(folder: Path) -> dict[str, bytes]:
-    """Every table and figure but wall times."""
+    """Every table and figure but wall times (the swapper's are times too)."""
     files = [*(folder / "data" / "results").glob("*"), *(folder / "figures").glob("*")]
-    return {str(f.relative_to(folder)): f.read_bytes() for f in files if f.is_file() and f.stem != "timings"}
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files if f.is_file() and f.stem not in TIMED}
 
 
 def dvc_repository(folder: Path) -> None:

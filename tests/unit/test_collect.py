@@ -12,6 +12,8 @@ from assyllm import params as P
 from assyllm.artifacts import ArtifactError
 from assyllm.claims import verdict
 from assyllm.collect import collect, condensed, paper_values
+from assyllm.figures import swap_ablation, swap_timeline
+from assyllm.figures.tables import Tables
 from assyllm.results import Metric, Prediction, Run, read_table, write_rows, write_table
 from assyllm.stages import cost, figure
 
@@ -68,7 +70,39 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tables.append(folder / f"{method}.csv")
         cost.run(P.sections_json(PARAMS, cost.SECTIONS), "0", method, tables[-1])
     collect("default", runs, tables, PARAMS.evaluate, folder / "results")
+    write_swap_tables(folder / "results")
     return folder / "results"
+
+
+def write_swap_tables(out: Path) -> None:
+    """Made-up tables of the swapper: three layers, each pipeline a second faster than the one before."""
+    events, times, reads = [], [], []
+    for slow, pipeline in zip((4, 3, 2, 1), swap_timeline.PIPELINES, strict=True):
+        for i, unit in enumerate(("0", "1", "after")):
+            for kind, start in (("load", 0.0), ("wait", 0.0), ("compute", 0.5)):
+                common = {"pipeline": pipeline, "kind": kind, "unit": unit, "bytes": 10, "resident_bytes": 20}
+                times_of = {"start": slow * (i + start), "end": slow * (i + start + 0.5)}
+                events.append(common | times_of | {"source": "measured"})
+        for passes in (1, 2):
+            row = {"what": "time", "pipeline": pipeline, "policy": "lru", "passes": passes, "swaps": 3 * passes}
+            row |= {"seconds": 3.0 * slow * passes, "compute_seconds": 1.0, "read_seconds": 1.5, "source": "measured"}
+            times.append(row)
+    for policy in swap_ablation.POLICIES:
+        row = {"what": "reads", "order": "candidate", "budget_share": 0.5, "policy": policy, "bytes": 12}
+        reads.append(row | {"least_bytes": 10, "source": "modelled"})
+    columns = list(dict.fromkeys([*times[0], *reads[0]]))
+    write_table(out / "swap_timeline.csv", events)
+    write_table(out / "swap_ablation.csv", [dict.fromkeys(columns, "") | row for row in (*times, *reads)], columns)
+
+
+def test_the_swap_figures_say_what_was_saved(results: Path) -> None:
+    df = swap_ablation.data(Tables(results))
+    assert swap_ablation.saved(df) == (pytest.approx(25), pytest.approx(100 / 3))
+    assert set(df[df["what"] == "reads"]["value"]) == {1.2}
+    assert df[df["what"] == "time"]["limit"].unique().tolist() == [1.5]
+    shown = swap_timeline.data(Tables(results))
+    assert shown["start"].max() < 12
+    assert set(shown["pipeline"]) == set(swap_timeline.PIPELINES)
 
 
 def test_accuracy_has_its_interval_and_counts(results: Path) -> None:

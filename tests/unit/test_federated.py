@@ -24,6 +24,7 @@ from assyllm.federated.task import open_task
 from assyllm.quantizer.pool import open_pool
 from assyllm.results import Metric, Prediction, Run, check_columns, read_table
 from assyllm.stages import cost, federate, score
+from assyllm.swapper.walks import read_walk
 from conftest import tiny_params
 
 CHAIN, NAME = ("a:0-1",), "a:0-1"
@@ -266,6 +267,27 @@ def test_the_stage_writes_whole_tables_and_a_model_twice_alike(scored, tmp_path,
 
     questions = read_questions(scored / "tasks" / "piqa" / "test.jsonl")
     assert model.predict(questions) == [int(row["chosen"]) for row in answered]
+    walked = read_walk(one / "walk.csv")
+    assert [each.round for each in walked] == list(range(1, len(walked) + 1))
+    ended = {"+".join(chain) for chain, _ in walked[-1].chains}
+    assert ended == {row["model"] for row in models}, "the head's rounds pass through every assembled model"
+
+
+@pytest.mark.parametrize("method", ["assyllm_paper", "assyllm"])
+def test_a_budget_for_the_pool_changes_no_bit_of_a_run(scored, tmp_path, method) -> None:
+    made = []
+    for budget in (None, 0.000150):
+        p = tiny_params(method, tasks={"names": ["piqa"]}, selection={"max_blocks": 3}, swapper={"budget_gb": budget})
+        text = P.sections_json(p, score.SECTIONS)
+        where = (scored / "pool8", scored / "tasks", scored / "partition")
+        score.run(text, "code", *where, 0, 0, tmp_path / f"scores{budget}")
+        text = P.sections_json(p, federate.SECTIONS)
+        out = tmp_path / f"run{budget}"
+        federate.run(text, "code", method, "base", "", *where, [tmp_path / f"scores{budget}"], scored / "cost.csv",
+                     0, 0, None, out)  # fmt: skip
+        files = [tmp_path / f"scores{budget}" / "piqa.safetensors", out / "metrics.csv", out / "predictions.csv"]
+        made.append([file.read_bytes() for file in [*files, *sorted((out / "models").rglob("*.safetensors"))]])
+    assert made[0] == made[1]
 
 
 def test_message_sizes_count_what_is_sent() -> None:

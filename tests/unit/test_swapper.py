@@ -12,12 +12,16 @@ import pytest
 import torch
 
 from assyllm import params
-from assyllm.artifacts import ArtifactError
+from assyllm.artifacts import ArtifactError, output_folder
 from assyllm.blocks.pool import Pool
 from assyllm.quantizer.pool import open_pool
+from assyllm.results import read_table, write_table
+from assyllm.swapper.ablation import PIPELINES
 from assyllm.swapper.models import under_budget
+from assyllm.swapper.plan import POLICIES
 from assyllm.swapper.swapper import Swapper, lend
 from assyllm.swapper.walks import walk
+from conftest import tiny_params
 from tiny import zoo
 
 
@@ -221,3 +225,30 @@ def test_the_walk_of_a_round() -> None:
     assert walk(chains, "candidate") == ["a", "b", "x", "y", "c", "x"]
     assert walk(chains, "candidate", clients=2) == walk(chains, "candidate") * 2
     assert walk(chains, "block", clients=200) == ["a", "b", "c", "x", "y"]
+
+
+def test_the_stage_times_pipelines_and_counts_reads(tiny_folder: Path, tmp_path: Path) -> None:
+    from assyllm.stages import score, swap
+
+    p = tiny_params(swap={"layers": 4, "hidden_size": 64, "storage_mb_per_s": 20.0, "passes": 2})
+    text = params.sections_json(p, score.SECTIONS)
+    score.run(text, "c", tiny_folder / "pool", tiny_folder / "tasks", tiny_folder / "partition", 0, 0, tmp_path / "s")
+    pool = open_pool(tiny_folder / "pool")
+    with output_folder(tmp_path / "run") as run_folder:
+        chain = " ".join(info.id for info in pool.of_model("llama"))
+        rows = [
+            {"task": "piqa", "round": i, "phase": "select", "clients": 5, "chain": chain, "candidates": "opt:1-2"}
+            for i in (1, 2)
+        ]
+        write_table(run_folder / "walk.csv", rows)
+    swap.run(params.sections_json(p, swap.SECTIONS), "c", tiny_folder / "pool", tmp_path / "run", [tmp_path / "s"],
+             tmp_path / "out")  # fmt: skip
+    table = read_table(tmp_path / "out" / "swap_ablation.csv")
+    times = [row for row in table if row["what"] == "time"]
+    assert {row["pipeline"] for row in times} == set(PIPELINES)
+    assert all(int(row["peak_bytes"]) <= int(row["budget_bytes"]) for row in times)
+    reads = [row for row in table if row["what"] == "reads"]
+    assert all(int(row["bytes"]) >= int(row["least_bytes"]) for row in reads)
+    assert {row["policy"] for row in reads} == {*POLICIES, "plan_window"}
+    events = read_table(tmp_path / "out" / "swap_timeline.csv")
+    assert {row["kind"] for row in events} == {"load", "wait", "compute", "evict"}

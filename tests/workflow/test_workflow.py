@@ -86,7 +86,7 @@ def test_changes_rerun_what_depends_on_them(study: Path, tmp_path: Path) -> None
     raw = tiny_params()
     raw["partition"]["alpha"] = 0.5
     write_params(folder, raw)
-    assert planned(folder) == {"partition", "score", "federate", "baseline", "collect", "figure"}
+    assert planned(folder) == {"partition", "score", "federate", "baseline", "swap", "collect", "figure"}
     write_params(folder, tiny_params())
     assert planned(folder) == set()
 
