@@ -276,7 +276,7 @@ def test_the_stage_writes_whole_tables_and_a_model_twice_alike(scored, tmp_path,
 @pytest.mark.parametrize("method", ["assyllm_paper", "assyllm"])
 def test_a_budget_for_the_pool_changes_no_bit_of_a_run(scored, tmp_path, method) -> None:
     made = []
-    for budget in (None, 0.000150):
+    for budget in (None, 0.000180):
         p = tiny_params(method, tasks={"names": ["piqa"]}, selection={"max_blocks": 3}, swapper={"budget_gb": budget})
         text = P.sections_json(p, score.SECTIONS)
         where = (scored / "pool8", scored / "tasks", scored / "partition")

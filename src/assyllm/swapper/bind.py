@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 Ask = Callable[[str], dict[str, Tensor]]
@@ -62,6 +63,14 @@ class Binding:
         for slots in self._parts[unit].slots.values():
             for module, attribute in slots:
                 _set(module, attribute, self._empty[id(module), attribute])
+
+
+def place_buffers(model: nn.Module, device: torch.device) -> None:
+    """Move what no file holds (rotary frequencies, position numbers) to where the model computes."""
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and not buffer.is_meta:
+                module._buffers[name] = buffer.to(device)
 
 
 def _get(module: nn.Module, name: str) -> Tensor:

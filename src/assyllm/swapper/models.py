@@ -19,7 +19,7 @@ from torch import nn
 
 from assyllm.artifacts import MANIFEST, ArtifactError, read_json
 from assyllm.blocks.families import FAMILIES, find
-from assyllm.swapper.bind import Binding, Part
+from assyllm.swapper.bind import Binding, Part, place_buffers
 from assyllm.swapper.engine import Engine
 from assyllm.swapper.memory import CudaMemory, HostMemory, Unit
 from assyllm.swapper.reader import Entry, Reader, read_header
@@ -75,11 +75,7 @@ def under_budget(
         reader.close()
         raise
     binding.hook(engine.use)
-    if on.type != "cpu":
-        for module in model.modules():  # what the config gives: rotary frequencies and the like
-            for name, buffer in module._buffers.items():
-                if buffer is not None and not buffer.is_meta:
-                    module._buffers[name] = buffer.to(on)
+    place_buffers(model, on)
     model.swapper = engine
     try:
         yield model

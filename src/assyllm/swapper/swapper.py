@@ -20,7 +20,7 @@ from assyllm.artifacts import MANIFEST, ArtifactError, read_json, sha256_file
 from assyllm.blocks.block import Block
 from assyllm.blocks.pool import Pool
 from assyllm.quantizer.pool import prepare
-from assyllm.swapper.bind import Binding, Part
+from assyllm.swapper.bind import Binding, Part, place_buffers
 from assyllm.swapper.engine import Engine, Event
 from assyllm.swapper.memory import CudaMemory, HostMemory, Unit
 from assyllm.swapper.reader import Reader, peek, read_header
@@ -91,10 +91,8 @@ class Swapper:
             raise
         self._reader = reader
         binding.hook(self.engine.use)
-        if on.type != "cpu":
-            for block in self._blocks.values():
-                if block.rotary is not None:
-                    block.rotary.to(on)
+        for made in self._blocks.values():
+            place_buffers(made, on)
 
     def _units(self, block_id: str, cast: bool) -> list[Unit]:
         """A block's units: its embedding, then its layers, the final norm with the last one."""
