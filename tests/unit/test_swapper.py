@@ -76,10 +76,10 @@ def test_a_pool_lends_swapped_blocks_and_takes_its_own_again(tiny_folder: Path) 
         parts = run(lent, [lent.block(block) for block in lent.ids])
         assert next(lent.block(lent.ids[0]).parameters()).is_meta, "an evicted block keeps nothing"
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
-    assert pool.swapped is None
+    assert pool.lender is None
     settings = params.Swapper(budget_gb=None, policy="plan", window_layers=None, preload=True, preswap=True)
-    assert lend(pool, settings).swapped is None
-    assert lend(pool, settings.model_copy(update={"budget_gb": 1.0})).swapped is not None
+    assert lend(pool, settings).lender is None
+    assert lend(pool, settings.model_copy(update={"budget_gb": 1.0})).lender is not None
 
 
 def test_batches_share_one_read_of_a_layer(tiny_folder: Path) -> None:

@@ -13,10 +13,10 @@ All weights that a block computes with are in its file; ``bytes`` are its tensor
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -149,6 +149,16 @@ def _save_head(path: Path, model: nn.Module, family: str) -> dict[str, str]:
     return tied
 
 
+class Lender(Protocol):
+    """Who brings a pool's blocks into memory instead of the pool."""
+
+    def lent(self, block: str) -> Block:
+        """The block, ready to compute."""
+
+    def expect(self, blocks: Sequence[str]) -> None:
+        """What will be asked for next."""
+
+
 class Pool:
     """A verified pool of blocks, loaded on demand and kept (all blocks are frozen and in eval mode)."""
 
@@ -163,7 +173,7 @@ class Pool:
         self._reads_as: dict[str, str] = {}
         self._infos: dict[str, BlockInfo] = {}
         self.models: dict[str, ModelInfo] = {}
-        self.swapped: Callable[[str], Block] | None = None  # gives the blocks instead, see assyllm.swapper
+        self.lender: Lender | None = None  # gives the blocks instead, see assyllm.swapper
         for name in self._raw["order"]:
             raw = self._raw["models"][name]
             fields = ("family", "stands_for", "licence", "revision", "width", "layers")
@@ -250,8 +260,8 @@ class Pool:
         Raises:
             ArtifactError: no such block, or packed weights in a pool opened without ``prepare``.
         """
-        if self.swapped is not None:
-            return self.swapped(block)
+        if self.lender is not None:
+            return self.lender.lent(block)
         if block not in self._blocks:
             tensors = self.tensors(block)
             self._blocks[block] = load_into(self.empty(block, tensors), tensors)
@@ -268,6 +278,11 @@ class Pool:
         """Bytes of a model's embedding on disk."""
         tensors = self.tensors(self.of_model(model)[0].id)
         return sum(tensor.nbytes for name, tensor in tensors.items() if name.startswith(PREFIX))
+
+    def expect(self, blocks: Sequence[str]) -> None:
+        """Say which blocks will be asked for next, in order: what swaps them can read ahead. Else nothing happens."""
+        if self.lender is not None:
+            self.lender.expect(blocks)
 
     def empty(self, block: str, tensors: dict[str, Tensor]) -> Block:
         """The block without weights (on the meta device), laid out for ``tensors`` as they are stored."""

@@ -26,6 +26,7 @@ from assyllm.federated.data import ClientView
 from assyllm.federated.messages import ProbeTask
 from assyllm.federated.secure_sum import secure_sum
 from assyllm.federated.state import State
+from assyllm.swapper.walks import walk
 
 Key = tuple[str, str]  # chain id, block
 
@@ -39,6 +40,7 @@ def start(state: State) -> State:
 def select(run: Context, state: State) -> State:
     """A round of probing the candidates of every open chain."""
     task = probe_task(run, state)
+    run.pool.expect(walk(list(task.candidates.items()), "candidate"))
     clients = run.sample(state.round)
     cohort = run.cohort(state, clients)
     replies = [] if task.random else [(client, probe_step(task, cohort.view(client))) for client in clients]

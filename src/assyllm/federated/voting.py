@@ -20,6 +20,7 @@ from assyllm.federated.context import Context
 from assyllm.federated.messages import ID, NUMBER, ScoreTask
 from assyllm.federated.server import Tally, decide, server_step
 from assyllm.federated.state import State
+from assyllm.swapper.walks import walk
 
 
 def native(run: Context, state: State) -> State:
@@ -40,6 +41,7 @@ def native(run: Context, state: State) -> State:
 def select(run: Context, state: State) -> State:
     """A round of voting on the candidates of every open chain."""
     task = score_task(run, state)
+    run.pool.expect(walk(list(task.candidates.items()), "candidate"))
     clients = run.sample(state.round)
     cohort = run.cohort(state, clients)
     replies = [client_step(task, cohort.view(client)) for client in clients]

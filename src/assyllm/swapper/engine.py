@@ -30,7 +30,7 @@ from assyllm.swapper.reader import Reader
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that took time or memory; seconds count from the engine's start."""
+    """Something that took time or memory; seconds count from the engine's start (on a GPU: when it was enqueued)."""
 
     kind: Literal["load", "wait", "compute", "evict"]
     unit: str

@@ -78,6 +78,7 @@ class Swapper:
         try:
             self._blocks: dict[str, Block] = {}
             self._parts: dict[str, list[Part]] = {}
+            self._expected: list[str] = []
             units = [unit for block in self.pool.ids for unit in self._units(block, cast=on.type == "cpu")]
             place: Any = HostMemory() if on.type == "cpu" else CudaMemory(on, units, reader, host)
             binding = Binding(part for parts in self._parts.values() for part in parts)
@@ -135,12 +136,21 @@ class Swapper:
 
     def lend(self) -> Pool:
         """The pool, which gives swapped blocks from now until :meth:`close`; the plan grows as they are asked for."""
-        self.pool.swapped = self._lent
+        self.pool.lender = self
         return self.pool
 
-    def _lent(self, block: str) -> Block:
-        self.extend([block])
-        return self._blocks[block]
+    def lent(self, block: str) -> Block:
+        """A block that the pool is asked for: planned from here on if it was not expected."""
+        if block in self._expected:
+            del self._expected[: self._expected.index(block) + 1]
+        else:
+            self.extend([block])
+        return self.block(block)
+
+    def expect(self, blocks: Sequence[str]) -> None:
+        """Plan what the pool will be asked for next."""
+        self._expected = list(blocks)
+        self.extend(blocks)
 
     def __iter__(self) -> Iterator[Block]:
         """The blocks of the plan, in order."""
@@ -173,7 +183,7 @@ class Swapper:
 
     def close(self) -> None:
         """Stop reading and give the memory back."""
-        self.pool.swapped = None
+        self.pool.lender = None
         self.engine.close()
 
     def __enter__(self) -> Self:
