@@ -6,6 +6,7 @@ rule results:
     input:
         [run.folder for run in PLAN.runs("default")],
         "data/results/metrics.csv",
+        expand("data/results/{table}.csv", table=FIGURE_TABLES),
 
 
 rule tuning:
