@@ -157,6 +157,7 @@ rule swap:
         "logs/swap{full}/swap.tsv"
     conda:
         "../../environment.yml"
+    threads: workflow.cores  # it takes one, but what runs beside it would show in its times
     resources:
         mem_mb=2000,
     params:
