@@ -25,7 +25,7 @@ from torch import Tensor
 from assyllm.artifacts import ArtifactError
 
 PAGE = 4096  # alignment that O_DIRECT asks of offset, length and memory
-CHUNK = 8 << 20  # bytes of one read: long enough for full speed, short enough to pace a throttled storage
+CHUNK = 32 << 20  # bytes of one read: few wake-ups of the reading thread, short enough to pace a throttled storage
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
