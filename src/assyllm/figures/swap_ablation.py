@@ -29,7 +29,7 @@ POLICIES = {
 
 
 def data(tables: Tables) -> pd.DataFrame:
-    """Times as measured; reads (candidate order): bytes over the least possible, mean over tasks; the paper's savings."""
+    """Times as measured; bytes read (candidate order) over the least possible, mean over tasks; the paper's savings."""
     df = tables.swap_ablation
     time = df[df["what"] == "time"].assign(value=lambda d: d["seconds"].astype(float))
     time = time.assign(limit=time[["compute_seconds", "read_seconds"]].astype(float).max(axis=1))
@@ -81,7 +81,8 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     paper = df[df["what"] == "paper"].set_index("pipeline")["value"].astype(float)
     text = (
         f"Left: wall times of one run; pre-loading saves {preload:.0f} % and pre-swapping {preswap:.0f} % of the rest "
-        f"(the paper: {paper[PAPER[0]]:g} % and {paper[PAPER[1]]:g} %; overlap alone saves at most 50 % in all). Right: the search's own walk, "
+        f"(the paper: {paper[PAPER[0]]:g} % and {paper[PAPER[1]]:g} %; overlap alone saves at most 50 % in all). "
+        "Right: the search's own walk, "
         "client by client, bytes at the models' true shapes, mean over tasks; the least is a lower bound."
     )
     style.caption(figure, df, text, scale="random weights on a throttled storage (left), true shapes (right)")
