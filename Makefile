@@ -46,5 +46,5 @@ pull: install
 	snakemake --cores 1 --touch
 
 clean:
-	rm -rf data/zoo data/pool data/quantized data/tasks data/partition data/scores data/runs data/cost \
+	rm -rf data/zoo data/pool data/sensitivity data/quantized data/precision data/tasks data/partition data/scores data/runs data/cost \
 	  data/checkpoints logs .snakemake

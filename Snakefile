@@ -1,6 +1,6 @@
 # assyllm: the study as a table of contents. `snakemake --cores all` runs it, params.yaml steers it.
 #
-#   workflow/rules/pool.smk      download -> split -> quantize: pre-trained models become a pool of blocks
+#   workflow/rules/pool.smk      download -> split -> sensitivity -> quantize: models become a pool of blocks
 #   workflow/rules/runs.smk      tasks -> partition -> cost, score -> federate, baseline -> collect: the runs
 #   workflow/rules/figures.smk   figure: the result tables become figures
 #

@@ -37,6 +37,28 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=0, help="SIGKILLs of a tiny study, by Snakemake and by DVC")
+    parser.addoption("--regenerate", action="store_true", help="write tests/golden anew instead of comparing")
+
+
+@pytest.fixture(scope="session")
+def kills(request: pytest.FixtureRequest) -> int:
+    """How often the tiny study is killed; 0 if not asked for."""
+    return request.config.getoption("--kills")
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the tiny study was run, by Snakemake on two cores."""
+    from tiny import study as tiny
+
+    folder = tmp_path_factory.mktemp("study")
+    tiny.write_params(folder, tiny.tiny_params())
+    tiny.snakemake(folder, "--cores", "2")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
     """A folder with zoo/, tasks/, partition/, pool/ (float32) and pool8/ (INT8)."""
@@ -50,7 +72,8 @@ def tiny_folder(tmp_path_factory) -> Path:
     zoo.write_tasks(folder / "tasks")
     zoo.write_partition(folder / "partition")
     split.run(sections_json(tiny_params(), split.SECTIONS), "code", folder / "zoo", folder / "pool")
-    quantize_pool(folder / "pool", folder / "pool8", 8, 32)
+    int8 = tiny_params(quantize={"scheme": "uniform", "bits": 8, "rounding": "nearest"}).quantize
+    quantize_pool(folder / "pool", folder / "pool8", int8)
     return folder
 
 

@@ -6,12 +6,15 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from assyllm import __version__
 from assyllm.artifacts import ArtifactError
+
+if TYPE_CHECKING:
+    from assyllm.bench.record import Record
 
 app = typer.Typer(
     name="assyllm",
@@ -26,7 +29,20 @@ app.add_typer(params_app, name="params")
 bench_app = typer.Typer(help="Measure a component against its alternatives on this machine.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 
-ParamsJson = Annotated[str, typer.Option("--params", help="JSON of the sections that this rule declares.")]
+
+def _sections(text: str) -> str:
+    """The JSON itself, or the content of ``@file``."""
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ArtifactError(f"--params {text}: {error.strerror}") from None
+
+
+ParamsJson = Annotated[
+    str, typer.Option("--params", callback=_sections, help="JSON of the sections that this rule declares, or @FILE.")
+]
 CodeSha = Annotated[str, typer.Option("--code", help="Content hash of the code that runs.")]
 Out = Annotated[Path, typer.Option(help="Where the result is written, whole or not at all.")]
 Seed = Annotated[int, typer.Option(help="Seed of the run.")]
@@ -59,6 +75,18 @@ def params_schema(out: Annotated[Path | None, typer.Option(help="File to write."
 
     text = json.dumps(schema(), indent=2, sort_keys=True) + "\n"
     typer.echo(text, nl=False) if out is None else write_text(out, text)
+
+
+@bench_app.command("quantizer")
+def bench_quantizer(json_file: BenchJson = None, rounds: BenchRounds = None) -> None:
+    """Packed linear layers against nf4 and dense 16-bit ones on the CPU."""
+    from assyllm.bench import quantizer
+
+    record = quantizer.run(rounds or quantizer.ROUNDS)
+    for key, ratio in record.ratios.items():
+        typer.echo(f"{key}: {ratio.median:.2f} ({ratio.min:.2f} to {ratio.max:.2f})")
+    if json_file is not None:
+        record.write(json_file)
 
 
 @app.command()
@@ -94,11 +122,25 @@ def split(params: ParamsJson, code: CodeSha, zoo: Folder, out: Out) -> None:
 
 
 @app.command()
-def quantize(params: ParamsJson, code: CodeSha, pool: Folder, out: Out) -> None:
+def sensitivity(params: ParamsJson, code: CodeSha, pool: Folder, tasks: Folder, out: Out) -> None:
+    """Measure what the pool's blocks feel of their weights."""
+    from assyllm.stages import sensitivity as stage
+
+    stage.run(params, code, pool, tasks, out)
+
+
+@app.command()
+def quantize(
+    params: ParamsJson,
+    code: CodeSha,
+    pool: Folder,
+    out: Out,
+    sensitivity: Annotated[Path | None, typer.Option(help="Scores and moments, where the scheme needs them.")] = None,
+) -> None:
     """Quantize the pool's blocks."""
     from assyllm.stages import quantize as stage
 
-    stage.run(params, code, pool, out)
+    stage.run(params, code, pool, sensitivity, out)
 
 
 @app.command()
@@ -161,6 +203,22 @@ def federate(
 
 
 @app.command()
+def precision(
+    params: ParamsJson,
+    code: CodeSha,
+    run: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Run whose models are taken.")],
+    pools: Annotated[list[str], typer.Option("--pool", help="SETTING=FOLDER of a pool, once for each.")],
+    tasks: Folder,
+    seed: Seed,
+    out: Out,
+) -> None:
+    """Evaluate a run's models on pools of other precisions, nothing fitted again."""
+    from assyllm.stages import precision as stage
+
+    stage.run(params, code, run, pools, tasks, seed, out)
+
+
+@app.command()
 def baseline(
     params: ParamsJson,
     code: CodeSha,
@@ -204,6 +262,21 @@ def tune(
 
 
 @app.command()
+def swap(
+    params: ParamsJson,
+    code: CodeSha,
+    pool: Folder,
+    walked: Annotated[Path, typer.Option(help="Run folder whose walk is counted.")],
+    scores: Annotated[list[Path], typer.Option(help="Folders of scores, one a shard.")],
+    out: Annotated[Path, typer.Option(help="Folder for swap_timeline.csv and swap_ablation.csv.")],
+) -> None:
+    """Time the swapper's pipelines, count its policies' reads on the search's own walk."""
+    from assyllm.stages import swap as stage
+
+    stage.run(params, code, pool, walked, scores, out)
+
+
+@app.command()
 def collect(
     params: ParamsJson,
     code: CodeSha,
@@ -211,11 +284,12 @@ def collect(
     runs: Annotated[list[Path], typer.Option("--run", help="Run folders.")],
     cost: Annotated[list[Path], typer.Option(help="Cost tables.")],
     out: Out,
+    precision: Annotated[list[Path] | None, typer.Option(help="Tables of the stage precision.")] = None,
 ) -> None:
     """Gather runs into the result tables and judge the claims."""
     from assyllm.stages import collect as stage
 
-    stage.run(params, code, size, runs, cost, out)
+    stage.run(params, code, size, runs, cost, precision or [], out)
 
 
 @app.command()
@@ -230,6 +304,102 @@ def figure(
     from assyllm.stages import figure as stage
 
     stage.run(params, code, name, results, out)
+
+
+@app.command()
+def compare(
+    model_a: Annotated[str, typer.Argument(help="Folder or hub id (id@revision) of a transformers model.")],
+    model_b: Annotated[str, typer.Argument(help="The other model.")],
+    texts: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Plain text, one text a line.")],
+    out: Annotated[Path | None, typer.Option(help="Heatmap to draw (.png, .pdf or .svg).")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="File for all scores.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longer texts lose their end.")] = 256,
+    cka_weight: Annotated[float, typer.Option(min=0, max=1, help="w in w CKA + (1 - w) COR.")] = 0.5,
+    cka_batch: Annotated[int, typer.Option(min=4, help="Texts of a minibatch of CKA.")] = 1024,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Multiply states in bfloat16.")] = False,
+) -> None:
+    """Score every layer of a model against every layer of another: CKA, COR, compatibility."""
+    from assyllm.comparator import compare as comparing
+
+    lines = texts.read_text(encoding="utf-8").splitlines()
+    table = comparing(
+        model_a, model_b, lines, max_tokens=max_tokens, cka_weight=cka_weight, cka_batch=cka_batch, bf16=bf16
+    )
+    typer.echo(str(table))
+    if out is not None:
+        typer.echo(f"wrote {table.heatmap(out)}")
+    if json_out is not None:
+        typer.echo(f"wrote {table.write(json_out)}")
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder of a saved model.")],
+    questions: Annotated[Path, typer.Option(help="JSON lines: question, choices; context, id, answer if any.")],
+    out: Annotated[Path | None, typer.Option(help="File for the answers (default: print them).")] = None,
+) -> None:
+    """Answer questions with an assembled model; where answers are given, say how many are right."""
+    from assyllm.artifacts import write_text
+    from assyllm.assembly.assembled import AssembledModel
+    from assyllm.assembly.predict import predict as answer
+    from assyllm.assembly.predict import read_asked
+
+    asked = read_asked(questions)
+    found = answer(AssembledModel.from_pretrained(model), [question for question, _ in asked])
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+    typer.echo(text, nl=False) if out is None else write_text(out, text)
+    known = [row["chosen"] == q.answer for row, (q, answered) in zip(found, asked, strict=True) if answered]
+    if known:
+        typer.echo(f"{sum(known)} of {len(known)} right ({sum(known) / len(known):.4f})", err=True)
+
+
+@app.command()
+def assemble(
+    recipe: Annotated[Path, typer.Argument(help="recipe.yaml of an assembled model.")],
+    pool: Folder,
+    out: Out,
+    adapters: Annotated[Path | None, typer.Option(help="Its adapters.safetensors (default: beside it).")] = None,
+) -> None:
+    """Build an assembled model again: its blocks from a pool, its adapters and head from the recipe's side."""
+    from assyllm.assembly.assembled import FITTED
+    from assyllm.assembly.assembled import assemble as rebuild
+    from assyllm.assembly.recipe import Recipe
+    from assyllm.quantizer.pool import open_pool
+
+    read = Recipe.read(recipe)
+    rebuild(read, open_pool(pool), adapters or recipe.parent / FITTED).save_pretrained(out)
+    typer.echo(f"wrote {out}: {len(read.slices)} blocks, licence {read.licence}")
+
+
+@bench_app.command("comparator")
+def bench_comparator(json_out: BenchJson = None, rounds: BenchRounds = None) -> None:
+    """CKA of all pairs at once against a loop over pairs; its error on known states and in bfloat16."""
+    from assyllm.bench import comparator
+
+    _report(comparator.run(rounds or 2), json_out)
+
+
+@bench_app.command("scoring")
+def bench_scoring(json_out: BenchJson = None, rounds: BenchRounds = None) -> None:
+    """Block passes that the prefix cache saves; what a client's step costs beside them."""
+    from assyllm.bench import scoring
+
+    _report(scoring.run(rounds or 3), json_out)
+
+
+@bench_app.command("swapper")
+def bench_swapper(json_file: BenchJson = None, rounds: BenchRounds = None) -> None:
+    """The Block Swapper against its limits, no overlap and accelerate; reads against the optimum."""
+    from assyllm.bench import swapper
+
+    _report(swapper.run(rounds), json_file)
+
+
+def _report(record: Record, json_file: Path | None) -> None:
+    for key, ratio in record.ratios.items():
+        typer.echo(f"{key:28} {ratio.median:8.3f}   ({ratio.min:.3f} to {ratio.max:.3f})")
+    if json_file is not None:
+        record.write(json_file)
 
 
 def _version(value: bool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ import numpy as np
 
 from assyllm.artifacts import ArtifactError, write_json
 from assyllm.evaluate import bootstrap_mean, paired_bootstrap
-from assyllm.params import Evaluate
+from assyllm.params import Blocks, Evaluate, Zoo
 from assyllm.results import Metric, Prediction, Run, check_columns, read_table, write_table
 
 # what figures draw as the methods' rows: the base setting; zero_shot's best member is picked on the dev split
 VERSUS = ("ft_practical", "ft_oracle")
+PER_ROUND = ("participants", "bytes_up", "bytes_down", "bytes_up_votes", "bytes_up_sums")  # see `condensed`
 Rows = list[dict[str, str]]
 
 
@@ -56,6 +57,27 @@ def check_complete(runs: Rows, metrics: Rows) -> None:
         for task in run["tasks"].split():
             if (run["run_id"], task) not in final:
                 raise ArtifactError(f"{run['run_id']}: no test accuracy for {task}")
+
+
+def condensed(metrics: Rows) -> Rows:
+    """One row, without a round, for traffic and participants that are the same in every round of a task.
+
+    A fine-tuning method sends the same bytes a hundred times; a row without a round holds for each of them.
+    """
+    series: dict[tuple, Rows] = defaultdict(list)
+    for m in metrics:
+        if m["metric"] in PER_ROUND and m["round"] != "":
+            series[m["run_id"], m["task"], m["metric"], m["setting"]].append(m)
+    constant = {key for key, rows in series.items() if len(rows) > 1 and len({m["value"] for m in rows}) == 1}
+    out, told = [], set()
+    for m in metrics:
+        key = (m["run_id"], m["task"], m["metric"], m["setting"])
+        if key not in constant or m["round"] == "":
+            out.append(m)
+        elif key not in told:
+            told.add(key)
+            out.append({**m, "round": ""})
+    return out
 
 
 def without_zoo(setting: str) -> str:
@@ -161,13 +183,18 @@ def summary(accuracy: list[dict]) -> dict[str, dict[str, float]]:
     return out
 
 
-def collect(size: str, runs: list[Path], cost_tables: list[Path], ev: Evaluate, out: Path) -> None:
+def collect(
+    size: str, runs: list[Path], cost_tables: list[Path], ev: Evaluate, out: Path, zoo: Zoo, blocks: Blocks,
+    precision: Sequence[Path] = (),
+) -> None:  # fmt: skip
     """Read every run and write all tables into ``out``.
 
     Raises:
         ArtifactError: a run is incomplete or malformed; nothing is written then.
     """
     from assyllm.claims import claims_table
+    from assyllm.cost.pool_sizes import model_table
+    from assyllm.precision import COLUMNS, quantizer_table
 
     run_rows = gather(runs, "run", Run)
     metrics = gather(runs, "metrics", Metric)
@@ -181,7 +208,7 @@ def collect(size: str, runs: list[Path], cost_tables: list[Path], ev: Evaluate, 
     timings = gather_optional(runs, "timings")
     out = Path(out)
     columns = [field for field in Metric.__dataclass_fields__]
-    write_table(out / "metrics.csv", [*metrics, *cost_metrics(cost, run_rows[0]["world"])], columns)
+    write_table(out / "metrics.csv", [*condensed(metrics), *cost_metrics(cost, run_rows[0]["world"])], columns)
     write_table(out / "runs.csv", run_rows)
     write_table(out / "accuracy.csv", accuracy)
     write_table(out / "differences.csv", differences, ["task", "method", "versus", "difference", "low", "high",
@@ -189,6 +216,9 @@ def collect(size: str, runs: list[Path], cost_tables: list[Path], ev: Evaluate, 
     write_table(out / "models.csv", models, list(models[0]) if models else ["world", "run_id", "source"])
     write_table(out / "cost.csv", cost)
     write_table(out / "paper.csv", paper_values())
+    world = run_rows[0]["world"]
+    write_table(out / "quantizer.csv", quantizer_table(zoo, blocks, precision, predictions, world, ev), COLUMNS)
+    write_table(out / "model_sizes.csv", model_table(zoo, blocks))
     write_table(out / "timings.csv", timings, ["run_id", "what", "value", "unit"])
     write_table(out / "claims.csv", claims_table(accuracy, differences, models, cost, paper_values(), size))
     write_json(out / "summary.json", summary(accuracy))

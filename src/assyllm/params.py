@@ -57,12 +57,20 @@ class Section(BaseModel):
 # ---------------------------------------------------------------------------------------------- the study
 
 
+class PrecisionStudy(Section):
+    """Accuracy against bytes without a re-fit: whose models, and the settings whose pools they are put on."""
+
+    fitted_on: str
+    settings: list[str] = Field(min_length=1)
+
+
 class Study(Section):
     """What is run: seeds, zoos and, for each named setting, the methods."""
 
     seeds: list[int] = Field(min_length=1)
     zoo_seeds: list[int] = Field(min_length=1)
     runs: dict[str, list[Method]] = Field(min_length=1)
+    precision: PrecisionStudy | None = None
 
 
 class Studies(Section):
@@ -198,11 +206,80 @@ class Blocks(Section):
     blocks_per_model: Annotated[int, Field(ge=2)] | None
 
 
-class Quantize(Section):
-    """Precision of the pool's weights."""
+Width = Literal[0, 2, 3, 4, 5, 6, 7, 8, 16]
+Score = Literal["sparsity", "noise", "masking", "output", "correlation", "replaced"]
 
-    bits: Literal[4, 8, 16]
+
+class Sensitivity(Section):
+    """What is learnt of the blocks' weights before quantizing, from the server's public text."""
+
+    scores: list[Score] = Field(min_length=1)
     group_size: Count
+    texts: Count
+    probes: Count
+    moments: bool
+
+
+class Quantize(Section):
+    """Precision of the pool's weights (paper section 3.4)."""
+
+    scheme: Literal["uniform", "mixed", "layerwise", "paper", "nf4", "llm_int8"]
+    bits: Literal[3, 4, 8, 16]
+    budget_bits: Positive
+    widths: list[Width] = Field(min_length=1)
+    score: Score
+    rounding: Literal["nearest", "compensated"]
+    group_size: Count
+    embedding_bits: Literal[4, 8, 16]
+    sparsity_quantile: Fraction
+    output_quantile: Fraction
+
+    @property
+    def allocates(self) -> bool:
+        """Whether rows get widths of their own, to a budget."""
+        return self.scheme in ("mixed", "layerwise", "paper")
+
+    @property
+    def widths_used(self) -> list[int]:
+        """The widths that allocation may give, ascending; the paper's rule knows INT4 and INT8 only."""
+        return [4, 8] if self.scheme == "paper" else list(self.widths)
+
+    @property
+    def needs_sensitivity(self) -> bool:
+        """Whether quantizing reads scores or moments."""
+        rounds = self.scheme == "uniform" and self.bits < 16 and self.rounding == "compensated"
+        return self.allocates or rounds
+
+    @property
+    def mean_bits(self) -> float:
+        """Bits a weight in memory."""
+        return {"uniform": float(self.bits), "nf4": 4.5, "llm_int8": 8.0}.get(self.scheme, self.budget_bits)
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Quantize:
+        if self.widths != sorted(set(self.widths)):
+            raise ValueError(f"widths: {self.widths} are not ascending, each once")
+        return self
+
+
+class Swapper(Section):
+    """How blocks come into memory and leave it (paper section 3.5)."""
+
+    budget_gb: Positive | None
+    policy: Literal["plan", "belady", "lru", "lru_correlation", "mru", "random"]
+    window_layers: Count | None
+    preload: bool
+    preswap: bool
+
+
+class SwapStudy(Section):
+    """The measured ablation of the swapper: a model of random weights on a storage of a set pace."""
+
+    layers: Annotated[int, Field(ge=4)]
+    hidden_size: Annotated[int, Field(ge=64, multiple_of=64)]
+    storage_mb_per_s: Positive
+    budget_shares: list[Annotated[float, Field(gt=0, le=1)]] = Field(min_length=1)
+    passes: Annotated[int, Field(ge=2)]
 
 
 class Comparator(Section):
@@ -218,9 +295,19 @@ class Comparator(Section):
 class Adapter(Section):
     """How unlike blocks are joined (paper section 3.3)."""
 
-    kind: Literal["linear", "fixed_attention"]
+    kind: Literal["linear", "fixed_attention", "cross_attention"]
     ridge: Positive
     rank: Count = 16
+    tuning: Literal["none", "local", "end_to_end"] = "none"
+    tuning_rounds: Count = 40
+    learning_rate: Positive = 0.01
+    mismatch: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _only_attention_is_trained(self) -> Adapter:
+        if self.tuning != "none" and self.kind != "cross_attention":
+            raise ValueError(f"tuning: {self.tuning} goes with kind cross_attention only")
+        return self
 
 
 class Selection(Section):
@@ -433,7 +520,10 @@ class Params(Section):
     tasks: Tasks
     partition: Partition
     blocks: Blocks
+    sensitivity: Sensitivity
     quantize: Quantize
+    swapper: Swapper
+    swap: SwapStudy
     comparator: Comparator
     assembling: Assemblings
     federated: Federated
@@ -456,6 +546,8 @@ class Params(Section):
                 for method in methods:
                     if method in ASSEMBLING:
                         self.assembling.of(method)
+        if self.quantize.allocates and self.quantize.score not in self.sensitivity.scores:
+            raise ValueError(f"quantize.score: {self.quantize.score!r} is not in sensitivity.scores")
         if self.baselines.model not in self.zoo.models:
             raise ValueError(f"baselines.model: {self.baselines.model!r} is not in zoo.models")
         for task in self.tasks.names:
@@ -471,6 +563,15 @@ class Params(Section):
             for setting in getattr(self.study, size).runs:
                 if setting not in self.settings:
                     raise ValueError(f"study.{size}.runs.{setting}: no such entry under settings")
+            curve = getattr(self.study, size).precision
+            if curve is not None:
+                for setting in (curve.fitted_on, *curve.settings):
+                    if setting not in self.settings:
+                        raise ValueError(f"study.{size}.precision: no entry {setting!r} under settings")
+                if curve.fitted_on not in curve.settings:
+                    raise ValueError(f"study.{size}.precision.settings: {curve.fitted_on!r} itself is not among them")
+                if not set(getattr(self.study, size).runs.get(curve.fitted_on, ())) & set(ASSEMBLING):
+                    raise ValueError(f"study.{size}.precision.fitted_on: runs has no assembling method there")
         return self
 
 

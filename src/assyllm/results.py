@@ -20,7 +20,11 @@ from assyllm.artifacts import ArtifactError, write_text
 Source = Literal["measured", "modelled", "paper"]
 SOURCES = ("measured", "modelled", "paper")
 # what `collect` writes beside timings.csv and summary.json
-TABLES = ("metrics", "runs", "accuracy", "differences", "models", "cost", "claims", "paper")
+TABLES = (
+    "metrics", "runs", "accuracy", "differences", "models", "cost", "claims", "paper", "quantizer", "model_sizes",
+)  # fmt: skip
+# tables of one figure each, same name, written by the rule that measures
+FIGURE_TABLES = ("swap_timeline", "swap_ablation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +48,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """One row of ``metrics.csv``. ``round``, ``client`` and ``block`` are empty where they do not apply."""
+    """One row of ``metrics.csv``. ``round``, ``client`` and ``block`` are empty where they do not apply.
+
+    Traffic and participants without a round hold for every round of the task.
+    """
 
     run_id: str
     method: str

@@ -17,15 +17,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from assyllm import params as P
+from assyllm.artifacts import sha256_text, write_text
 
 RULES = (
-    "download", "tasks", "split", "quantize", "partition", "cost",
-    "score", "baseline", "federate", "tune", "collect", "figure",
+    "download", "tasks", "split", "sensitivity", "quantize", "partition", "cost",
+    "score", "baseline", "federate", "precision", "swap", "tune", "collect", "figure",
 )  # fmt: skip
 # a rule's upstream rules: their parameters decide its variant too
 READS = {
     "split": ("download",),
-    "quantize": ("split",),
+    "sensitivity": ("split", "tasks"),
+    "quantize": ("split", "sensitivity"),
     "partition": ("tasks",),
     "score": ("quantize", "partition"),
 }
@@ -129,9 +131,39 @@ class Plan:
                     for seed in study.seeds:
                         yield RunKey(setting, method, zoo, seed)
 
+    def walked(self, size: str) -> RunKey:
+        """The run whose search the swapper's ablation follows: the first that assembles, on the base setting.
+
+        Raises:
+            ParamsError: the study has none.
+        """
+        for run in self.runs(size):
+            if run.method in P.ASSEMBLING and run.setting == "base":
+                return run
+        raise P.ParamsError(f"study.{size}.runs.base: no method that assembles, but figures of the swapper")
+
+    def precision_tables(self, size: str) -> list[str]:
+        """The tables of accuracy without a re-fit: one for each seed and zoo of the runs whose models are taken."""
+        curve: P.PrecisionStudy | None = getattr(self.params.study, size).precision
+        if curve is None:
+            return []
+        runs = [r for r in self.runs(size) if r.setting == curve.fitted_on and r.method in P.ASSEMBLING]
+        return [f"data/precision/{size}/{r.setting}/{r.method}/zoo{r.zoo}_seed{r.seed}.csv" for r in runs]
+
     def figures(self) -> list[str]:
         """Names of the figures to draw."""
         return self.params.figures.names
+
+
+def kept(text: str, folder: Path = Path(".snakemake/params")) -> str:
+    """Keep a job's JSON in a file named by its content; ``@file``, as ``--params`` takes it.
+
+    So a failed job's command is one readable line, and the name changes, and the job runs again, with the content.
+    """
+    path = folder / f"{sha256_text(text)[:16]}.json"
+    if not path.is_file():
+        write_text(path, text)
+    return f"@{path}"
 
 
 def job_environment() -> None:

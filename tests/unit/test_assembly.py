@@ -15,7 +15,6 @@ from assyllm.assembly.search import Chain, grow, ranked, roots, shortlist
 from assyllm.assembly.walk import Walker, edge
 from assyllm.comparator.activations import native
 from assyllm.comparator.compatibility import RULES, eligible
-from assyllm.quantizer.pool import open_pool
 from assyllm.zoo.encoding import combine, encode, pool
 from tiny import zoo
 
@@ -53,22 +52,6 @@ def test_a_chain_of_one_model_is_that_model(tiny_pool) -> None:
     known = native(tiny_pool, "opt", encoded)
     torch.testing.assert_close(known.pooled[chain[-1]], walker.vectors(chain), atol=1e-5, rtol=1e-4)
     assert walker.passes == 4  # the prefix is not run again
-
-
-@pytest.mark.parametrize("kind", ["pool", "pool8"])
-@pytest.mark.parametrize("scope", ["last_block", "all_blocks"])
-def test_a_saved_model_answers_bit_equal(kind, scope, tiny_folder, tmp_path) -> None:
-    blocks = open_pool(tiny_folder / kind)
-    made = model(blocks, scope)
-    made.save_pretrained(tmp_path / "model", blocks)
-    again = AssembledModel.from_pretrained(tmp_path / "model")
-    encoded = made.encode(QUESTIONS)
-    assert torch.equal(made(encoded), again(again.encode(QUESTIONS)))
-    assert again.predict(QUESTIONS) == made(encoded).argmax(-1).tolist()
-    assert not any(part.suffix in (".bin", ".pt", ".pkl") for part in (tmp_path / "model").rglob("*"))
-    (tmp_path / "model" / "recipe.yaml").write_text("format: 1\n")
-    with pytest.raises(ArtifactError, match=r"recipe\.yaml"):
-        AssembledModel.from_pretrained(tmp_path / "model")
 
 
 def test_recipe_reads_back_and_names_the_strictest_licence(tiny_pool) -> None:

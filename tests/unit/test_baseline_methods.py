@@ -17,7 +17,6 @@ from torch import Tensor
 
 from assyllm import params as P
 from assyllm.artifacts import ArtifactError
-from assyllm.baselines.checkpoint import Checkpoint
 from assyllm.baselines.fedadapter import FedAdapter
 from assyllm.baselines.full import FullFineTuning
 from assyllm.baselines.fwdllm import FwdLLM, combine, slopes, unflatten
@@ -34,6 +33,7 @@ from assyllm.baselines.server import Server
 from assyllm.baselines.sharing import compare
 from assyllm.baselines.stream import Disk
 from assyllm.baselines.swapping import Swapping
+from assyllm.checkpoint import Checkpoint
 from assyllm.evaluate import converged_round
 from assyllm.zoo.forward import Packed, pooled
 from tiny import zoo as tiny

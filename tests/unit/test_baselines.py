@@ -15,12 +15,12 @@ import yaml
 from assyllm import params as P
 from assyllm.artifacts import ArtifactError
 from assyllm.baselines import majority
-from assyllm.baselines.checkpoint import Checkpoint
 from assyllm.baselines.full import FullFineTuning
 from assyllm.baselines.job import budget, eligible_clients
 from assyllm.baselines.local import Local, groups, train_client, train_cohort
 from assyllm.baselines.method import Data, choose
 from assyllm.baselines.rounds import Diverged, Plan, run_rounds
+from assyllm.checkpoint import Checkpoint
 from assyllm.results import Metric, Prediction, Run, check_columns, write_table
 from assyllm.stages import baseline, tune
 from assyllm.zoo.encoding import encode

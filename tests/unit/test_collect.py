@@ -11,7 +11,9 @@ import pytest
 from assyllm import params as P
 from assyllm.artifacts import ArtifactError
 from assyllm.claims import verdict
-from assyllm.collect import collect, paper_values
+from assyllm.collect import collect, condensed, paper_values
+from assyllm.figures import swap_ablation, swap_timeline
+from assyllm.figures.tables import Tables
 from assyllm.results import Metric, Prediction, Run, read_table, write_rows, write_table
 from assyllm.stages import cost, figure
 
@@ -67,8 +69,51 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for method in ("ft_oracle", "ft_practical", "assyllm_paper"):
         tables.append(folder / f"{method}.csv")
         cost.run(P.sections_json(PARAMS, cost.SECTIONS), "0", method, tables[-1])
-    collect("default", runs, tables, PARAMS.evaluate, folder / "results")
+    hits = ["".join(str(int(h)) for h in np.random.default_rng(i).random(80) < 0.7) for i in range(3)]
+    curve = [
+        {
+            "method": "assyllm_paper", "task": task, "seed": 0, "fitted_on": "fp16", "setting": setting,
+            "pool_bytes": size, "pool_weights": 1000, "model_bytes": 300, "correct": hits[place],
+        }
+        for task in tasks
+        for place, (setting, size) in enumerate([("fp16", 2000), ("base", 700), ("int4", 600)])
+    ]  # fmt: skip
+    write_table(folder / "precision" / "zoo0_seed0.csv", curve)
+    curves = [folder / "precision" / "zoo0_seed0.csv"]
+    collect("default", runs, tables, PARAMS.evaluate, folder / "results", PARAMS.zoo, PARAMS.blocks, curves)
+    write_swap_tables(folder / "results")
     return folder / "results"
+
+
+def write_swap_tables(out: Path) -> None:
+    """Made-up tables of the swapper: three layers, each pipeline a second faster than the one before."""
+    events, times, reads = [], [], []
+    for slow, pipeline in zip((4, 3, 2, 1), swap_timeline.PIPELINES, strict=True):
+        for i, unit in enumerate(("0", "1", "after")):
+            for kind, start in (("load", 0.0), ("wait", 0.0), ("compute", 0.5)):
+                common = {"pipeline": pipeline, "kind": kind, "unit": unit, "bytes": 10, "resident_bytes": 20}
+                times_of = {"start": slow * (i + start), "end": slow * (i + start + 0.5)}
+                events.append(common | times_of | {"source": "measured"})
+        for passes in (1, 2):
+            row = {"what": "time", "pipeline": pipeline, "policy": "lru", "passes": passes, "swaps": 3 * passes}
+            row |= {"seconds": 3.0 * slow * passes, "compute_seconds": 1.0, "read_seconds": 1.5, "source": "measured"}
+            times.append(row)
+    for policy in swap_ablation.POLICIES:
+        row = {"what": "reads", "order": "candidate", "budget_share": 0.5, "policy": policy, "bytes": 12}
+        reads.append(row | {"least_bytes": 10, "source": "modelled"})
+    columns = list(dict.fromkeys([*times[0], *reads[0]]))
+    write_table(out / "swap_timeline.csv", events)
+    write_table(out / "swap_ablation.csv", [dict.fromkeys(columns, "") | row for row in (*times, *reads)], columns)
+
+
+def test_the_swap_figures_say_what_was_saved(results: Path) -> None:
+    df = swap_ablation.data(Tables(results))
+    assert swap_ablation.saved(df) == (pytest.approx(25), pytest.approx(100 / 3))
+    assert set(df[df["what"] == "reads"]["value"]) == {1.2}
+    assert df[df["what"] == "time"]["limit"].unique().tolist() == [1.5]
+    shown = swap_timeline.data(Tables(results))
+    assert shown["start"].max() < 12
+    assert set(shown["pipeline"]) == set(swap_timeline.PIPELINES)
 
 
 def test_accuracy_has_its_interval_and_counts(results: Path) -> None:
@@ -87,12 +132,37 @@ def test_differences_are_paired_and_signed(results: Path) -> None:
     assert float(rows["boolq", "ft_oracle", "ft_practical"]["difference"]) == -float(row["difference"])
 
 
+def test_accuracy_against_bytes_is_paired_with_the_models_as_fitted(results: Path) -> None:
+    rows = read_table(results / "quantizer.csv")
+    found = {(r["precision"], r["task"], r["refit"]): r for r in rows if r["what"] == "accuracy"}
+    exact, base = found["fp16", "piqa", "0"], found["base", "piqa", "0"]
+    assert (float(exact["difference"]), float(exact["bits"]), float(base["bits"])) == (0, 16, 5.6)
+    assert float(base["difference"]) == pytest.approx(float(base["mean"]) - float(exact["mean"]))
+    assert float(base["difference_low"]) < float(base["difference"]) < float(base["difference_high"])
+    assert found["base", "piqa", "1"]["runs"] == "1"  # of two seeds re-fitted, one has its counterpart
+    sizes = {r["precision"]: r for r in rows if r["what"] == "size"}
+    assert float(sizes["FP16"]["size_gb"]) == pytest.approx(41.2, abs=0.05)
+    mix = sizes["paper's mix of INT4 and INT8, 4.77 bits"]
+    assert float(mix["size_gb"]) <= 12.4
+    assert mix["source"] == "modelled"
+
+
+def test_model_sizes_are_the_true_ones(results: Path) -> None:
+    rows = {(r["model"], r["part"]): r for r in read_table(results / "model_sizes.csv")}
+    for model, value in (("llama", 13.48), ("opt", 13.32), ("bert", 0.218), ("roberta", 0.709)):
+        assert float(rows[model, "model"]["fp16_gb"]) == pytest.approx(value, rel=0.002)
+    assert sum(part.startswith("block") for _, part in rows) == 28
+    for model in PARAMS.zoo.models:
+        parts = [float(r["fp16_gb"]) for (m, part), r in rows.items() if m == model and part != "model"]
+        assert sum(parts) == pytest.approx(float(rows[model, "model"]["fp16_gb"]))
+
+
 def test_an_incomplete_run_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "majority", "", "base", 0, ("boolq",))
     text = (run / "run.csv").read_text().replace(",boolq,", ",boolq piqa,")
     (run / "run.csv").write_text(text)
     with pytest.raises(ArtifactError, match="base-majority-zoo0-seed0: no test accuracy for piqa"):
-        collect("default", [run], [], PARAMS.evaluate, tmp_path / "results")
+        collect("default", [run], [], PARAMS.evaluate, tmp_path / "results", PARAMS.zoo, PARAMS.blocks)
     assert not (tmp_path / "results").exists()
 
 
@@ -136,3 +206,12 @@ def test_figures_draw_with_stable_bytes(results: Path, tmp_path: Path, name: str
 def test_an_unknown_figure_is_one_line(results: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no figure called 'nope'"):
         figure.run(P.sections_json(PARAMS, figure.SECTIONS), "0", "nope", results, tmp_path)
+
+
+def test_traffic_that_never_changes_is_told_once() -> None:
+    row = {"run_id": "r", "task": "boolq", "setting": "", "metric": "bytes_up", "value": "10"}
+    same = [{**row, "round": str(i)} for i in (1, 2, 3)]
+    other = [{**row, "run_id": "s", "round": str(i), "value": str(10 + (i == 3))} for i in (1, 2, 3)]
+    losses = [{**row, "metric": "loss", "round": str(i)} for i in (1, 2)]
+    assert condensed([*same, *other, *losses]) == [{**row, "round": ""}, *other, *losses]
+    assert condensed(same[:1]) == same[:1]

@@ -1,25 +1,72 @@
-"""Packed layers compute what their integers say; bytes quoted are bytes on disk."""
+"""Packed layers compute what their integers say; bytes quoted are on disk; budgets are kept; bad input is one line."""
 
 from __future__ import annotations
 
+import shutil
+from itertools import pairwise
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from assyllm.artifacts import ArtifactError
+from assyllm.artifacts import ArtifactError, output_folder
 from assyllm.blocks.pool import Pool
+from assyllm.quantizer import allocate
+from assyllm.quantizer.backends import Int8Linear, Nf4Linear, encode
+from assyllm.quantizer.calibrate import batches, linears, native_inputs, public_lines
+from assyllm.quantizer.compensate import compensated
+from assyllm.quantizer.error import pool_errors
 from assyllm.quantizer.packed import PackedLinear
+from assyllm.quantizer.planes import nearest, pack, restore
 from assyllm.quantizer.pool import open_pool, quantize_pool
-from assyllm.quantizer.uniform import quantize
+from assyllm.quantizer.scores import scores
+from assyllm.quantizer.sensitivity import write_sensitivity
+from assyllm.quantizer.sizes import WIDTHS, matrix_bytes
+from conftest import tiny_params
+
+UNIFORM = {"scheme": "uniform", "rounding": "nearest"}
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+def packed_linear(linear: nn.Linear, widths: torch.Tensor, group_size: int) -> PackedLinear:
+    weight = linear.weight.detach()
+    found, counts = widths.unique(return_counts=True)
+    counts = dict(zip(found.tolist(), counts.tolist(), strict=True))
+    layer = PackedLinear(counts, linear.in_features, group_size, linear.bias is not None)
+    tensors = pack(*nearest(weight, widths, group_size), weight, widths)
+    layer.load_state_dict(tensors | ({"bias": linear.bias.detach().half()} if linear.bias is not None else {}))
+    return layer
+
+
+@pytest.fixture(scope="module")
+def sensitivity(tiny_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sensitivity") / "all"
+    lines = public_lines(tiny_folder / "tasks", ["boolq"], 12)
+    settings = tiny_params(
+        sensitivity={"scores": ["sparsity", "noise", "masking", "output", "correlation"], "probes": 4}
+    ).sensitivity
+    write_sensitivity(tiny_folder / "pool", folder, lines, 32, settings)
+    return folder
+
+
+def quantized(tiny_folder, folder, sensitivity=None, **changes) -> Pool:
+    quantize_pool(tiny_folder / "pool", folder, tiny_params(quantize=changes).quantize, sensitivity)
+    return open_pool(folder)
+
+
+@pytest.mark.parametrize("columns", [37, 48, 56, 64, 72])
 @pytest.mark.parametrize("bias", [True, False])
-def test_forward_and_gradient_are_those_of_the_dequantized_weight(bits, bias) -> None:
-    layer = PackedLinear.from_linear(nn.Linear(37, 11, bias=bias), bits, 16)
-    x = torch.randn(3, 5, 37, requires_grad=True)
+def test_forward_and_gradient_are_those_of_the_matrix_that_the_planes_stand_for(columns, bias) -> None:
+    torch.manual_seed(columns)
+    linear = nn.Linear(columns, 23, bias=bias)
+    widths = torch.tensor(WIDTHS, dtype=torch.uint8)[torch.randint(len(WIDTHS), (23,))]
+    layer = packed_linear(linear, widths, 16)
+    weight = linear.weight.detach()
+    expected_weight = restore(*nearest(weight, widths, 16), weight, widths, 16)
+    torch.testing.assert_close(layer.dense(), expected_weight, rtol=0, atol=0)
+    x = torch.randn(3, 5, columns, requires_grad=True)
     y = x.detach().clone().requires_grad_()
-    expected = nn.functional.linear(y, layer.weight(), None if layer.bias is None else layer.bias.float())
+    expected = nn.functional.linear(y, expected_weight, None if not bias else layer.bias.float())
     got = layer(x)
     torch.testing.assert_close(got, expected)
     (got**2).sum().backward()
@@ -31,22 +78,170 @@ def test_forward_and_gradient_are_those_of_the_dequantized_weight(bits, bias) ->
     assert torch.autograd.grad(layer(x).sum(), x)[0] is not None  # an eval forward leaves gradients alive
 
 
-@pytest.mark.parametrize(("bits", "name"), [(16, "fp16"), (8, "int8"), (4, "int4")])
-def test_quantized_pool_counts_every_byte_and_runs(bits, name, tiny_folder, tiny_pool, tmp_path) -> None:
-    quantize_pool(tiny_folder / "pool", tmp_path / name, bits, 32)
-    pool = open_pool(tmp_path / name)
+def test_no_tile_is_the_whole_matrix(monkeypatch) -> None:
+    monkeypatch.setattr("assyllm.quantizer.packed.TILE_WEIGHTS", {"cpu": 320})
+    linear = nn.Linear(64, 50, bias=False)
+    layer = packed_linear(linear, torch.randint(2, 9, (50,)).to(torch.uint8), 32)
+    held = []
+    plain = PackedLinear.weight_rows
+    monkeypatch.setattr(PackedLinear, "weight_rows", lambda *a: held.append(plain(*a)) or held[-1])
+    x = torch.randn(4, 64, requires_grad=True)
+    layer(x).sum().backward()
+    assert max(part.numel() for part in held) <= 320
+    torch.testing.assert_close(x.grad, layer.dense().sum(0).expand(4, -1))
+
+
+@pytest.mark.parametrize(("backend", "kind", "limit"), [("nf4", Nf4Linear, 0.12), ("llm_int8", Int8Linear, 0.02)])
+def test_bitsandbytes_back_ends_compute_and_pass_gradients_in_eval_mode(backend, kind, limit) -> None:
+    torch.manual_seed(0)
+    weight, bias = torch.randn(24, 72), torch.randn(24)
+    layer = kind(72, 24, bias=True).eval()
+    layer.load_state_dict(encode(weight, backend) | {"bias": bias.half()})
+    x = torch.randn(4, 6, 72, requires_grad=True)
+    expected = nn.functional.linear(x.detach(), weight, bias)
+    with torch.no_grad():
+        layer(x)
+    got = layer(x)
+    assert float((got - expected).detach().norm() / expected.norm()) < limit
+    got.sum().backward()
+    assert float((x.grad[0, 0] - weight.sum(0)).norm() / weight.sum(0).norm()) < limit
+
+
+@pytest.mark.parametrize(
+    ("changes", "share", "error"),
+    [
+        (UNIFORM | {"bits": 16, "embedding_bits": 16}, 0.51, 0.01),
+        (UNIFORM | {"bits": 8}, 0.34, 0.05),
+        (UNIFORM | {"bits": 4}, 0.25, 0.6),
+        ({"scheme": "nf4"}, 0.25, 0.6),
+        ({"scheme": "llm_int8"}, 0.34, 0.1),
+        ({"scheme": "mixed", "budget_bits": 7.5}, 0.235, 0.3),
+        ({"scheme": "mixed", "budget_bits": 7.5, "rounding": "nearest", "score": "masking"}, 0.235, 0.4),
+        ({"scheme": "layerwise", "budget_bits": 7.5, "widths": [4, 8], "rounding": "nearest"}, 0.235, 0.6),
+        ({"scheme": "paper", "budget_bits": 7.5, "rounding": "nearest"}, 0.235, 0.6),
+    ],
+    ids=lambda v: "-".join(map(str, v.values())) if isinstance(v, dict) else None,
+)  # fmt: skip
+def test_quantized_pool_counts_every_byte_and_runs(
+    changes, share, error, tiny_folder, tiny_pool, sensitivity, tmp_path
+) -> None:
+    pool = quantized(tiny_folder, tmp_path / "low", sensitivity, **changes)
     for block in pool.ids:
         stored = pool.tensors(block)
         assert pool.info(block).bytes == sum(t.nbytes for t in stored.values())
+        held = pool.block(block).state_dict()  # in memory: what transformers' own modules hold widens to float32
+        widened = [name for name in stored if held[name].dtype != stored[name].dtype]
+        assert all(stored[name].dtype == torch.float16 and held[name].dtype == torch.float32 for name in widened)
+        assert sum(t.nbytes for t in held.values()) - pool.info(block).bytes == sum(stored[n].nbytes for n in widened)
+        assert changes.get("bits") == 16 or sum(stored[n].nbytes for n in widened) < 0.4 * pool.info(block).bytes
         assert pool.info(block).parameters == tiny_pool.info(block).parameters
-        assert {t.dtype for t in stored.values()} <= {torch.float16, torch.int8, torch.uint8}
-    assert pool.bytes < {16: 0.51, 8: 0.34, 4: 0.24}[bits] * tiny_pool.bytes
-    ids = torch.randint(5, 90, (4, 6))
-    mask = torch.ones(4, 6, dtype=torch.bool)
-    exact, low = ids, ids
-    for info in pool.of_model("llama"):
-        exact, low = tiny_pool.block(info.id)(exact, mask), pool.block(info.id)(low, mask)
-    assert float((exact - low).norm() / exact.norm()) < {16: 0.01, 8: 0.05, 4: 0.6}[bits]
+        assert torch.float32 not in {t.dtype for n, t in stored.items() if "absmax" not in n}
+    assert pool.bytes < share * tiny_pool.bytes
+    if "budget_bits" in changes:
+        weights = sum(pool.info(block).parameters for block in pool.ids)
+        assert changes["budget_bits"] - 0.6 < 8 * pool.bytes / weights <= changes["budget_bits"]
+    lines = public_lines(tiny_folder / "tasks", ["boolq"], 6)
+    found = pool_errors(tiny_pool, pool, lines, 32)
+    assert {tiny_pool.info(block).family for block in found} == {"llama", "opt", "bert", "roberta"}
+    assert 0 < max(found.values()) < error
+
+
+def test_a_packed_table_still_serves_the_tied_head(tiny_folder, tiny_pool, tmp_path) -> None:
+    pool = quantized(tiny_folder, tmp_path / "low", **UNIFORM, bits=8)
+    assert any("embed_tokens.widths" in name for name in pool.tensors(pool.of_model("opt")[0].id))
+    for model in ("opt", "bert"):
+        pairs = zip(pool.lm_head(model).parameters(), tiny_pool.lm_head(model).parameters(), strict=True)
+        for low, exact in pairs:
+            torch.testing.assert_close(low, exact, rtol=0.02, atol=0.01)
+
+
+def test_output_score_agrees_with_replacing_each_row(tiny_folder, tiny_pool) -> None:
+    lines = public_lines(tiny_folder / "tasks", ["boolq"], 8)
+    for model in ("llama", "bert"):
+        info, block, received = next(iter(native_inputs(tiny_pool, model, batches(tiny_pool, model, lines, 32))))
+        found = scores(block, received, ["output", "replaced"], 16, 24, 0)
+        ours = torch.cat([found["output"][path] for path in found["output"]])
+        literal = torch.cat([found["replaced"][path] for path in found["output"]])
+        ranks = torch.stack([ours.argsort().argsort(), literal.argsort().argsort()]).double()
+        assert float(torch.corrcoef(ranks)[0, 1]) > 0.9, info.id
+        assert 0.5 < float(ours.sum() / literal.sum()) < 2
+        tiny_pool.forget(info.id)
+
+
+def test_scores_leave_the_block_as_it_was(tiny_folder, tiny_pool) -> None:
+    lines = public_lines(tiny_folder / "tasks", ["boolq"], 4)
+    info, block, received = next(iter(native_inputs(tiny_pool, "opt", batches(tiny_pool, "opt", lines, 32))))
+    before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
+    names = ["sparsity", "noise", "masking", "output", "correlation", "replaced"]
+    found = scores(block, received, names, 16, 1, 0)
+    assert set(found) == set(names)
+    for rows in found.values():
+        assert all(torch.isfinite(r).all() and (r >= 0).all() for r in rows.values())
+        assert {path: len(r) for path, r in rows.items()} == {p: m.out_features for p, m in linears(block).items()}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in block.state_dict().items())
+    assert not any(m._forward_hooks for m in block.modules())
+    tiny_pool.forget(info.id)
+
+
+def test_compensated_rounding_lowers_the_layers_output_error() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(400, 16) @ torch.randn(16, 72) + 0.2 * torch.randn(400, 72)
+    weight = torch.randn(40, 72)
+    widths = torch.tensor([3, 4, 6, 8, 16], dtype=torch.uint8).repeat(8)
+    plain = restore(*nearest(weight, widths, 32), weight, widths, 32)
+    whole, scales = compensated(weight, widths, 32, x.T @ x)
+    better = restore(whole, scales, weight, widths, 32)
+    error = [float((x @ (w - weight).T).norm()) for w in (plain, better)]
+    assert error[1] < 0.7 * error[0]
+    assert torch.equal(better[widths == 16], weight[widths == 16].half().float())
+    pack(whole, scales, weight, widths)
+
+
+def test_compensated_rounding_is_the_same_whatever_the_stretch(monkeypatch) -> None:
+    torch.manual_seed(1)
+    x, weight = torch.randn(200, 50), torch.randn(6, 50)
+    widths = torch.full((6,), 4, dtype=torch.uint8)
+    results = []
+    for columns in (7, 50, 128):
+        monkeypatch.setattr("assyllm.quantizer.compensate.COLUMNS", columns)
+        whole, scales = compensated(weight, widths, 16, x.T @ x)
+        results.append(restore(whole, scales, weight, widths, 16))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(results[1], results[2])
+
+
+def test_measured_error_falls_with_the_budget_and_below_whole_layers(
+    tiny_folder, tiny_pool, sensitivity, tmp_path
+) -> None:
+    lines = public_lines(tiny_folder / "tasks", ["boolq"], 12)
+    errors = []
+    for budget in (6.5, 7.0, 7.5, 8.0):
+        pool = quantized(tiny_folder, tmp_path / f"{budget}", sensitivity, budget_bits=budget, rounding="nearest")
+        errors.append(sum(e**2 for e in pool_errors(tiny_pool, pool, lines, 32).values()) ** 0.5)
+    assert all(more <= 1.01 * less for less, more in pairwise(errors))
+    layers = quantized(
+        tiny_folder,
+        tmp_path / "layers",
+        sensitivity,
+        scheme="layerwise",
+        widths=[4, 8],
+        budget_bits=8.0,
+        rounding="nearest",
+    )
+    by_layer = sum(e**2 for e in pool_errors(tiny_pool, layers, lines, 32).values()) ** 0.5
+    assert errors[-1] < by_layer
+
+
+def test_the_papers_rule_gives_int8_to_what_passes_both_thresholds() -> None:
+    rows = {"a": torch.tensor([1.0, 2, 3, 4]), "b": torch.tensor([5.0, 6, 7, 8])}
+    scores = {"sparsity": rows, "masking": rows, "correlation": {"a": rows["a"] + 10, "b": rows["b"]}}
+    columns = {"a": 64, "b": 64}
+    floor = matrix_bytes({4: 8}, 64, 32)
+    found = allocate.two_thresholds(scores, columns, 32, floor + 3 * 32, 0.0, 0.3)
+    assert found["a"].tolist() == [4, 4, 4, 8]  # only this row of a passes; it has the highest correlation
+    assert found["b"].tolist() == [4, 4, 8, 8]
+    with pytest.raises(ArtifactError, match="below"):
+        allocate.two_thresholds(scores, columns, 32, floor - 1, 0.0, 0.3)
 
 
 def test_a_quantized_pool_opened_as_a_plain_one_says_so(tiny_folder) -> None:
@@ -54,8 +249,68 @@ def test_a_quantized_pool_opened_as_a_plain_one_says_so(tiny_folder) -> None:
         Pool.open(tiny_folder / "pool8").block("llama:0-1")
 
 
-def test_bad_weights_are_refused() -> None:
-    with pytest.raises(ArtifactError, match="finite"):
-        quantize(torch.tensor([[1.0, float("nan")]]), 8, 2)
-    with pytest.raises(ArtifactError, match="3"):
-        quantize(torch.ones(2, 2), 3, 2)
+def test_a_budget_below_the_floor_writes_nothing(tiny_folder, sensitivity, tmp_path) -> None:
+    with pytest.raises(ArtifactError, match=r"quantize.budget_bits: 2 is below the floor of \d\.\d+ bits") as caught:
+        quantized(tiny_folder, tmp_path / "low", sensitivity, budget_bits=2.0)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_scores_and_moments_are_named(tiny_folder, sensitivity, tmp_path) -> None:
+    with pytest.raises(ArtifactError, match="sensitivity"):
+        quantized(tiny_folder, tmp_path / "low")
+    bare = tmp_path / "bare"
+    with output_folder(bare) as folder:
+        (folder / "blocks").mkdir()
+        for file in (sensitivity / "blocks").iterdir():
+            kept = {n: t for n, t in load_file(file).items() if n.startswith("output|")}
+            save_file(kept, folder / "blocks" / file.name)
+    with pytest.raises(ArtifactError, match="moments"):
+        quantized(tiny_folder, tmp_path / "low", bare, budget_bits=7.5)
+    with pytest.raises(ArtifactError, match="sparsity"):
+        quantized(tiny_folder, tmp_path / "low", bare, scheme="paper", budget_bits=7.5)
+    assert not (tmp_path / "low").exists()
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tiny_folder, tmp_path) -> None:
+    bad = tmp_path / "pool"
+    with output_folder(bad) as folder:
+        shutil.copytree(tiny_folder / "pool", folder, dirs_exist_ok=True)
+        (folder / "manifest.json").unlink()
+        file = folder / "blocks" / "opt_1-2.safetensors"
+        tensors = load_file(file)
+        tensors["stack.0.fc1.weight"][3, 5] = float("nan")
+        save_file(tensors, file)
+    for changes in (UNIFORM | {"bits": 4}, {"scheme": "nf4"}):
+        with pytest.raises(ArtifactError, match=r"block opt:1-2: stack\.0\.fc1\.weight is not finite"):
+            quantize_pool(bad, tmp_path / "low", tiny_params(quantize=changes).quantize)
+    lines = public_lines(tiny_folder / "tasks", ["boolq"], 4)
+    with pytest.raises(ArtifactError, match=r"opt:1-2: stack\.0\.fc1"):
+        write_sensitivity(bad, tmp_path / "scores", lines, 32, tiny_params().sensitivity)
+    assert {path.name for path in tmp_path.iterdir()} == {"pool"}
+
+
+@pytest.mark.parametrize("harm", ["truncate", "flip"])
+def test_a_damaged_block_file_is_named(harm, tiny_folder, tmp_path) -> None:
+    shutil.copytree(tiny_folder / "pool8", tmp_path / "pool")
+    file = tmp_path / "pool" / "blocks" / "bert_0-1.safetensors"
+    content = bytearray(file.read_bytes())
+    if harm == "truncate":
+        content = content[:-100]
+    else:
+        content[-100] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ArtifactError, match="bert_0-1") as caught:
+        open_pool(tmp_path / "pool")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ArtifactError, match="bert_0-1"):
+        quantize_pool(tmp_path / "pool", tmp_path / "low", tiny_params(quantize=UNIFORM).quantize)
+    assert not (tmp_path / "low").exists()
+
+
+def test_bad_arguments_are_refused() -> None:
+    weight = torch.ones(2, 4)
+    with pytest.raises(ArtifactError, match="9 bits have no packing"):
+        pack(weight.to(torch.int8), weight[:, :1].half(), weight, torch.tensor([9, 4], dtype=torch.uint8))
+    with pytest.raises(ArtifactError, match="back end"):
+        encode(torch.ones(2, 2), "fp2")

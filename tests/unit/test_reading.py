@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from assyllm.adapter import fixed_attention
-from assyllm.adapter.linear import LinearSums
+from assyllm.adapter.cross_attention import CrossAttentionAdapter, bridge
+from assyllm.adapter.linear import LinearAdapter, LinearSums
 from assyllm.adapter.reading import Join, alignment, readings, visible
 from assyllm.adapter.registry import build, describe
 from assyllm.zoo.encoding import encode
@@ -101,3 +103,56 @@ def test_the_fit_recovers_a_map_that_is_there() -> None:
     again = build(describe(adapter), adapter.state_dict())
     torch.testing.assert_close(again(states, seen), adapter(states, seen))
     assert adapter.sent_bytes < adapter.bytes
+
+
+@pytest.mark.parametrize(
+    ("heads", "key_heads", "first"),
+    [
+        (8, 1, [1.0]),
+        (8, 4, [1, 0, 0, 0.0]),
+        (4, 8, [0.5, 0.5, 0, 0, 0, 0, 0, 0]),
+        (6, 8, [0.75, 0.25, 0, 0, 0, 0, 0, 0]),
+    ],
+)
+def test_heads_are_bridged(heads, key_heads, first) -> None:
+    weights = bridge(heads, key_heads)
+    torch.testing.assert_close(weights[0], torch.tensor(first))
+    torch.testing.assert_close(weights.sum(-1), torch.ones(heads))
+    torch.testing.assert_close(weights.sum(0), torch.full((key_heads,), heads / key_heads))  # all are read alike
+    torch.testing.assert_close(weights, weights.flip(0, 1))
+
+
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 1), (4, 2), (3, 2), (2, 3)])
+def test_cross_attention_begins_as_the_projection_and_learns(heads, key_heads) -> None:
+    seen, states = join(causal=False)
+    generator = torch.Generator().manual_seed(2)
+    projection = LinearAdapter(torch.randn(4, 5, generator=generator), torch.randn(5, generator=generator))
+    adapter = CrossAttentionAdapter.start(projection, 6, heads, key_heads, "a>b")
+    torch.testing.assert_close(adapter(states, seen), projection(states))
+    # a target that only the other model's tokens tell, and not by position
+    target = projection(states) + torch.tanh(seen.embedded[:, :1, :5])
+    optimizer = torch.optim.Adam(adapter.parameters(), 0.02)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = (adapter(states, seen) - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+    again = build(describe(adapter), adapter.state_dict())
+    torch.testing.assert_close(again(states, seen), adapter(states, seen))
+
+
+def test_cross_attention_sees_no_padding_and_before_a_causal_block_nothing_later() -> None:
+    seen, states = join(causal=False)
+    adapter = CrossAttentionAdapter.start(LinearAdapter(torch.zeros(4, 5), torch.zeros(5)), 6, 2, 2, "a>b")
+    adapter.out.data = torch.randn(adapter.out.shape, generator=torch.Generator().manual_seed(3))
+    changed = Join(seen.embedded.clone(), seen.mask, seen.align, seen.visible, False)
+    changed.embedded[2, 6:] = 9.0  # padding
+    torch.testing.assert_close(adapter(states, seen), adapter(states, changed))
+    only_first = torch.zeros_like(seen.visible)
+    only_first[..., 0] = True
+    blind = adapter(states, Join(seen.embedded, seen.mask, seen.align, only_first, True))
+    changed.embedded[:, 1:] = 9.0
+    torch.testing.assert_close(adapter(states, Join(changed.embedded, seen.mask, seen.align, only_first, True)), blind)

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from assyllm import study
-from assyllm.study import Plan, code_sha, hold
+from assyllm.artifacts import ArtifactError
+from assyllm.cli import _sections
+from assyllm.study import Plan, code_sha, hold, kept
 
 PLAN = Plan(Path(__file__).parents[2] / "params.yaml")
 
@@ -70,3 +72,13 @@ def test_one_writer_at_a_time_and_none_after_a_kill(tmp_path: Path) -> None:
         other.kill()
     hold(tmp_path)
     hold(tmp_path)
+
+
+def test_a_jobs_json_is_kept_in_a_file_named_by_its_content(tmp_path: Path) -> None:
+    one = kept('{"a": 1}', tmp_path)
+    assert one == kept('{"a": 1}', tmp_path)
+    assert one != kept('{"a": 2}', tmp_path)
+    assert Path(one.removeprefix("@")).read_text() == '{"a": 1}'
+    assert _sections(one) == _sections('{"a": 1}') == '{"a": 1}'
+    with pytest.raises(ArtifactError, match=r"--params @nowhere\.json: No such file"):
+        _sections("@nowhere.json")

@@ -31,7 +31,7 @@ def changed(tmp_path: Path, dotted: str, value: object) -> Path:
         ("partitoin", {}, "partitoin: unknown key, did you mean 'partition'?"),
         ("partition.alpha", -1, "partition.alpha: Input should be greater than 0 (got -1)"),
         ("partition.alpha", "one", "partition.alpha: Input should be a valid number"),
-        ("quantize.bits", 5, "quantize.bits: Input should be 4, 8 or 16 (got 5)"),
+        ("quantize.bits", 5, "quantize.bits: Input should be 3, 4, 8 or 16 (got 5)"),
         (
             "federated.clients_per_round",
             201,

@@ -12,66 +12,17 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
-ROOT = Path(__file__).parents[2]
+from tiny.study import ROOT, SNAKEMAKE, dvc_environment, dvc_repository, products, snakemake, tiny_params, write_params
+
 PRESETS = [ROOT, *sorted(path.parent for path in (ROOT / "presets").glob("*/params.yaml"))]
-SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"),
-             "--workflow-profile", str(ROOT / "profiles" / "default")]  # fmt: skip
 pytestmark = pytest.mark.workflow
-
-
-def snakemake(folder: Path, *arguments: str, check: bool = True) -> str:
-    done = subprocess.run(
-        [*SNAKEMAKE, "--directory", str(folder), *arguments], capture_output=True, text=True, cwd=folder
-    )
-    output = done.stdout + done.stderr
-    assert not check or done.returncode == 0, output[-4000:]
-    return output
-
-
-def tiny_params() -> dict:
-    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
-    changes = yaml.safe_load((ROOT / "tests" / "workflow" / "tiny.yaml").read_text())
-    for member in raw["zoo"]["models"].values():
-        member["steps"] = 12
-    for method in ("ft_oracle", "ft_practical"):
-        for tuning in raw["baselines"][method].values():
-            tuning["rounds"] = 4
-    raw["baselines"]["evaluate_every"] = 2
-    for dotted, value in changes.items():
-        node = raw
-        *parents, leaf = dotted.split(".")
-        for part in parents:
-            node = node[part]
-        assert leaf in node, dotted
-        node[leaf] = value
-    return raw
-
-
-def write_params(folder: Path, raw: dict) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
-
-
-def products(folder: Path) -> dict[str, bytes]:
-    """Every table and figure but wall times."""
-    files = [*(folder / "data" / "results").glob("*"), *(folder / "figures").glob("*")]
-    return {str(f.relative_to(folder)): f.read_bytes() for f in files if f.is_file() and f.stem != "timings"}
 
 
 def planned(folder: Path, *arguments: str) -> set[str]:
     output = snakemake(folder, "--cores", "2", *arguments, "-n", "--quiet", "rules")
     pairs = (line.split() for line in output.splitlines())
     return {p[0] for p in pairs if len(p) == 2 and p[1].isdigit()} - {"total", "all", "results", "pool", "figures"}
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("study")
-    write_params(folder, tiny_params())
-    snakemake(folder, "--cores", "2")
-    return folder
 
 
 @pytest.mark.parametrize("folder", PRESETS, ids=lambda p: p.name)
@@ -85,12 +36,12 @@ def test_every_target_of_every_preset_plans(folder: Path, target: str, tmp_path:
     assert ("federate" in jobs) == (target not in ("pool", "tuning"))
 
 
-def test_default_study_has_at_most_50_torch_jobs(tmp_path: Path) -> None:
+def test_default_study_has_at_most_60_torch_jobs(tmp_path: Path) -> None:
     shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
     lines = snakemake(tmp_path, "--cores", "2", "-n", "--quiet", "rules").splitlines()
     counts = {p[0]: int(p[1]) for p in (line.split() for line in lines) if len(p) == 2 and p[1].isdigit()}
-    torch_rules = ("download", "split", "quantize", "score", "federate", "baseline")
-    assert 0 < sum(counts.get(rule, 0) for rule in torch_rules) <= 50  # a job imports torch: 2 to 4 CPU-seconds
+    torch_rules = ("download", "split", "sensitivity", "quantize", "score", "federate", "precision", "baseline")
+    assert 0 < sum(counts.get(rule, 0) for rule in torch_rules) <= 60  # a job imports torch: 2 to 4 CPU-seconds
 
 
 def test_lint_is_clean(tmp_path: Path) -> None:
@@ -109,11 +60,30 @@ def test_bad_parameters_stop_before_any_rule(tmp_path: Path) -> None:
 
 def test_study_makes_tables_and_figures(study: Path) -> None:
     made = products(study)
-    for name in ("memory_wall", "assembled_models", "algorithm_baselines", "fleet", "claims"):
+    for name in (
+        "memory_wall",
+        "quantizer",
+        "model_sizes",
+        "assembled_models",
+        "algorithm_baselines",
+        "fleet",
+        "claims",
+    ):
         assert made[f"figures/{name}.png"].startswith(b"\x89PNG")
         assert made[f"figures/{name}.pdf"].startswith(b"%PDF")
         assert made[f"figures/{name}.csv"].count(b"\n") > 1
-    for table in ("metrics", "runs", "accuracy", "differences", "models", "cost", "claims", "paper"):
+    for table in (
+        "metrics",
+        "runs",
+        "accuracy",
+        "differences",
+        "models",
+        "cost",
+        "claims",
+        "paper",
+        "quantizer",
+        "model_sizes",
+    ):
         assert made[f"data/results/{table}.csv"].count(b"\n") > 1
 
 
@@ -135,7 +105,8 @@ def test_changes_rerun_what_depends_on_them(study: Path, tmp_path: Path) -> None
     raw = tiny_params()
     raw["partition"]["alpha"] = 0.5
     write_params(folder, raw)
-    assert planned(folder) == {"partition", "score", "federate", "baseline", "collect", "figure"}
+    again = {"partition", "score", "federate", "precision", "baseline", "swap", "collect", "figure"}
+    assert planned(folder) == again
     write_params(folder, tiny_params())
     assert planned(folder) == set()
 
@@ -145,7 +116,20 @@ def test_a_fresh_clone_with_committed_tables_runs_the_whole_study(study: Path, t
     write_params(tmp_path, tiny_params())
     shutil.copytree(study / "data" / "results", tmp_path / "data" / "results")
     shutil.copytree(study / "figures", tmp_path / "figures")
-    whole = {"download", "tasks", "split", "quantize", "partition", "cost", "score", "federate", "baseline", "collect"}
+    whole = {
+        "download",
+        "tasks",
+        "split",
+        "sensitivity",
+        "quantize",
+        "precision",
+        "partition",
+        "cost",
+        "score",
+        "federate",
+        "baseline",
+        "collect",
+    }
     assert whole <= planned(tmp_path, target)
 
 
@@ -156,20 +140,40 @@ def test_figures_alone_need_tables_and_nothing_else(study: Path, tmp_path: Path)
     assert planned(tmp_path, *only) == {"figure"}
 
 
-def test_one_core_gives_the_same_bytes_and_a_killed_run_goes_on(study: Path, tmp_path: Path) -> None:
+def killed(command: list[str], folder: Path, kills: int, seed: str, environment: dict[str, str] | None = None) -> int:
+    """Start a command and SIGKILL it and its jobs at a random moment, ``kills`` times; how often it was at work."""
+    draw = random.Random(seed)
+    caught = 0
+    for _ in range(kills):
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        time.sleep(draw.uniform(4, 14))
+        caught += process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+        process.wait()
+    return caught
+
+
+def test_one_core_gives_the_same_bytes_and_a_killed_run_goes_on(study: Path, tmp_path: Path, kills: int) -> None:
     folder = tmp_path / "killed"
     write_params(folder, tiny_params())
-    command = [*SNAKEMAKE, "--directory", str(folder), "--cores", "1"]
-    draw = random.Random(0)
-    for _ in range(3):
-        process = subprocess.Popen(
-            command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        time.sleep(draw.uniform(4, 14))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    assert killed([*SNAKEMAKE, "--directory", str(folder), "--cores", "1"], folder, kills or 3, "snakemake")
     snakemake(folder, "--cores", "1")
     assert products(folder) == products(study)
+
+
+def test_a_killed_dvc_repro_goes_on(study: Path, tmp_path: Path, kills: int) -> None:
+    if not kills:
+        pytest.skip("takes minutes: pytest tests/workflow --kills 10")
+    dvc_repository(tmp_path)
+    command = [sys.executable, "-m", "dvc"]
+    subprocess.run([*command, "init", "--quiet", "--force"], cwd=tmp_path, check=True)
+    assert killed([*command, "repro"], tmp_path, kills, "dvc", dvc_environment())
+    done = subprocess.run([*command, "repro"], cwd=tmp_path, env=dvc_environment(), capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert products(tmp_path) == products(study)
 
 
 def test_a_second_writer_is_refused_in_one_line(study: Path) -> None:

@@ -6,8 +6,8 @@ from snakemake.settings.types import ExecMode
 
 from assyllm.artifacts import ArtifactError
 from assyllm.params import ASSEMBLING, BASELINES, SHARES, TUNED
-from assyllm.results import TABLES
-from assyllm.study import Plan, code_sha, hold, job_environment
+from assyllm.results import FIGURE_TABLES, TABLES
+from assyllm.study import Plan, code_sha, hold, job_environment, kept
 
 try:
     PLAN = Plan(Path("params.yaml"))
@@ -34,16 +34,19 @@ wildcard_constraints:
     zoo=r"\d+",
     seed=r"\d+",
     shard=r"\d+",
+    size="default|full",
     full="(/full)?",
     name=r"\w+",
 
 
 def sections(rule_name):
-    """Params of a rule: the JSON of the sections that its stage declares, for the wildcards' setting."""
-    return lambda wildcards: PLAN.sections(
-        rule_name,
-        wildcards.get("setting") or wildcards.get("variant") or "base",
-        wildcards.get("method"),
+    """Params of a rule: the JSON of the sections that its stage declares, for the wildcards' setting, in a file."""
+    return lambda wildcards: kept(
+        PLAN.sections(
+            rule_name,
+            wildcards.get("setting") or wildcards.get("variant") or "base",
+            wildcards.get("method"),
+        )
     )
 
 
@@ -82,6 +85,13 @@ def passages(wildcards):
     )
 
 
+def sensitivity_folder(wildcards):
+    """Scores and moments, where the setting's quantization reads them."""
+    variant = PLAN.variant("sensitivity", wildcards.variant)
+    needed = PLAN.at(wildcards.variant).quantize.needs_sensitivity
+    return f"data/sensitivity/{variant}/zoo{wildcards.zoo}" if needed else []
+
+
 def run_folders(wildcards):
     """Every run of the study's size."""
     size = "full" if wildcards.full else "default"
@@ -96,6 +106,25 @@ def shared_run(wildcards):
         if other
         else []
     )
+
+
+def precision_tables(wildcards):
+    """Accuracy without a re-fit, a table for each seed and zoo."""
+    return PLAN.precision_tables("full" if wildcards.full else "default")
+
+
+def precision_pools(wildcards):
+    """The pools of the settings that models are put on, in the order of params."""
+    curve = getattr(PLAN.params.study, wildcards.size).precision
+    variants = [PLAN.variant("quantize", setting) for setting in curve.settings]
+    return [f"data/quantized/{variant}/zoo{wildcards.zoo}" for variant in variants]
+
+
+def precision_options(wildcards, input):
+    """``--pool SETTING=FOLDER`` of each."""
+    curve = getattr(PLAN.params.study, wildcards.size).precision
+    pairs = zip(curve.settings, input.pools, strict=True)
+    return " ".join(f"--pool {setting}={folder}" for setting, folder in pairs)
 
 
 def cost_tables(wildcards):
@@ -127,3 +156,16 @@ def member_folders(variant_of):
         ]
 
     return folders
+
+
+def walked(wildcards):
+    """The run whose search the swapper's ablation follows, its pool and its scores."""
+    run = PLAN.walked("full" if wildcards.full else "default")
+    shards = range(PLAN.params.federated.shards)
+    return {
+        "pool": f"data/quantized/base/zoo{run.zoo}",
+        "walked": run.folder,
+        "scores": [
+            f"data/scores/base/zoo{run.zoo}_seed{run.seed}/shard{i}" for i in shards
+        ],
+    }

@@ -11,6 +11,9 @@ rule figures:
 rule figure:
     input:
         expand("data/results{{full}}/{table}.csv", table=TABLES),
+        lambda w: (
+            f"data/results{w.full}/{w.name}.csv" if w.name in FIGURE_TABLES else []
+        ),
     output:
         multiext("figures{full}/{name}", ".png", ".pdf", ".csv"),
     log:

@@ -1,4 +1,4 @@
-# Tasks, and pre-trained models that become a pool of blocks: tasks; download -> split -> quantize.
+# Tasks, and pre-trained models that become a pool of blocks: tasks; download -> split -> sensitivity -> quantize.
 
 
 rule pool:
@@ -44,7 +44,7 @@ rule download:
     resources:
         mem_mb=2000,
     params:
-        sections=lambda w: PLAN.sections("download", w.variant, model=w.model),
+        sections=lambda w: kept(PLAN.sections("download", w.variant, model=w.model)),
         code=code_sha("download"),
         base=lambda w, input: f"--base {input.base}" if input.base else "",
         corpus=lambda w, input: (
@@ -77,9 +77,32 @@ rule split:
         " --out {output} &> {log}"
 
 
+rule sensitivity:
+    input:
+        pool=above("split", "data/pool/{variant}/zoo{zoo}"),
+        tasks=above("tasks", "data/tasks/{variant}"),
+    output:
+        directory("data/sensitivity/{variant}/zoo{zoo}"),
+    log:
+        "logs/sensitivity/{variant}/zoo{zoo}.log",
+    benchmark:
+        "logs/sensitivity/{variant}/zoo{zoo}.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=2000,
+    params:
+        sections=sections("sensitivity"),
+        code=code_sha("sensitivity"),
+    shell:
+        "assyllm sensitivity --params {params.sections:q} --code {params.code} --pool {input.pool}"
+        " --tasks {input.tasks} --out {output} &> {log}"
+
+
 rule quantize:
     input:
         pool=above("split", "data/pool/{variant}/zoo{zoo}"),
+        sensitivity=sensitivity_folder,
     output:
         directory("data/quantized/{variant}/zoo{zoo}"),
     log:
@@ -93,6 +116,9 @@ rule quantize:
     params:
         sections=sections("quantize"),
         code=code_sha("quantize"),
+        sensitivity=lambda w, input: (
+            f"--sensitivity {input.sensitivity}" if input.sensitivity else ""
+        ),
     shell:
         "assyllm quantize --params {params.sections:q} --code {params.code} --pool {input.pool}"
-        " --out {output} &> {log}"
+        " {params.sensitivity} --out {output} &> {log}"

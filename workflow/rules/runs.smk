@@ -1,10 +1,12 @@
-# The runs: tasks -> partition -> cost, score -> federate, baseline -> collect; and tune, for the tuning grids.
+# The runs: tasks -> partition -> cost, score -> federate -> precision, baseline -> collect; swap, measured on one run's
+# walk; and tune, for the tuning grids.
 
 
 rule results:
     input:
         [run.folder for run in PLAN.runs("default")],
         "data/results/metrics.csv",
+        expand("data/results/{table}.csv", table=FIGURE_TABLES),
 
 
 rule tuning:
@@ -111,6 +113,32 @@ rule federate:
         " --out {output} &> {log}"
 
 
+rule precision:
+    input:
+        run="data/runs/{setting}/{method}/zoo{zoo}_seed{seed}",
+        pools=precision_pools,
+        tasks=above("tasks", "data/tasks/{variant}"),
+    output:
+        "data/precision/{size}/{setting}/{method}/zoo{zoo}_seed{seed}.csv",
+    log:
+        "logs/precision/{size}/{setting}/{method}/zoo{zoo}_seed{seed}.log",
+    benchmark:
+        "logs/precision/{size}/{setting}/{method}/zoo{zoo}_seed{seed}.tsv"
+    wildcard_constraints:
+        method="|".join(ASSEMBLING),
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=2000,
+    params:
+        sections=sections("precision"),
+        code=code_sha("precision"),
+        pools=precision_options,
+    shell:
+        "assyllm precision --params {params.sections:q} --code {params.code} --run {input.run}"
+        " {params.pools} --tasks {input.tasks} --seed {wildcards.seed} --out {output} &> {log}"
+
+
 rule baseline:
     input:
         zoo=member_folders("base"),
@@ -145,6 +173,33 @@ rule baseline:
         " {params.shared} --out {output} &> {log}"
 
 
+rule swap:
+    input:
+        unpack(walked),
+    output:
+        "data/results{full}/swap_timeline.csv",
+        "data/results{full}/swap_ablation.csv",
+    log:
+        "logs/swap{full}/swap.log",
+    benchmark:
+        "logs/swap{full}/swap.tsv"
+    conda:
+        "../../environment.yml"
+    threads: workflow.cores  # it takes one, but what runs beside it would show in its times
+    resources:
+        mem_mb=2000,
+    params:
+        sections=sections("swap"),
+        code=code_sha("swap"),
+        scores=lambda w, input: " ".join(
+            f"--scores {folder}" for folder in input.scores
+        ),
+        out=lambda w, output: str(Path(output[0]).parent),
+    shell:
+        "assyllm swap --params {params.sections:q} --code {params.code} --pool {input.pool}"
+        " --walked {input.walked} {params.scores} --out {params.out} &> {log}"
+
+
 rule tune:
     input:
         zoo=member_folders("base"),
@@ -177,6 +232,7 @@ rule collect:
     input:
         runs=run_folders,
         cost=cost_tables,
+        precision=precision_tables,
     output:
         expand("data/results{{full}}/{table}.csv", table=TABLES),
     log:
@@ -193,7 +249,10 @@ rule collect:
         size=lambda w: "full" if w.full else "default",
         runs=lambda w, input: " ".join(f"--run {folder}" for folder in input.runs),
         cost=lambda w, input: " ".join(f"--cost {table}" for table in input.cost),
+        precision=lambda w, input: " ".join(
+            f"--precision {table}" for table in input.precision
+        ),
         out=lambda w, output: str(Path(output[0]).parent),
     shell:
         "assyllm collect --params {params.sections:q} --code {params.code} --size {params.size}"
-        " {params.runs} {params.cost} --out {params.out} &> {log}"
+        " {params.runs} {params.cost} {params.precision} --out {params.out} &> {log}"

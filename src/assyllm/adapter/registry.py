@@ -8,11 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from assyllm.adapter.base import Adapter
+from assyllm.adapter.cross_attention import CrossAttentionAdapter
 from assyllm.adapter.fixed_attention import FixedAttentionAdapter
 from assyllm.adapter.linear import LinearAdapter
 from assyllm.artifacts import ArtifactError
 
-KINDS: dict[str, type[Adapter]] = {kind.kind: kind for kind in (LinearAdapter, FixedAttentionAdapter)}
+KINDS: dict[str, type[Adapter]] = {
+    kind.kind: kind for kind in (LinearAdapter, FixedAttentionAdapter, CrossAttentionAdapter)
+}
 
 
 def describe(adapter: Adapter) -> dict[str, Any]:

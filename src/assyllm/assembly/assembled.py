@@ -1,26 +1,36 @@
 """The product of a run: a network of blocks, adapters and a scoring head that answers questions.
 
-A saved model is a folder of safetensors and text: ``recipe.yaml``, ``model.safetensors`` (blocks as the pool
-stores them, packed or not, adapters, head, embeddings that adapters read), ``configs/<model>.json``, the
-tokenizer of the first block's model, and ``tokenizers/<model>/`` of those that adapters move the stream to.
+A saved model is a folder of safetensors and text, as transformers writes one::
+
+    config.json             model_type, and the config of every model that a block comes from
+    model.safetensors       the blocks' tensors, packed or not, and embeddings that adapters read
+    adapters.safetensors    what was fitted: adapters and head (small; with recipe.yaml and a pool it is the model)
+    recipe.yaml             which layers of which models, joined by what, under which licence
+    README.md               the model card
+    tokenizer.json, ...     the tokenizer of the first block's model; tokenizers/<model>/ those that adapters move to
+    manifest.json           sha256 of every file
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from assyllm.adapter.base import Adapter
 from assyllm.adapter.reading import Readings
 from assyllm.adapter.registry import build
-from assyllm.artifacts import ArtifactError, output_folder, read_json, verify_folder, write_json
+from assyllm.artifacts import ArtifactError, output_folder, read_json, verify_folder, write_json, write_text
+from assyllm.assembly.card import card
 from assyllm.assembly.head import Head, sketched
-from assyllm.assembly.recipe import Recipe
+from assyllm.assembly.recipe import Recipe, slices_of
 from assyllm.blocks.block import Block, block_id, kind_of
 from assyllm.blocks.embedding import Embedding, load_embedding
 from assyllm.blocks.families import family as family_of
@@ -32,7 +42,9 @@ from assyllm.tasks.record import Question
 from assyllm.zoo.encoding import Encoded, combine, encode
 from assyllm.zoo.load import load_tokenizer
 
-WEIGHTS = "model.safetensors"
+CONFIG, WEIGHTS, FITTED, RECIPE, CARD = (
+    "config.json", "model.safetensors", "adapters.safetensors", "recipe.yaml", "README.md",
+)  # fmt: skip
 
 
 class AssembledModel(nn.Module):
@@ -114,42 +126,33 @@ class AssembledModel(nn.Module):
         """The index of the chosen answer of each question."""
         return self(self.encode(questions)).argmax(-1).tolist() if questions else []
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All weights by name, as they are saved."""
+    def fitted(self) -> dict[str, Tensor]:
+        """The tensors of adapters and head by name, as they are saved."""
         found = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
-        found |= {f"adapters.{name}": tensor for name, tensor in self.adapters.state_dict().items()}
+        return found | {f"adapters.{name}": tensor for name, tensor in self.adapters.state_dict().items()}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model into a folder, whole or not at all."""
+        blocks: list[Block] = [block for block in self.blocks if isinstance(block, Block)]
+        tensors = {f"{i}.{name}": _narrow(t) for i, block in enumerate(blocks) for name, t in block.tensors().items()}
         for model, module in self.embeddings.items():
             if model not in self._started:
-                found |= {f"embeddings.{model}.{name}": tensor for name, tensor in module.state_dict().items()}
-        found |= {f"blocks.{name}": tensor for name, tensor in self.blocks.state_dict().items()}
-        return {name: tensor.contiguous() for name, tensor in found.items()}
-
-    def save_pretrained(self, folder: Path, pool: Pool) -> None:
-        """Write the model into a folder, whole or not at all.
-
-        Args:
-            pool: where configs and tokenizer are copied from, and block tensors as the pool stores them (so that
-                a quantized block stays as small on disk as it is in the pool).
-        """
-        tensors = {name: tensor for name, tensor in self.tensors().items() if not name.startswith("blocks.")}
-        for i, block in enumerate(self.recipe.blocks):
-            tensors |= {f"blocks.{i}.{name}": tensor for name, tensor in pool.tensors(block).items()}
-        infos = [pool.info(block) for block in self.recipe.blocks]
-        with output_folder(folder) as out:
-            save_file({name: tensor.clone() for name, tensor in tensors.items()}, out / WEIGHTS)
-            for model in sorted({info.model for info in infos}):
-                config = read_json(pool.folder / "models" / model / "config.json")
-                write_json(out / "configs" / f"{model}.json", config)
-            rows = [{"parameters": i.parameters, "bytes": i.bytes, "group_size": i.group_size} for i in infos]
-            write_json(out / "blocks.json", {"blocks": rows})
+                tensors |= {f"embeddings.{model}.{name}": _narrow(t) for name, t in module.state_dict().items()}
+        configs = {block.model: json.loads(block.config.to_json_string(use_diff=False)) for block in blocks}
+        with output_folder(Path(folder)) as out:
+            write_json(
+                out / CONFIG, {"model_type": "assyllm", "architectures": [type(self).__name__], "models": configs}
+            )
+            save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, out / WEIGHTS)
+            save_file({name: tensor.contiguous().clone() for name, tensor in self.fitted().items()}, out / FITTED)
             self.tokenizer.save_pretrained(out)
-            for model in sorted(self.tokenizers):
-                if model != self.first:
-                    self.tokenizers[model].save_pretrained(out / "tokenizers" / model)
-            self.recipe.write(out / "recipe.yaml")
+            for model in sorted(set(self.tokenizers) - {self.first}):
+                self.tokenizers[model].save_pretrained(out / "tokenizers" / model)
+            self.recipe.write(out / RECIPE)
+            write_text(out / CARD, card(self.recipe))
 
     @classmethod
-    def from_pretrained(cls, folder: Path) -> AssembledModel:
+    def from_pretrained(cls, folder: str | Path) -> AssembledModel:
         """Load a saved model after checking every file against its sha256.
 
         Raises:
@@ -157,44 +160,105 @@ class AssembledModel(nn.Module):
         """
         folder = Path(folder)
         verify_folder(folder)
-        path = folder / "recipe.yaml"
-        recipe = Recipe.from_yaml(path.read_text(encoding="utf-8"), path)
-        tensors = load_file(folder / WEIGHTS)
-        stored = read_json(folder / "blocks.json")["blocks"]
-        blocks: list[Block] = []
-        adapters: list[Adapter | None] = []
-        tokenizers, embeddings = {recipe.slices[0]["model"]: load_tokenizer(folder)}, {}
-        for i, (row, size) in enumerate(zip(recipe.slices, stored, strict=True)):
-            config = family_of(row["family"]).config(read_json(folder / "configs" / f"{row['model']}.json"))
-            first, last = row["layer_range"]
-            info = BlockInfo(
-                id=block_id(row["model"], first, last),
-                model=row["model"],
-                family=row["family"],
-                kind=kind_of(first, last, int(config.num_hidden_layers)),
-                layers=(first, last),
-                width=row["width"],
-                causal=family_of(row["family"]).causal,
-                file=WEIGHTS,
-                bytes=size["bytes"],
-                parameters=size["parameters"],
-                bits=row["bits"],
-                group_size=size["group_size"],
-            )
-            mine = _under(tensors, f"blocks.{i}.")
+        recipe = Recipe.read(folder / RECIPE)
+        configs = read_json(folder / CONFIG).get("models", {})
+        tensors = _tensors(folder / WEIGHTS)
+        blocks, embeddings = [], {}
+        tokenizers = {recipe.slices[0]["model"]: load_tokenizer(folder)}
+        for i, row in enumerate(recipe.slices):
+            if row["model"] not in configs:
+                raise ArtifactError(f"{folder / CONFIG}: no config of {row['model']}, which {RECIPE} names")
+            config = family_of(row["family"]).config(configs[row["model"]])
+            mine = _under(tensors, f"{i}.")
+            info = _info(row, int(config.num_hidden_layers), mine)
             block = empty_block(info.model, info.family, info.layers, config)
             prepare(block, info, mine)
             blocks.append(load_into(block, mine))
-            joined = row.get("adapter")
-            adapters.append(build(joined, _under(tensors, f"adapters.{i}.")) if joined else None)
-            own = folder / "tokenizers" / info.model
-            if own.is_dir():
+            if (own := folder / "tokenizers" / info.model).is_dir():
                 tokenizers[info.model] = load_tokenizer(own)
             if embedded := _under(tensors, f"embeddings.{info.model}."):
-                embeddings[info.model] = load_embedding(info.model, info.family, config, embedded)
-        head = Head(tensors["head.weight"])
-        return cls(blocks, adapters, head, recipe, tokenizers, embeddings).eval()
+                swap = partial(_prepare, info)
+                embeddings[info.model] = load_embedding(info.model, info.family, config, embedded, swap)
+        return _put_together(recipe, blocks, _tensors(folder / FITTED), tokenizers, embeddings)
 
 
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def assemble(recipe: Recipe, pool: Pool, fitted: Path) -> AssembledModel:
+    """Build a model again: blocks from a pool, adapters and head from ``adapters.safetensors``.
+
+    Raises:
+        ArtifactError: the pool lacks a block, holds another version of one, or has it under another licence; or
+            the tensors do not fit the recipe.
+    """
+    for row, (block, now) in zip(recipe.slices, slices_of(pool, recipe.blocks).items(), strict=True):
+        changed = [key for key, value in now.items() if row.get(key) != value]
+        if changed:
+            key = changed[0]
+            raise ArtifactError(f"{pool.folder}: {block} has {key} {now[key]!r}, the recipe says {row.get(key)!r}")
+    licences = {name: pool.models[name].licence for name in recipe.licences}
+    if licences != recipe.licences:
+        raise ArtifactError(f"{pool.folder}: licences {licences}, the recipe says {recipe.licences}")
+    blocks = [pool.block(block) for block in recipe.blocks]
+    models = sorted({row["model"] for row in recipe.slices})
+    tokenizers = {model: pool.tokenizer(model) for model in models}
+    embeddings = {model: pool.embedding(model) for model in models}
+    return _put_together(recipe, blocks, _tensors(fitted), tokenizers, embeddings)
+
+
+def _put_together(
+    recipe: Recipe,
+    blocks: Sequence[Block],
+    fitted: Mapping[str, Tensor],
+    tokenizers: Mapping[str, Any],
+    embeddings: Mapping[str, Embedding],
+) -> AssembledModel:
+    adapters = []
+    for i, row in enumerate(recipe.slices):
+        described = row.get("adapter")
+        adapters.append(build(described, _under(fitted, f"adapters.{i}.")) if described else None)
+    try:
+        head = Head(**_under(fitted, "head."))
+    except TypeError:
+        raise ArtifactError(f"{FITTED}: not the tensors of a head: {sorted(_under(fitted, 'head.'))}") from None
+    return AssembledModel(blocks, adapters, head, recipe, tokenizers, embeddings).eval()
+
+
+def _info(row: Mapping[str, Any], layers: int, tensors: Mapping[str, Tensor]) -> BlockInfo:
+    first, last = row["layer_range"]
+    return BlockInfo(
+        id=block_id(row["model"], first, last),
+        model=row["model"],
+        family=row["family"],
+        kind=kind_of(first, last, layers),
+        layers=(first, last),
+        width=row["width"],
+        causal=family_of(row["family"]).causal,
+        file=WEIGHTS,
+        bytes=sum(tensor.nbytes for tensor in tensors.values()),
+        parameters=row["parameters"],
+        bits=row["bits"],
+        group_size=row.get("group_size", 0),
+    )
+
+
+def _narrow(tensor: Tensor) -> Tensor:
+    """At 16 bit where that loses nothing: what a pool stores at 16 bit is as small in a saved model."""
+    if tensor.dtype == torch.float32:
+        for dtype in (torch.float16, torch.bfloat16):
+            if torch.equal(tensor.to(dtype).float(), tensor):
+                return tensor.to(dtype)
+    return tensor
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{path}: not readable as safetensors ({error})") from None
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _prepare(info: BlockInfo, block: Block, tensors: dict[str, Tensor]) -> None:
+    prepare(block, info, tensors)

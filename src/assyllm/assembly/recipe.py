@@ -14,16 +14,18 @@ import yaml
 
 from assyllm.adapter.base import Adapter
 from assyllm.adapter.registry import describe
-from assyllm.artifacts import ArtifactError, write_text
+from assyllm.artifacts import MANIFEST, ArtifactError, read_json, write_text
 from assyllm.blocks.pool import Pool
 from assyllm.zoo.encoding import POOLED
 
 FORMAT = 1
+SLICE = ("model", "layer_range", "kind", "family", "width", "parameters", "bits", "sha256")
 # from free to strict; a licence that is not listed counts as stricter than all of them
 LICENCES = (
     "CC0-1.0", "MIT", "BSD-3-Clause", "Apache-2.0", "OpenRAIL-M", "llama2", "llama3", "CC-BY-4.0", "CC-BY-SA-4.0",
     "OPT-175B (non-commercial)", "Llama-1 (non-commercial)", "CC-BY-NC-4.0", "CC-BY-NC-SA-4.0",
 )  # fmt: skip
+_KNOWN = {name.lower(): rank for rank, name in enumerate(LICENCES)}
 
 
 def strictest(licences: Iterable[str]) -> str:
@@ -31,11 +33,15 @@ def strictest(licences: Iterable[str]) -> str:
 
     An unknown licence is taken to be stricter than every known one.
     """
-    known = {name.lower(): rank for rank, name in enumerate(LICENCES)}
     names = sorted(set(licences))
     if not names:
         raise ArtifactError("a model without blocks has no licence")
-    return max(names, key=lambda name: (known.get(name.lower(), len(LICENCES)), name))
+    return max(names, key=lambda name: (_KNOWN.get(name.lower(), len(LICENCES)), name))
+
+
+def unknown_licences(licences: Iterable[str]) -> list[str]:
+    """Those that are not listed, so that nobody has compared them with the others."""
+    return sorted({name for name in licences if name.lower() not in _KNOWN})
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,10 @@ class Recipe:
             raw = yaml.safe_load(text)
             if raw["format"] != FORMAT:
                 raise ArtifactError(f"{path}: format {raw['format']}, {FORMAT} expected")
+            for number, row in enumerate(raw["slices"], start=1):
+                lacking = [key for key in SLICE if key not in row]
+                if lacking:
+                    raise ArtifactError(f"{path}: slice {number} has no {lacking[0]}")
             return cls(
                 task=raw["task"],
                 slices=tuple(raw["slices"]),
@@ -103,6 +113,18 @@ class Recipe:
             )
         except (yaml.YAMLError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path}: not a recipe ({' '.join(str(error).split())})") from None
+
+    @classmethod
+    def read(cls, path: Path) -> Recipe:
+        """Read a recipe's file.
+
+        Raises:
+            ArtifactError: no such file, or not a recipe.
+        """
+        try:
+            return cls.from_yaml(Path(path).read_text(encoding="utf-8"), path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArtifactError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
     def write(self, path: Path) -> None:
         """Write the YAML whole or not at all."""
@@ -127,17 +149,8 @@ def recipe_of(
         head: scope, ridge and so on, as they shall stand in the recipe.
     """
     slices = []
-    for block, adapter in zip(blocks, adapters, strict=True):
-        info = pool.info(block)
-        model = pool.models[info.model]
-        row: dict[str, Any] = {"model": info.model, "stands_for": model.stands_for}
-        if model.revision:
-            row["revision"] = model.revision
-        row |= {"layer_range": list(info.layers), "kind": info.kind, "family": info.family}
-        row |= {"width": info.width, "bits": info.bits}
-        if adapter is not None:
-            row["adapter"] = describe(adapter)
-        slices.append(row)
+    for row, adapter in zip(slices_of(pool, blocks).values(), adapters, strict=True):
+        slices.append(row if adapter is None else {**row, "adapter": describe(adapter)})
     licences = {name: pool.models[name].licence for name in sorted({s["model"] for s in slices})}
     return Recipe(
         task=task,
@@ -150,3 +163,25 @@ def recipe_of(
         params_sha=params_sha,
         provenance=provenance,
     )
+
+
+def slices_of(pool: Pool, blocks: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What a recipe says of blocks, from the pool alone: block id -> its slice without the adapter.
+
+    Raises:
+        ArtifactError: the pool has no such block.
+    """
+    files = read_json(pool.folder / MANIFEST)["files"]
+    found = {}
+    for block in blocks:
+        info = pool.info(block)
+        model = pool.models[info.model]
+        row: dict[str, Any] = {"model": info.model, "stands_for": model.stands_for}
+        if model.revision:
+            row["revision"] = model.revision
+        row |= {"layer_range": list(info.layers), "kind": info.kind, "family": info.family}
+        row |= {"width": info.width, "parameters": info.parameters, "bits": info.bits}
+        if info.group_size:
+            row["group_size"] = info.group_size
+        found[block] = row | {"sha256": files[info.file]["sha256"]}  # of the block's file in the pool
+    return found

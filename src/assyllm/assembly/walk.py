@@ -92,6 +92,30 @@ class Walker:
         tokens = self._pool.info(block).model if moved else self.tokens_of(chain)
         return pooled(self.extend(chain, block, adapter), self.readings.rows(tokens))
 
+    def given(self, chain: Sequence[str], block: str, adapter: Adapter) -> Tensor:
+        """Pooled vectors ``[N, C, P, d]`` that an adapter gives to a block, with gradients to the adapter."""
+        tokens, info = self.tokens_of(chain), self._pool.info(block)
+        joins = self.readings.joins(tokens, info.model, info.causal)
+        states = [adapter(arriving, join) for arriving, join in zip(self.states(chain), joins, strict=True)]
+        return pooled(states, self.readings.rows(info.model if adapter.moves else tokens))
+
+    def trained(self, chain: Sequence[str], adapters: Mapping[str, Adapter]) -> Tensor:
+        """Pooled vectors after a chain, with gradients to some of its adapters (nothing is cached from there on)."""
+        begin = next((i for i in range(1, len(chain)) if edge(chain[:i], chain[i]) in adapters), len(chain))
+        states, tokens = self.states(chain[:begin]), self.tokens_of(chain[:begin])
+        for i in range(begin, len(chain)):
+            name, info = edge(chain[:i], chain[i]), self._pool.info(chain[i])
+            adapter = adapters.get(name) or self._adapters[name]
+            if adapter is not None:
+                joins = self.readings.joins(tokens, info.model, info.causal)
+                states = [adapter(arriving, join) for arriving, join in zip(states, joins, strict=True)]
+                tokens = info.model if adapter.moves else tokens
+            chunks = self.readings.rows(tokens).chunks
+            states = [
+                self._pool.block(info.id)(hidden, chunk.mask) for hidden, chunk in zip(states, chunks, strict=True)
+            ]
+        return pooled(states, self.readings.rows(tokens))
+
     def features(self, chain: Sequence[str], scope: str, sketch_dims: int | None = None) -> Tensor:
         """The head's features ``[N, C, F]``: of the last block, or of every block side by side."""
         parts = [chain] if scope == "last_block" else [chain[: i + 1] for i in range(len(chain))]

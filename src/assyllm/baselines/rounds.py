@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from assyllm.artifacts import ArtifactError
-from assyllm.baselines.checkpoint import Checkpoint
 from assyllm.baselines.local import Local, Weights
 from assyllm.baselines.method import Data, Method, choose
 from assyllm.baselines.server import Server
+from assyllm.checkpoint import Checkpoint
 from assyllm.evaluate import converged_round
 from assyllm.federated.cohort import partitioned, sample
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from assyllm.artifacts import ArtifactError
 from assyllm.blocks.families import family as family_of
 
 Kind = Literal["start", "middle", "end"]
+Batch = tuple[Tensor, Tensor]  # hidden [B, T, d] (or ids [B, T]), mask [B, T]
 
 
 def block_id(model: str, first: int, last: int) -> str:
@@ -78,6 +80,34 @@ class Block(nn.Module):
         Returns:
             One ``[B, T, d]`` tensor a layer.
         """
+        return self.traces([(hidden, mask)])[0]
+
+    def traces(self, batches: Sequence[Batch]) -> list[list[Tensor]]:
+        """:meth:`trace` of several batches, layer outer and batches inner: a swapped layer is read once for all."""
+        return [list(states) for states in zip(*self._layers(batches), strict=True)]
+
+    def each(self, batches: Sequence[Batch]) -> list[Tensor]:
+        """:meth:`forward` of several batches, layer outer and batches inner."""
+        states: list[Tensor] = []
+        for after in self._layers(batches):
+            states = after
+        return states
+
+    def _layers(self, batches: Sequence[Batch]) -> Iterator[list[Tensor]]:
+        """The batches' states after each layer."""
+        states, extras = [], []
+        for hidden, mask in batches:
+            entered, extra = self._enter(hidden, mask)
+            states.append(entered)
+            extras.append(extra)
+        for i, layer in enumerate(self.stack):
+            states = [layer(hidden, **extra) for hidden, extra in zip(states, extras, strict=True)]
+            if self.norm is not None and i == len(self.stack) - 1:
+                states = [self.norm(hidden) for hidden in states]
+            yield states
+
+    def _enter(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """What the first layer takes: states, and the arguments that all layers share."""
         if self.kind == "start":
             if hidden.dim() != 2:
                 raise ArtifactError(f"block {self.id}: a start block takes token ids [B, T]")
@@ -88,17 +118,11 @@ class Block(nn.Module):
         if self.rotary is not None:
             positions = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
             extra["position_embeddings"] = self.rotary(hidden, position_ids=positions)
-        states = []
-        for layer in self.stack:
-            hidden = layer(hidden, **extra)
-            states.append(hidden)
-        if self.norm is not None:
-            states[-1] = self.norm(hidden)
-        return states
+        return hidden, extra
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Ids ``[B, T]`` (start) or states ``[B, T, d]`` and the mask ``[B, T]`` to states ``[B, T, d]``."""
-        return self.trace(hidden, mask)[-1]
+        return self.each([(hidden, mask)])[0]
 
     def tensors(self) -> dict[str, Tensor]:
         """The block's own weights by name (no buffers that the config gives)."""

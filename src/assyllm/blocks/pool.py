@@ -13,10 +13,10 @@ All weights that a block computes with are in its file; ``bytes`` are its tensor
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ class BlockInfo:
     file: str
     bytes: int
     parameters: int
-    bits: int
+    bits: float  # nominal where uniform, else a weight's share of all the block's bits
     group_size: int  # weights that share a scale; 0 where nothing is packed
 
 
@@ -149,6 +149,16 @@ def _save_head(path: Path, model: nn.Module, family: str) -> dict[str, str]:
     return tied
 
 
+class Lender(Protocol):
+    """Who brings a pool's blocks into memory instead of the pool."""
+
+    def lent(self, block: str) -> Block:
+        """The block, ready to compute."""
+
+    def expect(self, blocks: Sequence[str]) -> None:
+        """What will be asked for next."""
+
+
 class Pool:
     """A verified pool of blocks, loaded on demand and kept (all blocks are frozen and in eval mode)."""
 
@@ -163,6 +173,7 @@ class Pool:
         self._reads_as: dict[str, str] = {}
         self._infos: dict[str, BlockInfo] = {}
         self.models: dict[str, ModelInfo] = {}
+        self.lender: Lender | None = None  # gives the blocks instead, see assyllm.swapper
         for name in self._raw["order"]:
             raw = self._raw["models"][name]
             fields = ("family", "stands_for", "licence", "revision", "width", "layers")
@@ -249,25 +260,39 @@ class Pool:
         Raises:
             ArtifactError: no such block, or packed weights in a pool opened without ``prepare``.
         """
+        if self.lender is not None:
+            return self.lender.lent(block)
         if block not in self._blocks:
-            info, tensors = self.info(block), self.tensors(block)
-            made = empty_block(info.model, info.family, info.layers, self.config(info.model))
-            if self._prepare is not None:
-                self._prepare(made, info, tensors)
-            self._blocks[block] = load_into(made, tensors)
+            tensors = self.tensors(block)
+            self._blocks[block] = load_into(self.empty(block, tensors), tensors)
         return self._blocks[block]
 
     def embedding(self, model: str) -> Embedding:
         """A model's embedding without its layers; loaded at the first call and kept."""
         if model not in self._embeddings:
-            start, family = self.of_model(model)[0].id, self.models[model].family
-            self._embeddings[model] = load_embedding(model, family, self.config(model), self.tensors(start))
+            start, prepare = self.of_model(model)[0], self._prepare
+            swap = None if prepare is None else lambda block, tensors: prepare(block, start, tensors)
+            config, tensors = self.config(model), self.tensors(start.id)
+            self._embeddings[model] = load_embedding(model, start.family, config, tensors, swap)
         return self._embeddings[model]
 
     def embedding_bytes(self, model: str) -> int:
         """Bytes of a model's embedding on disk."""
         tensors = self.tensors(self.of_model(model)[0].id)
         return sum(tensor.nbytes for name, tensor in tensors.items() if name.startswith(PREFIX))
+
+    def expect(self, blocks: Sequence[str]) -> None:
+        """Say which blocks will be asked for next, in order: what swaps them can read ahead. Else nothing happens."""
+        if self.lender is not None:
+            self.lender.expect(blocks)
+
+    def empty(self, block: str, tensors: dict[str, Tensor]) -> Block:
+        """The block without weights (on the meta device), laid out for ``tensors`` as they are stored."""
+        info = self.info(block)
+        made = empty_block(info.model, info.family, info.layers, self.config(info.model))
+        if self._prepare is not None:
+            self._prepare(made, info, tensors)
+        return made
 
     def forget(self, block: str) -> None:
         """Let go of a loaded block's memory."""
@@ -293,7 +318,11 @@ class Pool:
         head = head_of(spec.build(self.config(model)), self.models[model].family)
         start = self.tensors(self.of_model(model)[0].id)
         tensors = load_file(self.folder / "models" / model / HEAD)
-        tensors |= {name: start[source] for name, source in raw["tied"].items()}
+        for name, source in raw["tied"].items():
+            if source not in start:  # a packed embedding table
+                table: Any = self.block(self.of_model(model)[0].id).get_submodule(source.removesuffix(".weight"))
+                start[source] = table.dense()
+            tensors[name] = start[source]
         head.load_state_dict({n: t.float() for n, t in tensors.items()}, assign=True)
         return head.eval().requires_grad_(False)
 

@@ -72,8 +72,9 @@ def empty_block(name: str, family: str, layers: tuple[int, int], config: Any) ->
     if getattr(config, "_attn_implementation", None) is None:
         config._attn_implementation = "sdpa"
     total = int(config.num_hidden_layers)
-    config.num_hidden_layers = layers[1] - layers[0]  # only this block's layers are built
-    trunk = find(spec.build(config), spec.trunk)
+    built = copy.deepcopy(config)
+    built.num_hidden_layers = layers[1] - layers[0]  # only this block's layers are built
+    trunk = find(spec.build(built), spec.trunk)
     assert trunk is not None
     stack = find(trunk, spec.layers)
     assert isinstance(stack, nn.ModuleList)

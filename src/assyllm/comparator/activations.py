@@ -88,7 +88,7 @@ def _chunked(encoded: Encoded, chunk_tokens: int) -> list[Tensor]:
 def advance(block: Block, states: Sequence[Tensor] | None, rows: Rows) -> list[Tensor]:
     """One block over all chunks: states ``[r, T, d]`` in (None for a start block: the ids), states out."""
     inputs = [chunk.ids for chunk in rows.chunks] if states is None else states
-    return [block(hidden, chunk.mask) for hidden, chunk in zip(inputs, rows.chunks, strict=True)]
+    return block.each([(hidden, chunk.mask) for hidden, chunk in zip(inputs, rows.chunks, strict=True)])
 
 
 def pooled(states: Sequence[Tensor], rows: Rows) -> Tensor:
@@ -134,7 +134,7 @@ def native(
     inputs = [chunk.ids for chunk in rows.chunks]
     for info in pool.of_model(model):
         block = pool.block(info.id)
-        traces = [block.trace(hidden, chunk.mask) for hidden, chunk in zip(inputs, rows.chunks, strict=True)]
+        traces = block.traces([(hidden, chunk.mask) for hidden, chunk in zip(inputs, rows.chunks, strict=True)])
         inputs = [trace[-1] for trace in traces]
         vectors[info.id] = pooled(inputs, rows)
         layers, scale = [], []

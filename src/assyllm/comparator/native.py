@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from assyllm import params
@@ -59,6 +61,23 @@ def score_clients(
             terms[place] = all_pairs(rows, comparator.cka_batch, comparator.estimator)
     out["hsic"] = torch.from_numpy(terms)
     return out
+
+
+def correlations(shards: Sequence[Path], blocks: Sequence[str]) -> dict[tuple[str, str], float]:
+    """CKA of all pairs of blocks in their own models, over every client: what the paper calls block correlation.
+
+    Args:
+        shards: the score stage's files of one task.
+        blocks: the pool's block ids, in its order.
+    """
+    hsic = sum(load_file(shard)["hsic"].sum(0) for shard in shards)
+    found = {}
+    for i, a in enumerate(blocks):
+        for j, b in enumerate(blocks[:i]):
+            terms = pair_terms(np.asarray(hsic), i, j)
+            if terms.scored():
+                found[a, b] = min(1.0, max(0.0, float(terms.cka())))
+    return found
 
 
 class NativeTable:

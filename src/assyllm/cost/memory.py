@@ -134,7 +134,7 @@ def edge_layers(shape: Shape, blocks: Blocks) -> int:
     return max(segments(shape.layers, blocks))
 
 
-def peak_memory(method: str, shape: Shape, cost: Cost, blocks: Blocks, bits: int) -> Peak:
+def peak_memory(method: str, shape: Shape, cost: Cost, blocks: Blocks, bits: float) -> Peak:
     """Peak memory of one client's step of ``method``.
 
     Raises:

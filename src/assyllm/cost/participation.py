@@ -23,7 +23,7 @@ def participation(
     method that assembles blocks of several members needs the largest member's memory: its row ``pool``.
     """
     peaks = {
-        name: peak_memory(method, shape_of(member.stands_for), cost, blocks, quantize.bits)
+        name: peak_memory(method, shape_of(member.stands_for), cost, blocks, quantize.mean_bits)
         for name, member in zoo.models.items()
     }
     peaks["pool"] = max(peaks.values(), key=lambda peak: peak.total)

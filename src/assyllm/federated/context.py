@@ -14,7 +14,7 @@ from assyllm.comparator import compatibility as by
 from assyllm.federated.cohort import sample
 from assyllm.federated.data import Cohort, TaskData
 from assyllm.federated.joins import Joins
-from assyllm.federated.state import State
+from assyllm.federated.state import Phase, State
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class Context:
         if not self.eligible:
             raise ArtifactError(f"{data.task}: no client has both the memory and the data to take part")
         self.joins = Joins(pool, data, settings.adapter)
+
+    @property
+    def after_search(self) -> Phase:
+        """What follows the search."""
+        return "head" if self.settings.adapter.tuning == "none" else "tune"
 
     def sample(self, round_: int) -> list[int]:
         """The clients that answer in a round."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from assyllm import params
 from assyllm.adapter import fixed_attention
 from assyllm.adapter.base import Adapter
-from assyllm.adapter.linear import LinearSums
+from assyllm.adapter.linear import LinearAdapter, LinearSums
 from assyllm.adapter.reading import readings
 from assyllm.assembly.walk import Walker, edge
 from assyllm.blocks.pool import Pool
@@ -23,8 +23,9 @@ class Joins:
     """Adapters for any block on any chain.
 
     Args:
-        settings: kind ``linear``: the projection of pooled states (rows are examples, so that clients can add
-            theirs); kind ``fixed_attention``: see :mod:`assyllm.adapter.fixed_attention` (rows are public tokens).
+        settings: kinds ``linear`` and ``cross_attention``: the projection of pooled states (rows are examples,
+            so that clients can add theirs; attention is added when it is trained); kind ``fixed_attention``: see
+            :mod:`assyllm.adapter.fixed_attention` (rows are public tokens).
     """
 
     def __init__(self, pool: Pool, data: TaskData, settings: params.Adapter) -> None:
@@ -45,7 +46,7 @@ class Joins:
     @property
     def from_clients(self) -> bool:
         """Whether a candidate's adapter takes the cohorts' sums as well."""
-        return self._settings.kind == "linear"
+        return self._settings.kind != "fixed_attention"
 
     def scoring(self, chain: Chain, block: str) -> Adapter | None:
         """The adapter that a candidate is tried with; None for a natural continuation or a chain's first block."""
@@ -62,9 +63,13 @@ class Joins:
             return self.scoring(chain, block)
         return (self._pooled_sums(chain, block) + given).fit(self._settings.ridge)
 
+    def unexplained(self, chain: Chain, block: str, adapter: LinearAdapter) -> float:
+        """The share of variance that a projection leaves unexplained on public text."""
+        return self._pooled_sums(chain, block).unexplained(adapter)
+
     def _fit(self, chain: Chain, block: str) -> Adapter:
         ridge = self._settings.ridge
-        if self._settings.kind == "linear":
+        if self.from_clients:
             return self._pooled_sums(chain, block).fit(ridge)
         rereading = self._block_part(block)
         return fixed_attention.fit(rereading, self._token_sums(chain, block), ridge, self._settings.rank)

@@ -171,7 +171,7 @@ def write_run(
         dropped[task] = state.dropped
         provenance = {"run": run_id, "seed": seed, "rounds": state.round, "code": code_sha}
         product = assemble(pool, found, settings, params_sha, provenance)
-        product.save_pretrained(folder / "models" / task, pool)
+        product.save_pretrained(folder / "models" / task)
     run = Run(
         run_id=run_id, method=method, tasks=" ".join(found.data.task for found in outcomes), world=world,
         models=" ".join(pool.models), budget="none", alpha=alpha, seed=seed, params_sha=params_sha,

@@ -2,10 +2,10 @@
 
 For every candidate on every chain of the beam a cohort sends the head's statistics of the candidate's pooled
 states against what the chain's own head leaves unexplained; they add up over clients. The server fits a ridge
-probe to each total, estimates its error on questions not seen by generalised cross-validation, and stacks the
-candidates that explain most. A chain's head grows with it, probe by probe, as in matching pursuit (Mallat
-1993). So a block counts by what it knows that the chain does not: the natural continuation and a twin of the
-last block, most compatible by CKA, win only where they add something.
+probe to each total and stacks the candidates of greatest evidence: how much more probable they make the labels
+(:meth:`HeadSums.evidence`). A chain's head grows with it, probe by probe, as in matching pursuit (Mallat 1993).
+So a block counts by what it knows that the chain does not: the natural continuation and a twin of the last
+block, most compatible by CKA, win only where they add something.
 
 A chain begins empty; its first candidates are the start blocks.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from assyllm.artifacts import ArtifactError
 from assyllm.assembly import search
-from assyllm.assembly.head import Head, HeadSums
+from assyllm.assembly.head import HeadSums
 from assyllm.assembly.search import Chain
 from assyllm.assembly.walk import edge, edges
 from assyllm.comparator import compatibility as by
@@ -26,6 +26,7 @@ from assyllm.federated.data import ClientView
 from assyllm.federated.messages import ProbeTask
 from assyllm.federated.secure_sum import secure_sum
 from assyllm.federated.state import State
+from assyllm.swapper.walks import walk
 
 Key = tuple[str, str]  # chain id, block
 
@@ -39,6 +40,7 @@ def start(state: State) -> State:
 def select(run: Context, state: State) -> State:
     """A round of probing the candidates of every open chain."""
     task = probe_task(run, state)
+    run.pool.expect(walk(list(task.candidates.items()), "candidate"))
     clients = run.sample(state.round)
     cohort = run.cohort(state, clients)
     replies = [] if task.random else [(client, probe_step(task, cohort.view(client))) for client in clients]
@@ -51,6 +53,7 @@ def select(run: Context, state: State) -> State:
         state.probed[key] = state.probed[key] + sums if key in state.probed else sums
     up = sum(part.bytes for _, sums in replies for part in sums.values()) / max(1, len(replies))
     run.log(state, clients, up_sums=up, down=task.bytes)
+    state.rows[-1]["walk"] = [[list(chain), list(blocks)] for chain, blocks in task.candidates.items()]
     state.tried += 1
     if state.tried < run.settings.selection.rounds_per_block:
         return state
@@ -105,7 +108,7 @@ def _stack(run: Context, state: State, task: ProbeTask) -> State:
             if task.random:
                 scores[block], heads[block] = task.random[key], torch.zeros(0)
             elif key in state.probed:
-                gain, head = _gain(state.probed[key], grid)
+                gain, head = state.probed[key].evidence(grid)
                 heads[block] = torch.cat([state.probes.get(chain.id, torch.zeros(0)), head.weight])
                 scores[block] = gain if gain > 0 or not chain.blocks else None
         winners = by.best(scores, chosen.kept_per_round)
@@ -131,11 +134,5 @@ def _stack(run: Context, state: State, task: ProbeTask) -> State:
     if not best:
         if not state.finished:
             raise ArtifactError(f"{run.data.task}: no client answered, so nothing was assembled")
-        state.phase = "head"
+        state.phase = run.after_search
     return state
-
-
-def _gain(sums: HeadSums, grid: list[float]) -> tuple[float, Head]:
-    """How much of a choice's squared error a candidate takes away (on questions not seen), and its probe."""
-    error, head = sums.cross_validated(grid)
-    return float(sums.yy / sums.n.clamp(min=1)) - error, head

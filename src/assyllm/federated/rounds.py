@@ -1,9 +1,9 @@
 """The round loop of the methods that assemble blocks; a checkpoint a round.
 
 First rounds choose one block after another (:mod:`voting` as the paper does, :mod:`probing` by what a block adds
-to a head). Then ``head.rounds`` rounds, no client asked twice, in which cohorts send the head's statistics: all
-finished models get theirs, so that the figure of assembled models can be drawn; the traffic counted is the
-reported one's.
+to a head). Then adapters may be trained (:mod:`tuning`). Last come ``head.rounds`` rounds, no client asked twice,
+in which cohorts send the head's statistics: all finished models get theirs, so that the figure of assembled
+models can be drawn; the traffic counted is the reported one's.
 
 A round's data are its cohort's alone. All functions are deterministic: clients in ascending order, sums in
 float64, scores rounded before they are compared.
@@ -23,7 +23,7 @@ from assyllm.assembly.head import HeadSums, accuracy, fit_on_dev
 from assyllm.assembly.search import Chain
 from assyllm.assembly.walk import edges
 from assyllm.blocks.pool import Pool
-from assyllm.federated import probing, voting
+from assyllm.federated import probing, tuning, voting
 from assyllm.federated.cohort import partitioned
 from assyllm.federated.context import Context, Settings
 from assyllm.federated.data import TaskData
@@ -60,6 +60,8 @@ class Rounds(Context):
         state = replace(state, round=state.round + 1, rows=list(state.rows), dropped=list(state.dropped))
         if state.phase == "head":
             return self._head(state)
+        if state.phase == "tune":
+            return tuning.tune(self, state, reported(state).blocks)
         if self.settings.rule.probe:
             return probing.select(self, probing.start(state) if state.phase == "native" else state)
         return voting.native(self, state) if state.phase == "native" else voting.select(self, state)

@@ -19,7 +19,7 @@ from assyllm.assembly.walk import edges
 from assyllm.comparator.cka import HsicTerms
 from assyllm.federated.server import Tally
 
-Phase = Literal["native", "select", "head", "done"]
+Phase = Literal["native", "select", "tune", "head", "done"]
 PLAIN = ("phase", "round", "stage", "tried", "rows", "dropped", "seconds", "chosen")
 
 
@@ -48,6 +48,8 @@ class State:
     heads: dict[str, HeadSums] = field(default_factory=dict)
     probed: dict[tuple[str, str], HeadSums] = field(default_factory=dict)  # of the block that is being chosen
     probes: dict[str, Tensor] = field(default_factory=dict)  # chain -> head weights [F] of its blocks so far
+    tuned: dict[str, Tensor] = field(default_factory=dict)  # <join>/<part> -> tensor that is being trained
+    moments: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # the same -> Adam's two moments
 
     def keep(self, still: Sequence[Chain], joined: Mapping[str, Adapter | None]) -> None:
         """Go on with the chains ``still``, and of the adapters keep those of open and finished chains."""
@@ -81,13 +83,16 @@ class State:
         for (chain, block), head in self.probed.items():
             tensors |= {f"probed/{chain}>{block}/{i}": part for i, part in enumerate(head.parts())}
         tensors |= {f"probe/{name}/weight": weight for name, weight in self.probes.items()}
+        tensors |= {f"tuned/{name}": tensor for name, tensor in self.tuned.items()}
+        for name, moments in self.moments.items():
+            tensors |= {f"moment{i}/{name}": tensor for i, tensor in enumerate(moments)}
         return tensors, raw
 
     @classmethod
     def load(cls, tensors: dict[str, Tensor], raw: dict[str, Any]) -> State:
         """The inverse of :meth:`dump`."""
         groups: dict[str, dict[str, dict[str, Tensor]]] = {
-            kind: {} for kind in ("adapter", "sums", "head", "probed", "probe")
+            kind: {} for kind in ("adapter", "sums", "head", "probed", "probe", "tuned", "moment0", "moment1")
         }
         for name in sorted(tensors):
             kind, _, rest = name.partition("/")
@@ -125,7 +130,13 @@ class State:
             heads={name: HeadSums(*parts.values()) for name, parts in groups["head"].items()},
             probed={_pair(name): HeadSums(*parts.values()) for name, parts in groups["probed"].items()},
             probes={name: parts["weight"] for name, parts in groups["probe"].items()},
+            tuned=_flat(groups["tuned"]),
+            moments={name: (first, _flat(groups["moment1"])[name]) for name, first in _flat(groups["moment0"]).items()},
         )
+
+
+def _flat(group: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{name}/{part}": tensor for name, parts in group.items() for part, tensor in parts.items()}
 
 
 def _pair(name: str) -> tuple[str, str]:

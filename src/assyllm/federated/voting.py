@@ -20,6 +20,7 @@ from assyllm.federated.context import Context
 from assyllm.federated.messages import ID, NUMBER, ScoreTask
 from assyllm.federated.server import Tally, decide, server_step
 from assyllm.federated.state import State
+from assyllm.swapper.walks import walk
 
 
 def native(run: Context, state: State) -> State:
@@ -40,6 +41,7 @@ def native(run: Context, state: State) -> State:
 def select(run: Context, state: State) -> State:
     """A round of voting on the candidates of every open chain."""
     task = score_task(run, state)
+    run.pool.expect(walk(list(task.candidates.items()), "candidate"))
     clients = run.sample(state.round)
     cohort = run.cohort(state, clients)
     replies = [client_step(task, cohort.view(client)) for client in clients]
@@ -48,6 +50,7 @@ def select(run: Context, state: State) -> State:
     votes = sum(reply.vote_bytes for reply in replies) / max(1, len(replies))
     sums = sum(reply.sum_bytes for reply in replies) / max(1, len(replies))
     run.log(state, clients, up_votes=votes, up_sums=sums, down=task.bytes)
+    state.rows[-1]["walk"] = [[list(chain), list(blocks)] for chain, blocks in task.candidates.items()]
     state.tried += 1
     if state.tried < run.settings.selection.rounds_per_block:
         return state
@@ -108,5 +111,5 @@ def _stack(run: Context, state: State, task: ScoreTask) -> State:
     if not still:
         if not state.finished:
             raise ArtifactError(f"{run.data.task}: no vote was cast, so nothing was assembled")
-        state.phase = "head"
+        state.phase = run.after_search
     return state

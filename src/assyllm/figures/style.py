@@ -66,12 +66,12 @@ def task_label(task: str, world: str) -> str:
     return f"{TASKS.get(task, task)}{' (generated)' if world == 'embedded' else ''}"
 
 
-def caption(figure: Figure, df: pd.DataFrame, text: str) -> None:
-    """Write under a figure what was run, at which scale, and where its numbers come from."""
+def caption(figure: Figure, df: pd.DataFrame, text: str, scale: str = "true shapes") -> None:
+    """Write under a figure what was run, where its numbers come from, at which scale (``scale`` without a world)."""
     worlds = {"embedded": "generated world, tiny models pre-trained here", "real": "real tasks, small models"}
     scales = [worlds[world] for world in worlds if "world" in df and world in set(df["world"])]
     sources = ", ".join(s for s in ("measured", "modelled") if s in set(df["source"]))
-    line = f"{text} Scale: {', '.join(scales) or 'true shapes'}. Source: {sources}."
+    line = f"{text} Scale: {', '.join(scales) or scale}. Source: {sources}."
     width = int(figure.get_figwidth() * 17.5)
     figure.text(0.01, -0.01, textwrap.fill(line, width), ha="left", va="top", fontsize=7)
 

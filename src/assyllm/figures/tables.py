@@ -48,6 +48,26 @@ class Tables:
         return self._read("cost")
 
     @cached_property
+    def swap_timeline(self) -> pd.DataFrame:
+        """Events of the swapper's pipelines."""
+        return self._read("swap_timeline")
+
+    @cached_property
+    def swap_ablation(self) -> pd.DataFrame:
+        """Times of the swapper's pipelines, reads of its policies."""
+        return self._read("swap_ablation")
+
+    @cached_property
+    def quantizer(self) -> pd.DataFrame:
+        """Pool sizes and accuracy against bytes."""
+        return self._read("quantizer")
+
+    @cached_property
+    def model_sizes(self) -> pd.DataFrame:
+        """Size of each model of the pool and of its blocks at true shapes."""
+        return self._read("model_sizes")
+
+    @cached_property
     def claims(self) -> pd.DataFrame:
         """The paper's claims beside ours."""
         return self._read("claims")

@@ -1,72 +1,124 @@
-"""A linear layer that computes from packed integers, forward and backward to its input."""
+"""Layers that compute from packed rows (:mod:`assyllm.quantizer.planes`), forward and backward to their input."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from assyllm.quantizer.uniform import dequantize, quantize
+from assyllm.quantizer.planes import NAMES, Layout
+
+# weights that are float at any moment: a tile of rows that stays in a CPU's cache; larger on a GPU
+TILE_WEIGHTS = {"cpu": 1 << 20, "cuda": 1 << 25}
+
+
+class Packed(nn.Module):
+    """A frozen matrix ``[rows, columns]`` of rows of unlike widths; its buffers are the packed tensors.
+
+    Args:
+        counts: rows of each width (see :mod:`assyllm.quantizer.planes`).
+    """
+
+    widths: Tensor
+
+    def __init__(self, counts: Mapping[int, int], columns: int, group_size: int, device: Any = None) -> None:
+        super().__init__()
+        self.layout = Layout(counts, columns, group_size)
+        for name, (shape, dtype) in self.layout.shapes().items():
+            self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device))
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the packed order of rows may differ from the matrix's own."""
+        return len(self.layout.counts) > 1
+
+    def packed(self) -> dict[str, Tensor]:
+        """The packed tensors by name."""
+        return {name: getattr(self, name) for name in NAMES if name in self._buffers}
+
+    def order(self) -> Tensor:
+        """The matrix's row that stands at each packed row, ``[rows]`` int64."""
+        return torch.argsort(self.widths.int(), stable=True)
+
+    def weight_rows(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Some rows in packed order as floating point."""
+        return self.layout.rows_of(self.packed(), start, stop, dtype)
+
+    def dense(self) -> Tensor:
+        """The float32 matrix that the packed one stands for, rows in their own order."""
+        rows = self.weight_rows(0, self.layout.rows, torch.float32)
+        return torch.empty_like(rows).index_copy_(0, self.order(), rows) if self.mixed else rows
+
+    def extra_repr(self) -> str:
+        """Shape and rows by width."""
+        return f"rows={self.layout.rows}, columns={self.layout.columns}, widths={self.layout.counts}"
 
 
 class _PackedMatmul(torch.autograd.Function):
-    """x W' with W dequantized on the fly, in the backward pass again: no float copy of W is kept."""
+    """x W' tile by tile, each made float on the fly, in the backward pass again: no float copy of W is kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, qweight: Tensor, scales: Tensor, columns: int, group: int) -> Tensor:
-        ctx.save_for_backward(qweight, scales)
-        ctx.shape = (columns, group)
-        return x @ dequantize(qweight, scales, columns, group).to(x.dtype).T
+    def forward(ctx: Any, x: Tensor, layer: PackedLinear) -> Tensor:
+        ctx.layer = layer
+        flat = x.reshape(-1, x.shape[-1])
+        out = flat.new_empty(flat.shape[0], layer.out_features)
+        order = layer.order() if layer.mixed else None
+        for low, high in layer.tiles():
+            part = flat @ layer.weight_rows(low, high, x.dtype).T
+            if order is None:
+                out[:, low:high] = part
+            else:
+                out.index_copy_(-1, order[low:high], part)
+        return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        qweight, scales = ctx.saved_tensors
-        weight = dequantize(qweight, scales, *ctx.shape).to(grads[0].dtype)
-        return grads[0] @ weight, None, None, None, None
+        layer, grad = ctx.layer, grads[0]
+        flat = grad.reshape(-1, grad.shape[-1])
+        if layer.mixed:
+            flat = flat.index_select(-1, layer.order())
+        out = flat.new_zeros(flat.shape[0], layer.in_features)
+        for low, high in layer.tiles():
+            out.addmm_(flat[:, low:high], layer.weight_rows(low, high, grad.dtype))
+        return out.view(*grad.shape[:-1], -1), None
 
 
-class PackedLinear(nn.Module):
-    """``nn.Linear`` whose weight lies in INT8 or INT4 with fp16 group scales; the weight is frozen.
+class PackedLinear(Packed):
+    """``nn.Linear`` with a packed, frozen weight; ``bias`` fp16 or absent."""
 
-    Buffers: ``qweight`` and ``scales`` (see :mod:`assyllm.quantizer.uniform`), ``bias`` fp16 or absent.
-    """
-
-    qweight: Tensor
-    scales: Tensor
     bias: Tensor | None
 
     def __init__(
-        self, in_features: int, out_features: int, bits: int, group_size: int, bias: bool, device: Any = None
+        self, counts: Mapping[int, int], in_features: int, group_size: int, bias: bool, device: Any = None
     ) -> None:
-        super().__init__()
-        self.in_features, self.out_features = in_features, out_features
-        self.bits, self.group_size = bits, group_size
-        columns = in_features if bits == 8 else -(-in_features // 2)
-        kind = torch.int8 if bits == 8 else torch.uint8
-        groups = -(-in_features // group_size)
-        self.register_buffer("qweight", torch.zeros(out_features, columns, dtype=kind, device=device))
-        self.register_buffer("scales", torch.zeros(out_features, groups, dtype=torch.float16, device=device))
-        spare = torch.zeros(out_features, dtype=torch.float16, device=device) if bias else None
+        super().__init__(counts, in_features, group_size, device)
+        self.in_features, self.out_features = in_features, self.layout.rows
+        spare = torch.zeros(self.out_features, dtype=torch.float16, device=device) if bias else None
         self.register_buffer("bias", spare)
 
-    @classmethod
-    def from_linear(cls, linear: nn.Linear, bits: int, group_size: int) -> PackedLinear:
-        """Quantize an ordinary layer."""
-        made = cls(linear.in_features, linear.out_features, bits, group_size, linear.bias is not None)
-        made.qweight, made.scales = quantize(linear.weight, bits, group_size)
-        if linear.bias is not None:
-            made.bias = linear.bias.detach().half()
-        return made
-
-    def weight(self) -> Tensor:
-        """The float32 weight ``[out, in]`` that the packed one stands for."""
-        return dequantize(self.qweight, self.scales, self.in_features, self.group_size)
+    def tiles(self) -> list[tuple[int, int]]:
+        """Row ranges that are made float together."""
+        step = max(1, TILE_WEIGHTS.get(self.widths.device.type, 1 << 20) // self.in_features)
+        return [(low, min(low + step, self.out_features)) for low in range(0, self.out_features, step)]
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]`` in the input's dtype; gradients reach the input."""
-        out = _PackedMatmul.apply(x, self.qweight, self.scales, self.in_features, self.group_size)
+        out = _PackedMatmul.apply(x, self)
         return out if self.bias is None else out + self.bias.to(x.dtype)
 
-    def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, bits={self.bits}, group_size={self.group_size}"
+
+class PackedEmbedding(Packed):
+    """``nn.Embedding`` with a packed table of one width; only the rows looked up are made float."""
+
+    def __init__(self, width: int, rows: int, columns: int, group_size: int, device: Any = None) -> None:
+        super().__init__({width: rows}, columns, group_size, device)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids ``[...]`` to float32 vectors ``[..., d]``."""
+        wanted, places = ids.unique(return_inverse=True)
+        found = {name: tensor[wanted] for name, tensor in self.packed().items()}
+        width = next(iter(self.layout.counts))
+        part = Layout({width: len(wanted)}, self.layout.columns, self.layout.group_size)
+        return part.rows_of(found, 0, len(wanted), torch.float32)[places]

@@ -1,57 +1,177 @@
-"""A quantized copy of a pool, and opening one: linear layers packed, everything else at 16 bit.
+"""A quantized copy of a pool, and opening one so that its blocks compute from the weights as stored.
 
-Packed are the weights of the linear layers inside the blocks' layers. Embeddings, positions, norms and biases
-stay at fp16, as is usual for weight-only quantization; **all** of it counts in every byte figure. Blocks
-compute in float32.
+Packed at mixed precision are the weights of the linear layers inside the blocks' layers; embedding tables may be
+packed at one width. Norms and biases stay at fp16. **All** of it counts in every byte figure and in the budget.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from assyllm.artifacts import output_folder, read_json
+from assyllm.artifacts import ArtifactError, output_folder, read_json, verify_folder
 from assyllm.blocks.block import Block
 from assyllm.blocks.pool import BlockInfo, Pool, write_block, write_pool
-from assyllm.quantizer.packed import PackedLinear
-from assyllm.quantizer.uniform import quantize
+from assyllm.params import Quantize
+from assyllm.quantizer import allocate, backends
+from assyllm.quantizer.calibrate import linears
+from assyllm.quantizer.compensate import compensated
+from assyllm.quantizer.packed import PackedEmbedding, PackedLinear
+from assyllm.quantizer.planes import check_weight, nearest, pack
+from assyllm.quantizer.sizes import matrix_bytes
+
+MATRIX = "{}|{}"  # block id and path: a matrix's name in allocation
+PAPER_SCORES = ("sparsity", "masking", "correlation")
 
 
-def quantize_pool(pool: Path, out: Path, bits: int, group_size: int) -> None:
-    """Write a quantized copy of a pool: INT4 or INT8 linear layers, or everything at fp16 (``bits`` 16).
+def quantize_pool(pool: Path, out: Path, settings: Quantize, sensitivity: Path | None = None) -> None:
+    """Write a quantized copy of a pool.
 
     Args:
         pool: folder of a pool as :mod:`assyllm.blocks.pool` writes it, not quantized yet.
         out: the new folder, written whole or not at all.
+        sensitivity: folder of scores and moments (stage ``sensitivity``), where ``settings`` need them.
+
+    Raises:
+        ArtifactError: bad weights, a budget below the floor, or scores that are not there.
     """
     source = Pool.open(pool)
     raw = read_json(pool / "pool.json")
+    if settings.needs_sensitivity:
+        if sensitivity is None:
+            raise ArtifactError(f"quantize.scheme: {settings.scheme} needs the folder of the stage `sensitivity`")
+        verify_folder(sensitivity)
+    widths = allocation(source, settings, sensitivity) if sensitivity is not None and settings.allocates else {}
     with output_folder(out) as folder:
         for name in raw["order"]:
             shutil.copytree(pool / "models" / name, folder / "models" / name)
             rows = []
             for old, info in zip(raw["models"][name]["blocks"], source.of_model(name), strict=True):
-                tensors = quantize_block(source.block(info.id), bits, group_size)
-                row = write_block(folder, info.file, tensors, bits)
-                row |= {"parameters": info.parameters, "layers": old["layers"]}
-                rows.append(row | ({"group_size": group_size} if bits < 16 else {}))
+                block, mine = source.block(info.id), _stored(sensitivity, info, settings)
+                own = {path: widths.get(MATRIX.format(info.id, path)) for path in linears(block)}
+                tensors = quantize_block(block, settings, own, mine)
+                row = write_block(folder, info.file, tensors)
+                row["bits"] = _bits(row["bytes"], info.parameters, settings)
+                row |= {"parameters": info.parameters, "layers": old["layers"], "group_size": settings.group_size}
+                rows.append(row)
                 source.forget(info.id)
             raw["models"][name]["blocks"] = rows
         write_pool(folder, {name: raw["models"][name] for name in raw["order"]})
 
 
-def quantize_block(block: Block, bits: int, group_size: int) -> dict[str, Tensor]:
-    """A block's tensors as they go to disk: packed linear layers, the rest at fp16."""
-    tensors = {name: t.half() if t.is_floating_point() else t for name, t in block.tensors().items()}
-    if bits == 16:
-        return tensors
-    for path, linear in _linears(block).items():
-        del tensors[f"{path}.weight"]
-        tensors[f"{path}.qweight"], tensors[f"{path}.scales"] = quantize(linear.weight, bits, group_size)
-    return tensors
+def _bits(size: int, parameters: int, settings: Quantize) -> float:
+    """Bits a weight for ``pool.json``: the nominal ones of a uniform pool, else the block's own, all included."""
+    return settings.bits if settings.scheme == "uniform" else round(8 * size / parameters, 3)
+
+
+def _stored(sensitivity: Path | None, info: BlockInfo, settings: Quantize) -> Mapping[str, Tensor]:
+    if sensitivity is None or not settings.needs_sensitivity:
+        return {}
+    return load_file(sensitivity / info.file)
+
+
+def allocation(source: Pool, settings: Quantize, sensitivity: Path) -> dict[str, Tensor]:
+    """Widths of the rows of every matrix of the pool, by ``block|path``, within the budget of the whole pool."""
+    widths = settings.widths_used
+    matrices: dict[str, allocate.Matrix] = {}
+    scores: dict[str, dict[str, Tensor]] = {name: {} for name in PAPER_SCORES}
+    fixed = weights = 0
+    for block_id in source.ids:
+        info, block = source.info(block_id), source.block(block_id)
+        stored = _stored(sensitivity, info, settings)
+        for path, linear in linears(block).items():
+            name, weight = MATRIX.format(block_id, path), check_weight(linear.weight, f"block {block_id}: {path}")
+            if settings.scheme == "paper":
+                for score in PAPER_SCORES:
+                    scores[score][name] = _score(stored, score, path, block_id)
+                scores["masking"][name] = scores["masking"][name] * weight.pow(2).sum(1)
+            errors = allocate.rounding_errors(weight, widths, settings.group_size)
+            importance = _score(stored, settings.score, path, block_id)
+            matrices[name] = allocate.Matrix(importance, errors, linear.in_features)
+        fixed += sum(t.nbytes for t in _rest(block, settings).values())
+        weights += info.parameters
+        source.forget(block_id)
+    budget = int(settings.budget_bits * weights / 8)
+    try:
+        if settings.scheme == "paper":
+            columns = {name: matrix.columns for name, matrix in matrices.items()}
+            quantiles = (settings.sparsity_quantile, settings.output_quantile)
+            return allocate.two_thresholds(scores, columns, settings.group_size, budget - fixed, *quantiles)
+        whole = settings.scheme == "layerwise"
+        return allocate.knapsack(matrices, widths, settings.group_size, budget - fixed, whole)
+    except ArtifactError:
+        size = sum(
+            matrix_bytes({widths[0]: len(m.importance)}, m.columns, settings.group_size) for m in matrices.values()
+        )
+        floor = 8 * (fixed + size) / weights
+        raise ArtifactError(
+            f"quantize.budget_bits: {settings.budget_bits:g} is below the floor of {floor:.3f} bits a weight "
+            f"(every linear weight at {widths[0]} bits, the rest of the pool takes {8 * fixed / weights:.3f})"
+        ) from None
+
+
+def _score(stored: Mapping[str, Tensor], score: str, path: str, block: str) -> Tensor:
+    if f"{score}|{path}" not in stored:
+        raise ArtifactError(f"block {block}: no score {score!r}; add it to sensitivity.scores")
+    return stored[f"{score}|{path}"]
+
+
+def _rest(block: Block, settings: Quantize) -> dict[str, Tensor]:
+    """What is not a linear layer's weight, as it goes to disk: embeddings as set, the others at fp16."""
+    tables, matrices = tables_of(block), {f"{path}.weight" for path in linears(block)}
+    out: dict[str, Tensor] = {}
+    for name, tensor in block.tensors().items():
+        path = name.removesuffix(".weight")
+        if name in matrices:
+            continue
+        if path in tables and settings.embedding_bits < 16:
+            weight = check_weight(tensor, f"block {block.id}: {name}")
+            widths = torch.full((weight.shape[0],), settings.embedding_bits, dtype=torch.uint8)
+            packed = pack(*nearest(weight, widths, settings.group_size), weight, widths)
+            out |= {f"{path}.{part}": value for part, value in packed.items()}
+        elif tensor.is_floating_point():
+            out[name] = check_weight(tensor, f"block {block.id}: {name}").half()
+        else:
+            out[name] = tensor
+    return out
+
+
+def quantize_block(
+    block: Block, settings: Quantize, widths: Mapping[str, Tensor | None], stored: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """A block's tensors as they go to disk.
+
+    Args:
+        widths: of each linear layer's rows; None: ``settings.bits`` for all.
+        stored: the block's scores and moments, where rounding is compensated.
+    """
+    out = _rest(block, settings)
+    for path, linear in linears(block).items():
+        weight = check_weight(linear.weight, f"block {block.id}: {path}.weight")
+        if settings.scheme in backends.BACKENDS:
+            packed = backends.encode(weight, settings.scheme)
+        elif settings.scheme == "uniform" and settings.bits == 16:
+            out[f"{path}.weight"] = weight.half()
+            continue
+        else:
+            own = widths.get(path)
+            if own is None:
+                own = torch.full((weight.shape[0],), settings.bits, dtype=torch.uint8)
+            if settings.rounding == "compensated":
+                moments = stored.get(f"moments|{path}")
+                if moments is None:
+                    raise ArtifactError(f"block {block.id}: no moments of {path}; set sensitivity.moments")
+                integers = compensated(weight, own, settings.group_size, moments)
+            else:
+                integers = nearest(weight, own, settings.group_size)
+            packed = pack(*integers, weight, own)
+        out |= {f"{path}.{name}": tensor for name, tensor in packed.items()}
+    return out
 
 
 def open_pool(folder: Path) -> Pool:
@@ -64,18 +184,32 @@ def open_pool(folder: Path) -> Pool:
 
 
 def prepare(block: Block, info: BlockInfo, tensors: dict[str, Tensor]) -> None:
-    """Put packed layers where the block's file holds packed weights (in place)."""
-    for path, linear in _linears(block).items():
-        packed = tensors.get(f"{path}.qweight")
-        if packed is None:
-            continue
-        bits = 8 if packed.dtype == torch.int8 else 4
-        parent, _, leaf = path.rpartition(".")
-        size = (linear.in_features, linear.out_features)
-        layer = PackedLinear(*size, bits, info.group_size, linear.bias is not None, device="meta")
-        setattr(block.get_submodule(parent), leaf, layer)
+    """Put layers that compute from packed weights where the block's file holds such (in place)."""
+    for path, linear in linears(block).items():
+        if f"{path}.widths" in tensors:
+            counts = _counts(tensors[f"{path}.widths"])
+            bias = linear.bias is not None
+            _replace(block, path, PackedLinear(counts, linear.in_features, info.group_size, bias, device="meta"))
+        elif (layer := backends.layer_for(tensors, path, linear)) is not None:
+            _replace(block, path, layer)
+    for path, table in tables_of(block).items():
+        if f"{path}.widths" in tensors:
+            (width,) = _counts(tensors[f"{path}.widths"])
+            size = (table.num_embeddings, table.embedding_dim)
+            _replace(block, path, PackedEmbedding(width, *size, info.group_size, device="meta"))
 
 
-def _linears(block: Block) -> dict[str, nn.Linear]:
-    found = {f"stack.{path}": module for path, module in block.stack.named_modules()}
-    return {path: module for path, module in found.items() if isinstance(module, nn.Linear)}
+def _counts(widths: Tensor) -> dict[int, int]:
+    found, counts = widths.unique(return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))
+
+
+def _replace(block: Block, path: str, layer: nn.Module) -> None:
+    parent, _, leaf = path.rpartition(".")
+    setattr(block.get_submodule(parent), leaf, layer)
+
+
+def tables_of(block: Block) -> dict[str, nn.Embedding]:
+    """A start block's plain embedding tables, by their path in the block (OPT's own positions are not one)."""
+    found: Iterator[tuple[str, nn.Module]] = block.embed.named_modules()
+    return {f"embed.{path}": module for path, module in found if type(module) is nn.Embedding}

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 SECTIONS = ("zoo", "tasks", "partition", "federated", "baselines", "fleet")
 CODE = (
     "baselines", "assembly/head.py", "blocks/families.py", "federated/cohort.py", "zoo/encoding.py", "zoo/forward.py",
-    "zoo/likelihood.py", "zoo/load.py",
-    "tasks/record.py", "tasks/partition.py", "evaluate.py", "results.py", "artifacts.py", "seeding.py",
+    "zoo/likelihood.py", "zoo/load.py", "tasks/record.py", "tasks/partition.py", "evaluate.py", "results.py",
+    "artifacts.py", "checkpoint.py", "seeding.py",
 )  # fmt: skip
 Rows = tuple[list[Metric], list[Prediction], list[dict[str, Any]]]
 
@@ -179,10 +179,10 @@ class Job:
 
     def run(self) -> tuple[str, str, Rows]:
         """Every task's rounds: the budget, no shared trajectory, and the rows."""
-        from assyllm.baselines.checkpoint import Checkpoint
         from assyllm.baselines.job import budget, encode_task, open_model
         from assyllm.baselines.registry import METHODS
         from assyllm.baselines.rounds import run_rounds
+        from assyllm.checkpoint import Checkpoint
         from assyllm.evaluate import final_rows, seen_facts
 
         model, tokenizer = open_model(self.folder)

@@ -6,10 +6,15 @@ from pathlib import Path
 
 from assyllm.params import parse_sections
 
-SECTIONS = ("evaluate",)
+SECTIONS = ("evaluate", "zoo", "blocks")
 CODE = (
     "collect.py",
     "claims.py",
+    "precision.py",
+    "cost/pool_sizes.py",
+    "cost/shapes.py",
+    "blocks/segment.py",
+    "quantizer/sizes.py",
     "evaluate.py",
     "results.py",
     "artifacts.py",
@@ -18,8 +23,11 @@ CODE = (
 )
 
 
-def run(params: str, code_sha: str, size: str, runs: list[Path], cost: list[Path], out: Path) -> None:
+def run(
+    params: str, code_sha: str, size: str, runs: list[Path], cost: list[Path], precision: list[Path], out: Path
+) -> None:
     """Write the tables of study ``size`` into ``out``."""
     from assyllm.collect import collect
 
-    collect(size, runs, cost, parse_sections(params, SECTIONS).evaluate, out)
+    p = parse_sections(params, SECTIONS)
+    collect(size, runs, cost, p.evaluate, out, p.zoo, p.blocks, precision)

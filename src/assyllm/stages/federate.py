@@ -7,11 +7,11 @@ from pathlib import Path
 from assyllm.params import params_sha, parse_sections
 
 SECTIONS = (
-    "tasks", "partition", "comparator", "assembling", "federated", "fleet", "zoo", "quantize",
+    "tasks", "partition", "comparator", "assembling", "federated", "fleet", "zoo", "quantize", "swapper",
 )  # fmt: skip
 CODE = (
-    "params.py", "artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer", "comparator",
-    "adapter", "assembly", "federated", "baselines/checkpoint.py",
+    "params.py", "artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer", "swapper",
+    "comparator", "adapter", "assembly", "federated", "checkpoint.py",
 )  # fmt: skip
 
 
@@ -41,18 +41,21 @@ def run(
     import torch
 
     from assyllm.artifacts import manifest_sha, output_folder, sha256_file, sha256_text, verify_folder
-    from assyllm.baselines.checkpoint import Checkpoint
     from assyllm.blocks.untrained import UntrainedPool
+    from assyllm.checkpoint import Checkpoint
     from assyllm.federated.cohort import device_memory, participating
     from assyllm.federated.context import Settings
     from assyllm.federated.outcome import Outcome, outcome, write_run
     from assyllm.federated.rounds import Rounds
     from assyllm.federated.state import State
     from assyllm.federated.task import open_task
+    from assyllm.federated.walk import COLUMNS, walk_rows
     from assyllm.quantizer.pool import open_pool
+    from assyllm.results import write_table
+    from assyllm.swapper.swapper import lend
 
     torch.set_num_threads(1)
-    opened = open_pool(Path(pool))
+    opened = lend(open_pool(Path(pool)), p.swapper)
     if method == "untrained_blocks":
         opened = UntrainedPool(Path(pool), zoo_seed)
     for folder in (tasks, *scores):
@@ -92,5 +95,7 @@ def run(
             folder, outcomes, opened, settings, run_id=run_id, method=method, world=world, seed=seed,
             setting=setting, alpha=p.partition.alpha, params_sha=params_sha(params), code_sha=code_sha,
         )  # fmt: skip
+        walks = [row for o in outcomes for row in walk_rows(run_id, o.data.task, opened, o.state)]
+        write_table(folder / "walk.csv", walks, COLUMNS)
     if checkpoint is not None:
         shutil.rmtree(checkpoint, ignore_errors=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from assyllm.params import parse_sections
 
-SECTIONS = ("tasks", "partition", "comparator", "federated")
+SECTIONS = ("tasks", "partition", "comparator", "federated", "swapper")
 CODE = ("params.py", "artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer",
-        "comparator")  # fmt: skip
+        "swapper", "comparator")  # fmt: skip
 
 
 def run(params: str, code_sha: str, pool: Path, tasks: Path, partition: Path, seed: int, shard: int, out: Path) -> None:
@@ -25,11 +25,12 @@ def run(params: str, code_sha: str, pool: Path, tasks: Path, partition: Path, se
     from assyllm.comparator.native import score_clients
     from assyllm.comparator.public import cloze_questions, public_statistics
     from assyllm.quantizer.pool import open_pool
+    from assyllm.swapper.swapper import lend
     from assyllm.tasks.partition import read_owned
     from assyllm.tasks.record import read_questions
 
     torch.set_num_threads(1)
-    opened = open_pool(Path(pool))
+    opened = lend(open_pool(Path(pool)), p.swapper)
     verify_folder(Path(tasks))
     with output_folder(out) as folder:
         for task in p.tasks.names:

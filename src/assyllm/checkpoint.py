@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from assyllm.artifacts import write_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Checkpoint:

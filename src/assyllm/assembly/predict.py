@@ -1,0 +1,63 @@
+"""A saved model on a file of questions: ``assyllm predict``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from assyllm.artifacts import ArtifactError
+from assyllm.assembly.assembled import AssembledModel
+from assyllm.tasks.record import Question
+
+KEYS = {"id", "context", "question", "choices", "answer", "topic", "facts"}
+BATCH = 64  # questions of one forward pass
+
+
+def read_asked(path: Path) -> list[tuple[Question, bool]]:
+    """Questions as JSON lines, and whether each came with its answer.
+
+    ``question`` and ``choices`` are needed; ``context``, ``id`` (default: the line's number) and ``answer`` (an
+    index into the choices) are not.
+
+    Raises:
+        ArtifactError: no such file, or a line that is no question; file and line number are named.
+    """
+    asked = []
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            unknown = sorted(set(row) - KEYS)
+            if unknown:
+                raise ArtifactError(f"unknown key {unknown[0]!r}")
+            choices = row["choices"]
+            if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+                raise ArtifactError("choices is not a list of texts")
+            answered = row.get("answer") is not None
+            answer = row["answer"] if answered else 0
+            name = str(row.get("id", number))
+            asked.append((Question(name, row.get("context", ""), row["question"], tuple(choices), answer), answered))
+        except KeyError as error:
+            raise ArtifactError(f"{path}, line {number}: no {error.args[0]!r}") from None
+        except (ValueError, TypeError, ArtifactError) as error:
+            raise ArtifactError(f"{path}, line {number}: not a question ({error})") from None
+    return asked
+
+
+def predict(model: AssembledModel, questions: list[Question]) -> list[dict[str, Any]]:
+    """One dict a question: id, chosen (index), choice (text), scores (one a choice, higher is better)."""
+    found = []
+    for start in range(0, len(questions), BATCH):
+        part = questions[start : start + BATCH]
+        for question, scores in zip(part, model(model.encode(part)).tolist(), strict=True):
+            own = scores[: len(question.choices)]
+            chosen = max(range(len(own)), key=lambda c: (own[c], -c))
+            choice = question.choices[chosen]
+            found.append({"id": question.id, "chosen": chosen, "choice": choice, "scores": [round(s, 6) for s in own]})
+    return found

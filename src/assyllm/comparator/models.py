@@ -1,0 +1,192 @@
+"""Two transformers models and a list of texts in, a table of layer against layer out (the paper's Block Comparator).
+
+Rows of CKA are examples: the mean state of a text's tokens after a layer, special tokens (BOS, CLS, SEP) and
+padding left out, so that models of unlike widths, families and tokenizers can be compared. A layer's activation
+distribution for COR is counted over the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from assyllm.artifacts import ArtifactError, write_json
+from assyllm.comparator.cka import MINIMUM_ROWS, Estimator, all_pairs, column_scale, pair_terms
+from assyllm.comparator.compatibility import compatibility
+from assyllm.comparator.cor import cor, counts
+from assyllm.zoo.encoding import pad_id, prefix_and_suffix
+from assyllm.zoo.load import fetch, load_model, load_tokenizer
+
+Source = str | Path | tuple[Any, Any]  # a folder, a hub id (``id`` or ``id@revision``), or (model, tokenizer)
+Score = float | None
+Scores = tuple[tuple[Score, ...], ...]  # [layers of A][layers of B], None = no score
+CHUNK_TEXTS = 16  # of one forward pass
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Scores of every layer of model A (rows) against every layer of model B (columns).
+
+    Layer 0 is the embedding, layer l what the l-th layer gives; the last is after the final norm where the family
+    has one. None means no score: fewer than four texts, or states that do not vary or are not finite.
+    """
+
+    a: str
+    b: str
+    texts: int
+    weight: float
+    cka: Scores
+    cor: Scores
+    compatibility: Scores
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict a pair of layers: layer_a, layer_b, cka, cor, compatibility."""
+        return [
+            {"layer_a": i, "layer_b": j, "cka": cka, "cor": self.cor[i][j], "compatibility": self.compatibility[i][j]}
+            for i, row in enumerate(self.cka)
+            for j, cka in enumerate(row)
+        ]
+
+    def __str__(self) -> str:
+        """The compatibilities as a table of text, ``-`` where there is no score."""
+        widths = range(len(self.compatibility[0]))
+        lines = [f"compatibility of {self.a} (rows) and {self.b} (columns), {self.texts} texts"]
+        lines.append("layer " + "".join(f"{j:7d}" for j in widths))
+        for i, row in enumerate(self.compatibility):
+            lines.append(f"{i:5d} " + "".join(f"{'-':>7}" if s is None else f"{s:7.3f}" for s in row))
+        return "\n".join(lines)
+
+    def heatmap(self, path: str | Path) -> Path:
+        """Draw the three scores as heatmaps (PNG, PDF or SVG by the file's ending)."""
+        from assyllm.comparator.heatmap import draw
+
+        return draw(self, Path(path))
+
+    def write(self, path: str | Path) -> Path:
+        """Write everything as JSON, null where there is no score."""
+        keys = ("a", "b", "texts", "weight", "cka", "cor", "compatibility")
+        write_json(Path(path), {key: getattr(self, key) for key in keys})
+        return Path(path)
+
+
+def compare(
+    model_a: Source,
+    model_b: Source,
+    texts: Sequence[str],
+    *,
+    max_tokens: int = 256,
+    cka_weight: float = 0.5,
+    cka_batch: int = 1024,
+    estimator: Estimator = "unbiased",
+    histogram_bins: int = 32,
+    bf16: bool = False,
+) -> Comparison:
+    """Compare two models on texts.
+
+    Args:
+        model_a, model_b: a transformers folder, a hub id (``id@revision`` pins it), or ``(model, tokenizer)``.
+        texts: at least four, and rather some hundreds: CKA of few texts scatters.
+        max_tokens: longer texts lose their end.
+        cka_weight: w in compatibility = w CKA + (1 - w) COR.
+        cka_batch: texts of a minibatch of CKA (the paper's 32 scatters more than one batch of all).
+        bf16: multiply states in bfloat16.
+
+    Raises:
+        ArtifactError: a model cannot be loaded, or there are fewer than four texts with words in them.
+    """
+    texts = [text for text in texts if text.strip()]
+    if len(texts) < MINIMUM_ROWS:
+        raise ArtifactError(f"{len(texts)} texts: a comparison needs at least {MINIMUM_ROWS}, rather some hundreds")
+    names, layers, histograms = [], [], []
+    for source in (model_a, model_b):
+        name, model, tokenizer = _open(source)
+        pooled, counted = _states(model, tokenizer, texts, max_tokens, histogram_bins)
+        names.append(name)
+        layers.append([states * column_scale(states) for states in pooled])
+        histograms.append(counted)
+    (left, right), split = histograms, len(layers[0])
+    hsic = all_pairs([*layers[0], *layers[1]], min(cka_batch, len(texts)), estimator, bf16)
+    ckas, cors, both = [], [], []
+    for i in range(split):
+        terms = [pair_terms(hsic, i, split + j) for j in range(len(right))]
+        ckas.append(tuple(float(t.cka()) if bool(t.scored()) else None for t in terms))
+        cors.append(tuple(_cor(left[i], q) for q in right))
+        both.append(tuple(_both(c, r, cka_weight) for c, r in zip(ckas[-1], cors[-1], strict=True)))
+    return Comparison(names[0], names[1], len(texts), cka_weight, tuple(ckas), tuple(cors), tuple(both))
+
+
+def _cor(p: np.ndarray, q: np.ndarray) -> Score:
+    return cor(p[None], q[None]) if p.any() and q.any() else None
+
+
+def _both(cka: Score, cor: Score, weight: float) -> Score:
+    return cka if weight == 1 else None if cor is None else compatibility(cka, cor, weight)
+
+
+def _open(source: Source) -> tuple[str, Any, Any]:
+    """Name, model and tokenizer."""
+    if isinstance(source, tuple):
+        model, tokenizer = source
+        return str(model.config.name_or_path or type(model).__name__), model.eval(), tokenizer
+    folder = Path(source)
+    if not folder.is_dir():
+        if isinstance(source, Path) or str(source).startswith((".", "/", "~")):
+            raise ArtifactError(f"{source}: no such folder")
+        hub_id, _, revision = str(source).partition("@")
+        folder = fetch(hub_id, revision or "main")
+    return str(source), load_model(folder), load_tokenizer(folder)
+
+
+@torch.no_grad()
+def _states(
+    model: Any, tokenizer: Any, texts: Sequence[str], max_tokens: int, bins: int
+) -> tuple[list[Tensor], list[np.ndarray]]:
+    """Per layer: pooled states ``[n, d]`` and the histogram ``[bins]`` of its values over root mean square."""
+    prefix, suffix = prefix_and_suffix(tokenizer)
+    room = min(max_tokens, _positions(model.config)) - len(prefix) - len(suffix)
+    ids = [found[:room] for found in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
+    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
+    pooled: list[Tensor] = []
+    tokens: list[list[Tensor]] = []
+    device = next(model.parameters()).device
+    for start in range(0, len(order), CHUNK_TEXTS):
+        chosen = order[start : start + CHUNK_TEXTS]
+        longest = max(len(ids[i]) for i in chosen) + len(prefix) + len(suffix)
+        rows = torch.full((len(chosen), longest), pad_id(tokenizer))
+        mask = torch.zeros(len(chosen), longest, dtype=torch.bool)
+        own = torch.zeros(len(chosen), longest)
+        for r, i in enumerate(chosen):
+            row = [*prefix, *ids[i], *suffix]
+            rows[r, : len(row)] = torch.tensor(row)
+            mask[r, : len(row)] = True
+            own[r, len(prefix) : len(prefix) + len(ids[i])] = 1
+        found = model(input_ids=rows.to(device), attention_mask=mask.long().to(device), output_hidden_states=True)
+        hidden = [states.float().cpu() for states in found.hidden_states]
+        weights = own / own.sum(-1, keepdim=True).clamp(min=1)
+        if not pooled:
+            pooled = [torch.zeros(len(texts), states.shape[-1]) for states in hidden]
+            tokens = [[] for _ in hidden]
+        for layer, states in enumerate(hidden):
+            pooled[layer][chosen] = (weights[:, None] @ states)[:, 0]
+            tokens[layer].append(states[own.bool()])
+    return pooled, [_histogram(torch.cat(parts), bins) for parts in tokens]
+
+
+def _positions(config: Any) -> int:
+    """The longest row that a model reads (RoBERTa's positions begin after its padding id)."""
+    longest = getattr(config, "max_position_embeddings", None) or 2**31
+    return longest - (config.pad_token_id + 1 if config.model_type == "roberta" else 0)
+
+
+def _histogram(values: Tensor, bins: int) -> np.ndarray:
+    """Counts ``[bins]`` of a layer's values; all zero where they are not finite."""
+    rms = float(values.double().pow(2).mean().sqrt())
+    if not np.isfinite(rms) or rms == 0:
+        return np.zeros(bins, dtype=np.int64)
+    return counts(values, rms, bins, torch.zeros(len(values), dtype=torch.int64), 1)[0]

@@ -1,0 +1,33 @@
+"""The order in which the search passes through blocks, as a table: what a device that swaps would be asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from assyllm.blocks.pool import Pool
+from assyllm.federated.state import State
+
+Walked = list[tuple[list[str], list[str]]]
+COLUMNS = ("run_id", "task", "round", "phase", "clients", "chain", "candidates")
+
+
+def walk_rows(run_id: str, task: str, pool: Pool, state: State) -> list[dict[str, Any]]:
+    """One row a round and open chain, in the search's order; block ids are space-separated.
+
+    A first round passes through every model of the pool, a select round through each open chain and the candidates
+    put on it, a head round through every finished chain.
+    """
+    whole: Walked = [([info.id for info in pool.of_model(model)], []) for model in pool.models]
+    finished: Walked = [(list(chain.blocks), []) for chain in sorted(state.finished, key=lambda chain: chain.id)]
+    rows = []
+    for row in state.rows:
+        phase = "head" if row["head"] else "select" if "walk" in row else "native"
+        walked = {"native": whole, "select": row.get("walk", []), "head": finished}[phase]
+        for chain, candidates in walked if row["participants"] else ():
+            rows.append(
+                {
+                    "run_id": run_id, "task": task, "round": row["round"], "phase": phase,
+                    "clients": row["participants"], "chain": " ".join(chain), "candidates": " ".join(candidates),
+                }
+            )  # fmt: skip
+    return rows

@@ -1,0 +1,43 @@
+"""The folder of scores and moments that allocation and compensated rounding read: made once, budgets are a sweep.
+
+``blocks/<model>_<first>-<last>.safetensors`` holds ``<score>|<path>`` [out] and ``moments|<path>`` [in, in] float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from assyllm.artifacts import output_folder
+from assyllm.blocks.pool import Pool
+from assyllm.params import Sensitivity
+from assyllm.quantizer.calibrate import batches, native_inputs, second_moments
+from assyllm.quantizer.scores import scores
+
+SEED = 0  # of probes and noise: one pool, one set of scores
+
+
+def write_sensitivity(pool: Path, out: Path, lines: Sequence[str], max_tokens: int, settings: Sensitivity) -> None:
+    """Measure every block of a pool that is not quantized.
+
+    Args:
+        lines: public texts.
+
+    Raises:
+        ArtifactError: a weight that is not finite; nothing is written then.
+    """
+    source = Pool.open(pool)
+    with output_folder(out) as folder:
+        (folder / "blocks").mkdir()
+        for model in source.models:
+            first = batches(source, model, lines, max_tokens)
+            for info, block, received in native_inputs(source, model, first):
+                found = scores(block, received, settings.scores, settings.group_size, settings.probes, SEED)
+                tensors = {f"{name}|{path}": value for name, rows in found.items() for path, value in rows.items()}
+                if settings.moments:
+                    moments = second_moments(block, received)
+                    tensors |= {f"moments|{path}": value for path, value in moments.items()}
+                save_file(tensors, folder / info.file)
+            print(f"sensitivity {model}: {len(source.of_model(model))} blocks", flush=True)

@@ -1,0 +1,77 @@
+"""The search's own walks: which blocks it passes through in a round, in which order (``walk.csv`` of a run)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from assyllm.artifacts import ArtifactError
+from assyllm.results import read_table
+from assyllm.swapper.plan import block_of
+
+Chains = list[tuple[list[str], list[str]]]  # (blocks of an open chain, candidates put on it), in order
+
+
+@dataclass
+class Round:
+    """What one round of a task asks of each of its clients."""
+
+    task: str
+    round: int
+    phase: str
+    clients: int
+    chains: Chains = field(default_factory=list)
+
+
+def read_walk(path: Path) -> list[Round]:
+    """A run's rounds, task after task, in order.
+
+    Raises:
+        ArtifactError: the file is missing or is not a walk.
+    """
+    rounds: dict[tuple[str, str], Round] = {}
+    try:
+        for row in read_table(path):
+            made = Round(row["task"], int(row["round"]), row["phase"], int(row["clients"]))
+            found = rounds.setdefault((row["task"], row["round"]), made)
+            found.chains.append((row["chain"].split(), row["candidates"].split()))
+    except (KeyError, ValueError) as error:
+        raise ArtifactError(f"{path}: not a walk ({error})") from None
+    return list(rounds.values())
+
+
+def units_of(blocks: Iterable[str], sizes: Mapping[str, int]) -> list[str]:
+    """The units that passing through blocks asks for, in the order in which ``sizes`` lists a block's."""
+    parts: dict[str, list[str]] = {}
+    for unit in sizes:
+        parts.setdefault(block_of(unit), []).append(unit)
+    try:
+        return [unit for block in blocks for unit in parts[block]]
+    except KeyError as error:
+        raise ArtifactError(f"walk: block {error} has no size") from None
+
+
+def walk(chains: Sequence[tuple[Sequence[str], Sequence[str]]], order: str = "block", clients: int = 1) -> list[str]:
+    """The blocks that one round of the search passes through.
+
+    Args:
+        chains: (blocks of an open chain, its candidates), in the search's order.
+        order: ``block``: each block once a round for every client and chain that asks (block outer, clients and
+            batches inner); ``candidate``: the paper's order, client by client, chain by chain, prefixes that a
+            client has already run left out.
+    """
+    asked = [(*chain[: i + 1],) for chain, _ in chains for i in range(len(chain))]
+    asked += [(*chain, block) for chain, candidates in chains for block in candidates]
+    if order == "block":
+        # a prefix is never longer than what follows it: depth by depth, equal blocks side by side
+        by_depth = sorted({(len(path), path[-1]) for path in asked})
+        return [block for _, block in by_depth]
+    seen: set[tuple[str, ...]] = set()
+    one: list[str] = []
+    for chain, candidates in chains:
+        for path in [*((*chain[: i + 1],) for i in range(len(chain))), *((*chain, block) for block in candidates)]:
+            if path not in seen:
+                seen.add(path)
+                one.append(path[-1])
+    return one * clients

@@ -1,0 +1,73 @@
+"""The comparator on its own: two models and texts in, scores and a heatmap out."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations
+
+import pytest
+import torch
+
+from assyllm.artifacts import ArtifactError
+from assyllm.comparator import compare
+from assyllm.zoo.load import load_model, load_tokenizer
+from tiny import zoo
+
+TEXTS = zoo.sentences()
+LAYERS = {"llama": 4, "vicuna": 4, "opt": 4, "bert": 3, "roberta": 4}
+
+
+@pytest.mark.parametrize(("a", "b"), combinations(zoo.FAMILY, 2))
+def test_every_two_families_compare_both_ways(a, b, tiny_folder) -> None:
+    there = compare(tiny_folder / "zoo" / a, tiny_folder / "zoo" / b, TEXTS)
+    back = compare(str(tiny_folder / "zoo" / b), str(tiny_folder / "zoo" / a), TEXTS)
+    assert (len(there.cka), len(there.cka[0])) == (LAYERS[a] + 1, LAYERS[b] + 1)
+    for i, j in ((0, 0), (1, 3), (LAYERS[a], LAYERS[b])):
+        assert there.cka[i][j] == pytest.approx(back.cka[j][i], abs=1e-5)
+        assert 0 < there.cor[i][j] <= 1
+        assert there.compatibility[i][j] == pytest.approx(0.5 * there.cka[i][j] + 0.5 * there.cor[i][j])
+
+
+def test_a_model_is_itself_whatever_stands_around_a_text(tiny_folder) -> None:
+    folder = tiny_folder / "zoo" / "bert"
+    table = compare(folder, (load_model(folder), load_tokenizer(folder)), TEXTS)
+    assert [table.compatibility[i][i] for i in range(4)] == pytest.approx([1] * 4, abs=1e-5)
+    padded = compare(folder, folder, [*TEXTS, "ent0 red " * 15])  # a longer row pads all others of its batch
+    alone = compare(folder, folder, [*TEXTS[8:], *TEXTS[:8], "ent0 red " * 15])
+    assert padded.cka[1][2] == pytest.approx(alone.cka[1][2], abs=1e-4)
+    long = compare(folder, folder, [*TEXTS, "ent0 red " * 500])  # longer than the model reads: it loses its end
+    assert long.cka[0][0] == pytest.approx(1, abs=1e-5)
+
+
+def test_bf16_and_minibatches_change_little(tiny_folder) -> None:
+    a, b = tiny_folder / "zoo" / "llama", tiny_folder / "zoo" / "opt"
+    exact = torch.tensor(compare(a, b, TEXTS).cka)
+    assert float((torch.tensor(compare(a, b, TEXTS, bf16=True).cka) - exact).abs().max()) < 5e-3
+    assert float((torch.tensor(compare(a, b, TEXTS, cka_batch=12).cka) - exact).abs().max()) < 0.2
+
+
+def test_no_score_is_none_and_grey(tiny_folder, tmp_path) -> None:
+    folder = tiny_folder / "zoo" / "opt"
+    broken = load_model(folder)
+    with torch.no_grad():
+        broken.model.decoder.layers[2].fc2.bias.fill_(float("inf"))
+    table = compare(folder, (broken, load_tokenizer(folder)), TEXTS)
+    assert table.cka[1][1] == pytest.approx(1, abs=1e-5)
+    assert table.cka[1][3] is table.cor[1][3] is table.compatibility[1][3] is None
+    assert all(row["compatibility"] is None for row in table.rows() if row["layer_b"] >= 3)
+    assert "-" in str(table).splitlines()[2]
+    stored = json.loads(table.write(tmp_path / "scores.json").read_text())
+    assert stored["cka"][1][3] is None
+    assert stored["texts"] == len(TEXTS)
+    assert table.heatmap(tmp_path / "map.png").read_bytes() == table.heatmap(tmp_path / "map2.png").read_bytes()
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ArtifactError, match=r"map\.gif: a heatmap is written as png, pdf, svg"):
+        table.heatmap(tmp_path / "map.gif")
+
+
+def test_bad_input_is_one_line(tiny_folder, tmp_path) -> None:
+    folder = tiny_folder / "zoo" / "opt"
+    with pytest.raises(ArtifactError, match="3 texts: a comparison needs at least 4"):
+        compare(folder, folder, [*TEXTS[:3], "", " "])
+    with pytest.raises(ArtifactError, match="nowhere: no such folder"):
+        compare(tmp_path / "nowhere", folder, TEXTS)
