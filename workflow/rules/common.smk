@@ -98,6 +98,16 @@ def run_folders(wildcards):
     return [run.folder for run in PLAN.runs(size)]
 
 
+def shared_run(wildcards):
+    """The run of the method whose trajectory this one shares, if any."""
+    other = SHARES.get(wildcards.method)
+    return (
+        f"data/runs/{wildcards.setting}/{other}/zoo{wildcards.zoo}_seed{wildcards.seed}"
+        if other
+        else []
+    )
+
+
 def precision_tables(wildcards):
     """Accuracy without a re-fit, a table for each seed and zoo."""
     return PLAN.precision_tables("full" if wildcards.full else "default")
@@ -115,16 +125,6 @@ def precision_options(wildcards, input):
     curve = getattr(PLAN.params.study, wildcards.size).precision
     pairs = zip(curve.settings, input.pools, strict=True)
     return " ".join(f"--pool {setting}={folder}" for setting, folder in pairs)
-
-
-def shared_run(wildcards):
-    """The run of the method whose trajectory this one shares, if any."""
-    other = SHARES.get(wildcards.method)
-    return (
-        f"data/runs/{wildcards.setting}/{other}/zoo{wildcards.zoo}_seed{wildcards.seed}"
-        if other
-        else []
-    )
 
 
 def cost_tables(wildcards):
