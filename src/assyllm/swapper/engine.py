@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 from torch import Tensor
@@ -83,8 +84,9 @@ class Engine:
         self.resident_bytes = self.peak_bytes = 0
         self._place, self._reader = place, reader
         self._cache = Cache(self.sizes, budget_bytes, overlap=preload and preswap, **cache)
+        plan = [unit for unit, _ in groupby(plan)]  # asking again for the unit in use is no access
         self._cache.extend(plan)
-        self._again = list(plan) if repeat else []
+        self._again = plan if repeat else []
         self._loaded: dict[str, Loaded] = {}
         self._unbind = unbind
         self._at = self._done = -1  # position of the access asked for last, and of the last one that has computed
@@ -150,7 +152,7 @@ class Engine:
     def extend(self, plan: Iterable[str]) -> None:
         """Tell what will be asked for after what is planned."""
         with self._changed:
-            self._cache.extend(plan)
+            self._cache.extend(unit for unit, _ in groupby(plan))
             self._changed.notify_all()
 
     def set_budget(self, budget_bytes: int) -> None:
