@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from assyllm.blocks.block import Block
+from assyllm.blocks.families import family
 from assyllm.blocks.split import empty_block
-from assyllm.cost.step import DTYPES, Reading, Step, drop, fill, questions
+from assyllm.cost.step import DTYPES, Elsewhere, Reading, Step, drop, fill, questions, shapes_only
 from assyllm.quantizer.packed import PackedLinear
 
 
@@ -32,18 +33,15 @@ class Residency:
 
 def shell(config: dict[str, Any], layers: tuple[int, int], residency: Residency, reading: Reading) -> Block:
     """A block without its weights, ready to be filled: packed integers or 16 bit, as it comes from the pool."""
-    values = _config(config)
+    values = family(config["model_type"]).config(config)
     values._attn_implementation = reading.attention
-    block = empty_block("pool", config["model_type"], layers, values)
-    if residency.bits < 16:
-        pack(block, residency)
+    with shapes_only():
+        block = empty_block("pool", config["model_type"], layers, values)
+        if residency.bits < 16:
+            pack(block, residency)
+        for parameter in block.parameters():
+            parameter.data = parameter.data.to(DTYPES[reading.bytes_per_weight])
     return block.eval()
-
-
-def _config(config: dict[str, Any]) -> Any:
-    from assyllm.blocks.families import family
-
-    return family(config["model_type"]).config(config)
 
 
 def pack(block: Block, residency: Residency) -> None:
@@ -76,6 +74,8 @@ def scoring_step(config: dict[str, Any], reading: Reading, residency: Residency,
     mask[0, -1] = False  # some row is shorter: a batch without padding would need no mask
     pools = batch.pools.flatten(0, 1).to(dtype)
 
+    storage = Elsewhere(device)
+
     def run() -> Tensor:
         inside: deque[Block] = deque()
         hidden, vectors = ids, ids
@@ -83,12 +83,13 @@ def scoring_step(config: dict[str, Any], reading: Reading, residency: Residency,
             for block in blocks:
                 if len(inside) == residency.resident:
                     drop(inside.popleft())
-                fill(block, dtype, device)
+                fill(block, device)
                 inside.append(block)
+                storage.read_bytes += sum(t.numel() * t.element_size() for t in block.state_dict().values())
                 hidden = block(hidden, mask)
                 vectors = pools @ hidden
             while inside:
                 drop(inside.popleft())
         return vectors
 
-    return Step(run, {"temporary": [ids, mask, pools]}, threads=1)
+    return Step(run, {"temporary": [ids, mask, pools]}, threads=1, storage=storage, overlapped=residency.resident > 1)

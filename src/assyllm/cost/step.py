@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from assyllm.baselines.local import Local, local_step, start_state
+from assyllm.baselines.local import Local, start_state
 from assyllm.baselines.method import Method
-from assyllm.baselines.registry import METHODS
 from assyllm.blocks.families import family
 from assyllm.cost.trace import GRANULE, Report, Trace, allocating
 from assyllm.zoo.forward import ENCODERS, Packed
@@ -43,6 +42,34 @@ class Reading:
     attention: str = "sdpa"  # sdpa (fused) | eager
 
 
+class Elsewhere:
+    """A device's storage, seen from its memory: what is written there leaves, what is read comes as a new tensor.
+
+    It has the interface of ``baselines.stream.Disk`` and counts bytes, but moves none: fakes have none, and on a GPU
+    they would time this machine's disk.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.read_bytes = self.written_bytes = 0
+        self._kept: dict[str, tuple[tuple[int, ...], tuple[int, ...], torch.dtype]] = {}
+
+    def write(self, key: str, tensor: Tensor) -> None:
+        """Remember the shape of a tensor."""
+        self._kept[key] = (tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        self.written_bytes += tensor.numel() * tensor.element_size()
+
+    def read(self, key: str) -> Tensor:
+        """A tensor of that shape in memory."""
+        shape, stride, dtype = self._kept[key]
+        with allocating("parameters" if key.startswith("weight/") else "" if key[0] not in "01" else "optimizer"):
+            tensor = torch.empty_strided(shape, stride, dtype=dtype, device=self.device)
+        if not _faking():
+            tensor.zero_() if dtype.is_floating_point else tensor.fill_(1)
+        self.read_bytes += tensor.numel() * tensor.element_size()
+        return tensor
+
+
 @dataclass
 class Step:
     """Something to measure: ``run`` makes one step, ``held`` is what stands in memory before it, by category."""
@@ -50,6 +77,9 @@ class Step:
     run: Callable[[], Any]
     held: dict[str, list[Tensor]]
     threads: int = 2  # that multiply matrices: forward alone, or backward too
+    storage: Elsewhere | None = None  # what the step reads and writes while it runs
+    overlapped: bool = False  # whether that happens while it computes
+    traffic: tuple[int, int] = (0, 0)  # bytes (up, down) of a client in a round
     keep: list[Any] = field(default_factory=list)
 
     @property
@@ -58,23 +88,27 @@ class Step:
         return self.threads * WORKSPACE
 
 
-def build(config: dict[str, Any], reading: Reading, device: str = "cpu", layers: int | None = None) -> nn.Module:
-    """A model of a hub config with weights of the right size (drawn at random on a real device).
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Models and methods are put together on the meta device, and out of reach of fakes: peft moves what it adds."""
+    with unset_fake_temporarily(), torch.device("meta"):
+        yield
 
-    Args:
-        layers: as many layers only.
-    """
+
+def build(config: dict[str, Any], reading: Reading) -> nn.Module:
+    """A model of a hub config on the meta device, its weights of the reading's precision."""
     spec = family(config["model_type"])
-    values = spec.config(config | ({"num_hidden_layers": layers} if layers else {}))
+    values = spec.config(config)
     values._attn_implementation = reading.attention
-    model = spec.build(values)
-    fill(model, DTYPES[reading.bytes_per_weight], device)
-    return model.eval()
+    model = spec.build(values).eval()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(DTYPES[reading.bytes_per_weight])
+    return model
 
 
 @torch.no_grad()
-def fill(model: nn.Module, dtype: torch.dtype, device: str) -> None:
-    """Give a model on the meta device storage: tensors of no memory under fakes, else small random weights."""
+def fill(model: nn.Module, device: str) -> None:
+    """Give a model on the meta device storage: tensors of no memory under fakes, else small random numbers."""
     made: dict[int, nn.Parameter] = {}  # tied weights stay one tensor
     with allocating("parameters"):
         for module in model.modules():
@@ -82,14 +116,23 @@ def fill(model: nn.Module, dtype: torch.dtype, device: str) -> None:
                 if old is None:
                     continue
                 if id(old) not in made:
-                    new = torch.empty(old.shape, dtype=dtype, device=device)
+                    new = torch.empty(old.shape, dtype=old.dtype, device=device)
                     made[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad)
                     if not _faking():
-                        new.normal_(std=0.02) if new.dim() > 1 else new.fill_(float(name == "weight"))
+                        _draw(new, name)
                 module._parameters[name] = made[id(old)]
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = _buffer(buffer, device)
+
+
+def _draw(new: Tensor, name: str) -> None:
+    if not new.is_floating_point():
+        new.random_()
+    elif new.dim() > 1:
+        new.normal_(std=0.02)
+    else:
+        new.fill_(float(name == "weight"))
 
 
 def _faking() -> bool:
@@ -98,11 +141,11 @@ def _faking() -> bool:
 
 def _buffer(old: Tensor, device: str) -> Tensor:
     """A buffer's storage: computed ones (rotary frequencies) move, packed weights are drawn."""
-    if old.device.type != "meta" and not _faking():
+    if _faking():
+        return torch.empty(old.shape, dtype=old.dtype, device=device)
+    if old.device.type != "meta":
         return old.to(device)
     new = torch.empty(old.shape, dtype=old.dtype, device=device)
-    if _faking():
-        return new
     return new.fill_(0.01) if new.is_floating_point() else new.random_()
 
 
@@ -149,39 +192,53 @@ def questions(model_type: str, reading: Reading, vocabulary: int, device: str = 
     )
 
 
-def gradient_step(
-    method: str, config: dict[str, Any], reading: Reading, device: str = "cpu", layers: int | None = None
-) -> Step:
-    """``local_step`` of a fine-tuning method of the registry, ready to run."""
-    model: Any = build(config, reading, device, layers)
-    subject = METHODS[method](model)
-    weights, frozen = on_device(subject, model, device)
+def gradient_step(make: Callable[[Any], Method], config: dict[str, Any], reading: Reading, device: str) -> Step:
+    """The ``step`` of a fine-tuning method that ``make`` builds on a model, ready to run."""
+    with shapes_only():
+        subject: Any = make(build(config, reading))
+    weights, frozen = on_device(subject, device)
     state = start_state(weights, reading.optimizer)
     batch = questions(config["model_type"], reading, config["vocab_size"], device)
     local = Local(1e-4, 1, reading.batch, reading.optimizer)
     count = iter(range(1, 10**6))
 
     def run() -> None:
-        local_step(subject.loss, weights, state, next(count), batch, local)
+        subject.step(weights, state, next(count), batch, local)
 
     held = {
         "parameters": [*weights.values(), *frozen],
         "optimizer": [tensor for moments in state for tensor in moments.values()],
         "temporary": list(batch.tensors().values()),
     }
-    return Step(run, held, keep=[subject])
+    return Step(run, held, traffic=subject.traffic(weights), keep=[subject])
 
 
-def on_device(subject: Method, model: Any, device: str) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """What a device holds of a method: its trainable tensors and the frozen ones, each once."""
-    base = model.base_model
-    own = dict(base.named_parameters())
+def on_device(subject: Any, device: str) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Put a method on a device: its trainable tensors and the frozen ones, each once."""
+    fill(subject.base, device)
+    own = dict(subject.base.named_parameters())
+    layered = getattr(subject, "layered", None)
+    if layered is not None:  # its copy of what stands before the layers is the model's own again
+        for name, parameter in list(layered.skeleton.named_parameters()):
+            parent, _, leaf = name.rpartition(".")
+            layered.skeleton.get_submodule(parent)._parameters[leaf] = own.get(name, parameter)
+        compute_buffers(layered.skeleton, device)
     weights = {
         name: own[name].detach() if name in own and own[name].shape == tensor.shape else tensor.to(device)
         for name, tensor in subject.start().items()
     }
-    frozen = [*base.parameters(), *base.buffers()]
-    return weights, frozen
+    return weights, [*subject.base.parameters(), *subject.base.buffers()]
+
+
+def compute_buffers(model: nn.Module, device: str) -> list[Tensor]:
+    """Move what a model computes from its config (rotary frequencies) to the device."""
+    moved = []
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = _buffer(buffer, device)
+                moved.append(module._buffers[name])
+    return moved
 
 
 class _Reads(TorchDispatchMode):

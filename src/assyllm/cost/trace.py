@@ -131,13 +131,36 @@ class Trace(TorchDispatchMode):
             self._see(tensor, _category.get(), inside)
         return out
 
+    def __enter__(self) -> Trace:
+        self._resize = torch.UntypedStorage.resize_
+        trace, original = self, self._resize
+
+        def resize_(storage: Any, size: int) -> Any:  # no operation of torch's, so it is not dispatched
+            known = trace._known.get(storage._cdata)
+            out = original(storage, size)
+            if known is not None:
+                trace._free(storage._cdata)
+                trace._add(storage, known.category, known.in_backward, known.recorded)
+            return out
+
+        torch.UntypedStorage.resize_ = resize_  # type: ignore[method-assign]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+        return super().__exit__(*error)
+
     def _see(self, tensor: Tensor, category: str, inside: bool) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known or tensor.device.type == "meta":
             return
+        self._add(storage, category, inside, torch.is_grad_enabled())
+
+    def _add(self, storage: Any, category: str, inside: bool, recorded: bool) -> None:
+        key = storage._cdata
         size = -(-storage.nbytes() // self.granule) * self.granule
-        entry = _Storage(size, category, self._tick, inside, torch.is_grad_enabled())
+        entry = _Storage(size, category, self._tick, inside, recorded)
         self._known[key] = entry
         self._log.append(entry)
         self._watched[key] = weakref.ref(storage, lambda _: self._free(key))
@@ -185,5 +208,5 @@ class Trace(TorchDispatchMode):
                 return "activations"
             return "gradients" if entry.died > ended + 1 else "temporary"
         began = next((first for first, _ in self._backward if first > entry.born), None)
-        kept = entry.recorded and began is not None and entry.died > began
+        kept = began is not None and entry.died > began
         return "activations" if kept else "temporary"
