@@ -40,12 +40,13 @@ from assyllm.cost.step import (
     questions,
     shapes_only,
 )
+from assyllm.params import FedAdapterTuning
 from assyllm.zoo.forward import Packed
 
-# settings at true shape: rank 8 on queries and values (Hu 2022), adapters of width 32 in the top quarter of the
-# layers (FedAdapter's search ends there or above), one direction at a time by central differences
+# settings at true shape: rank 8 on queries and values (Hu 2022), adapters of width 32 as deep as FedAdapter's search
+# may take them, one direction at a time by central differences
 SETTINGS = SimpleNamespace(
-    rank=8, alpha=16.0, targets="query_value", depth=8, width=32, deeper=1, wider=8, MAX_DEPTH=0.25, directions=1,
+    rank=8, alpha=16.0, targets="query_value", width=32, depth=1, MAX_DEPTH=FedAdapterTuning.MAX_DEPTH, directions=1,
     candidates=1, max_directions=1, estimator="central", step=0.01,
 )  # fmt: skip
 
@@ -70,6 +71,10 @@ class _QLoraRecomputation(_QLora):
 
 class _FedAdapter(FedAdapter):
     """FedAdapter without the store of frozen states: the lower layers run forward in every step."""
+
+    def start(self) -> Weights:
+        """Adapters as deep and wide as they may grow: what a device must be able to hold."""
+        return self._grown(self.head(), self.deepest, self.tuning.width)
 
     def _frozen(self, layer: int) -> Tensor:
         with torch.no_grad():

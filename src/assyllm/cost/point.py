@@ -73,7 +73,8 @@ def measure_point(
     if method == "majority":
         return NOTHING
     layers = int(config["num_hidden_layers"])
-    if deep or layers <= DEEPER or method in STREAMED:  # a chain of blocks is not linear in layers
+    whole = method in (*STREAMED, "fedadapter")  # blocks of several layers, a share of the layers: steps, no line
+    if deep or whole or layers <= DEEPER:
         return _at(method, config, reading, residency)
     low, high = (_at(method, config | {"num_hidden_layers": n}, reading, residency) for n in (SHALLOW, DEEPER))
     return _extrapolate(low, high, (layers - SHALLOW) / (DEEPER - SHALLOW))

@@ -65,7 +65,7 @@ class Elsewhere:
         with allocating("parameters" if key.startswith("weight/") else "" if key[0] not in "01" else "optimizer"):
             tensor = torch.empty_strided(shape, stride, dtype=dtype, device=self.device)
         if not _faking():
-            tensor.zero_() if dtype.is_floating_point else tensor.fill_(1)
+            tensor.normal_(std=0.02) if dtype.is_floating_point else tensor.fill_(1)
         self.read_bytes += tensor.numel() * tensor.element_size()
         return tensor
 
