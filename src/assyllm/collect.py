@@ -17,6 +17,7 @@ import numpy as np
 
 from assyllm.artifacts import ArtifactError, write_json
 from assyllm.evaluate import bootstrap_mean, paired_bootstrap
+from assyllm.cost.resources import RESOURCES, resources_table
 from assyllm.params import Evaluate
 from assyllm.results import Metric, Prediction, Run, check_columns, read_table, write_table
 
@@ -161,14 +162,20 @@ def summary(accuracy: list[dict]) -> dict[str, dict[str, float]]:
     return out
 
 
-def collect(size: str, runs: list[Path], cost_tables: list[Path], ev: Evaluate, out: Path) -> None:
+def collect(
+    size: str, runs: list[Path], cost_tables: list[Path], p: Any, out: Path, curve_tables: list[Path] | None = None
+) -> None:
     """Read every run and write all tables into ``out``.
+
+    Args:
+        p: sections evaluate, baselines, selection, head, partition.
 
     Raises:
         ArtifactError: a run is incomplete or malformed; nothing is written then.
     """
     from assyllm.claims import claims_table
 
+    ev = p.evaluate
     run_rows = gather(runs, "run", Run)
     metrics = gather(runs, "metrics", Metric)
     predictions = gather(runs, "predictions", Prediction)
@@ -187,7 +194,12 @@ def collect(size: str, runs: list[Path], cost_tables: list[Path], ev: Evaluate, 
     write_table(out / "differences.csv", differences, ["task", "method", "versus", "difference", "low", "high",
                                                        "runs", "source"])  # fmt: skip
     write_table(out / "models.csv", models, list(models[0]) if models else ["world", "run_id", "source"])
+    curves = [row for table in curve_tables or [] for row in read_table(table)]
+    resources = resources_table(metrics, cost, p.baselines, p.selection, p.head, p.partition)
     write_table(out / "cost.csv", cost)
+    write_table(out / "curves.csv", curves, list(curves[0]) if curves else ["method", "stands_for", "varies",
+                                                                                                "source"])  # fmt: skip
+    write_table(out / "resources.csv", resources, RESOURCES)
     write_table(out / "paper.csv", paper_values())
     write_table(out / "timings.csv", timings, ["run_id", "what", "value", "unit"])
     write_table(out / "claims.csv", claims_table(accuracy, differences, models, cost, paper_values(), size))

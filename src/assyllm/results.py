@@ -20,7 +20,7 @@ from assyllm.artifacts import ArtifactError, write_text
 Source = Literal["measured", "modelled", "paper"]
 SOURCES = ("measured", "modelled", "paper")
 # what `collect` writes beside timings.csv and summary.json
-TABLES = ("metrics", "runs", "accuracy", "differences", "models", "cost", "claims", "paper")
+TABLES = ("metrics", "runs", "accuracy", "differences", "models", "cost", "curves", "resources", "claims", "paper")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,8 @@ rule partition:
 
 rule cost:
     output:
-        "data/cost/{variant}/{method}.csv",
+        table="data/cost/{variant}/{method}.csv",
+        curves="data/cost/{variant}/{method}.curves.csv",
     log:
         "logs/cost/{variant}/{method}.log",
     benchmark:
@@ -43,13 +44,13 @@ rule cost:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=1000,
+        mem_mb=1500,
     params:
         sections=sections("cost"),
         code=code_sha("cost"),
     shell:
         "assyllm cost --params {params.sections:q} --code {params.code} --method {wildcards.method}"
-        " --out {output} &> {log}"
+        " --out {output.table} --curves {output.curves} &> {log}"
 
 
 rule score:
@@ -177,6 +178,7 @@ rule collect:
     input:
         runs=run_folders,
         cost=cost_tables,
+        curves=curve_tables,
     output:
         expand("data/results{{full}}/{table}.csv", table=TABLES),
     log:
@@ -193,7 +195,10 @@ rule collect:
         size=lambda w: "full" if w.full else "default",
         runs=lambda w, input: " ".join(f"--run {folder}" for folder in input.runs),
         cost=lambda w, input: " ".join(f"--cost {table}" for table in input.cost),
+        curves=lambda w, input: " ".join(
+            f"--curves {table}" for table in input.curves
+        ),
         out=lambda w, output: str(Path(output[0]).parent),
     shell:
         "assyllm collect --params {params.sections:q} --code {params.code} --size {params.size}"
-        " {params.runs} {params.cost} --out {params.out} &> {log}"
+        " {params.runs} {params.cost} {params.curves} --out {params.out} &> {log}"

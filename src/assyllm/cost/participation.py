@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from assyllm.cost.devices import device
-from assyllm.cost.methods import FORWARD, STREAMED
-from assyllm.cost.point import GB, Point, measure_point
+from assyllm.cost.methods import FORWARD, STREAMED, WHOLE
+from assyllm.cost.point import GB, NOTHING, Point, measure_point
 from assyllm.cost.selection import Residency
 from assyllm.cost.shapes import config_of
 from assyllm.cost.step import Reading
@@ -17,6 +17,7 @@ MODEL = "llama-7b"  # the shape of the curves
 OPTIMIZERS = {"sgd": "plain_sgd", "adamw": "adamw"}
 # every class takes part, whatever the peak: the bounds without a memory limit
 UNBOUNDED = ("ft_oracle", "lora_all")
+SAME_STEP = {"ft_practical": "ft_oracle", "lora_all": "lora"}  # other clients take part
 LENGTHS, BATCHES, RESIDENT, BITS = (128, 256, 512), (1, 4, 8, 16), (1, 2, 4), (16, 8, 4)
 
 
@@ -28,6 +29,11 @@ def reading_of(cost: Cost) -> Reading:
 def residency_of(cost: Cost, quantize: Quantize) -> Residency:
     """What of the pool a device keeps in memory."""
     return Residency(cost.resident_layers, cost.resident_blocks, quantize.bits, quantize.group_size)
+
+
+def bits_of(quantize: Quantize) -> float:
+    """Bits a weight of the pool, scales included."""
+    return float(quantize.bits) if quantize.bits == 16 else quantize.bits + 16 / quantize.group_size
 
 
 def participation(method: str, zoo: Zoo, fleet: Fleet, cost: Cost, quantize: Quantize) -> list[dict[str, Any]]:
@@ -43,7 +49,9 @@ def participation(method: str, zoo: Zoo, fleet: Fleet, cost: Cost, quantize: Qua
     for name, shape in shapes.items():
         key = repr(config_of(shape))  # Vicuna's shape is Llama's
         if key not in measured:
-            measured[key] = measure_point(method, config_of(shape), reading_of(cost), residency_of(cost, quantize))
+            measured[key] = measure_point(
+                method, config_of(shape), reading_of(cost), residency_of(cost, quantize), deep=False
+            )
         points[name] = measured[key]
     points["pool"] = max(points.values(), key=lambda point: point.total)
     rows = []
@@ -60,6 +68,7 @@ def participation(method: str, zoo: Zoo, fleet: Fleet, cost: Cost, quantize: Qua
                     "batch": cost.batch,
                     "tokens": cost.tokens,
                     "optimizer": cost.optimizer,
+                    "pool_bits": bits_of(quantize),
                     **point.row(device(cost.device)),
                     "participates": int(fits or method in UNBOUNDED),
                     "source": "modelled",
@@ -89,9 +98,21 @@ def _readings(method: str, cost: Cost, quantize: Quantize) -> Iterator[tuple[str
             yield "bits", base, replace(kept, bits=bits)
 
 
+CURVES = (
+    "method", "stands_for", "varies", "batch", "tokens", "optimizer", "bytes_per_weight", "bits", "resident_blocks",
+    *NOTHING.row(device("tx2")), "smallest_gb", "participation", "source",
+)  # fmt: skip
+
+
 def curves(method: str, fleet: Fleet, cost: Cost, quantize: Quantize) -> list[dict[str, Any]]:
-    """Sensitivity at the shape of Llama-7B: one row per point, with the smallest memory class that it fits."""
-    rows, done = [], {}
+    """Sensitivity at the shape of Llama-7B: one row per point, with the smallest memory class that it fits.
+
+    None for methods whose step is another's, or a forward pass of the whole model.
+    """
+    rows: list[dict[str, Any]] = []
+    done: dict[Any, Point] = {}
+    if method in (*SAME_STEP, *WHOLE, "majority"):
+        return rows
     names = {ours: theirs for theirs, ours in OPTIMIZERS.items()}
     for what, reading, residency in _readings(method, cost, quantize):
         key = (reading, residency)

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from assyllm.params import parse_sections
 
-SECTIONS = ("evaluate",)
+SECTIONS = ("evaluate", "baselines", "selection", "head", "partition")
 CODE = (
     "collect.py",
     "claims.py",
+    "cost/resources.py",
+    "cost/shapes.py",
     "evaluate.py",
     "results.py",
     "artifacts.py",
@@ -18,8 +20,10 @@ CODE = (
 )
 
 
-def run(params: str, code_sha: str, size: str, runs: list[Path], cost: list[Path], out: Path) -> None:
+def run(
+    params: str, code_sha: str, size: str, runs: list[Path], cost: list[Path], out: Path, curves: list[Path] | None = None
+) -> None:
     """Write the tables of study ``size`` into ``out``."""
     from assyllm.collect import collect
 
-    collect(size, runs, cost, parse_sections(params, SECTIONS).evaluate, out)
+    collect(size, runs, cost, parse_sections(params, SECTIONS), out, curves or [])
