@@ -13,7 +13,7 @@ from assyllm.cost.step import Reading, Step, fakes, measure
 from assyllm.cost.trace import CATEGORIES, Operation
 
 GB = 1e9
-SHALLOW, DEEPER = 9, 10  # layers of the two models that a deep one is extrapolated from
+SHALLOW, DEEPER = 5, 6  # layers of the two models that a deep one is extrapolated from
 
 
 @dataclass(frozen=True)

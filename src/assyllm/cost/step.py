@@ -91,7 +91,7 @@ class Step:
 @contextmanager
 def shapes_only() -> Iterator[None]:
     """Models and methods are put together on the meta device, and out of reach of fakes: peft moves what it adds."""
-    with unset_fake_temporarily(), torch.device("meta"):
+    with unset_fake_temporarily():
         yield
 
 
