@@ -125,7 +125,7 @@ def cost(
 
 @app.command()
 def estimate(
-    model: Annotated[str, typer.Option(help="llama-7b, vicuna-7b, opt-6.7b, bert-base, roberta-large, or a config.json")],
+    model: Annotated[str, typer.Option(help="llama-7b, opt-6.7b, ... or a hub's config.json.")],
     method: MethodName,
     batch: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 16,
     length: Annotated[int, typer.Option(min=4, help="Tokens of a row.")] = 256,

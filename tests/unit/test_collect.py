@@ -39,7 +39,9 @@ def write_run(folder: Path, method: str, setting: str, name: str, seed: int, tas
         counted = {**row, "metric": "participants"}
         metrics += [Metric(**counted, split="", round=r, value=20.0, unit="clients") for r in range(1, 21)]
         if method.startswith("ft_"):
-            metrics.append(Metric(**{**row, "metric": "best_round"}, split="", value=20.0 if "oracle" in method else 10.0))
+            metrics.append(
+                Metric(**{**row, "metric": "best_round"}, split="", value=20.0 if "oracle" in method else 10.0)
+            )
         if method == "assyllm_paper":
             models += [
                 {
@@ -77,13 +79,25 @@ def write_cost(folder: Path, method: str) -> tuple[Path, Path]:
     for model, shape in shapes.items():
         peak = PEAKS[method][model in ("opt", "pool")]
         made = {"peak_gb": peak, **{f"{n}_gb": peak / 5 for n in names}, "workspace_gb": 0.0, "tflop": 160.0}
-        made |= {"stored_gb": 0.0, "up_gb": 13.2, "down_gb": 13.2, "device": "tx2", "step_s": 100.0 + peak, "step_j": 1e3}
+        made |= {
+            "stored_gb": 0.0,
+            "up_gb": 13.2,
+            "down_gb": 13.2,
+            "device": "tx2",
+            "step_s": 100.0 + peak,
+            "step_j": 1e3,
+        }
         for memory, share in PARAMS.fleet.memory_gb.items():
             fits = int(peak + 0.5 <= memory or method == "ft_oracle")
             common = {"method": method, "model": model, "stands_for": shape, "memory_gb": memory, "share": share}
             common |= {"batch": 16, "tokens": 256, "optimizer": "sgd", "pool_bits": 8.5}
             rows.append({**common, **made, "participates": fits, "source": "modelled"})
-        for varies, values in (("tokens", (128, 256)), ("batch", (1, 16)), ("optimizer", ("sgd", "adamw")), ("bits", (4, 8))):
+        for varies, values in (
+            ("tokens", (128, 256)),
+            ("batch", (1, 16)),
+            ("optimizer", ("sgd", "adamw")),
+            ("bits", (4, 8)),
+        ):
             for value in values if model == "llama" else ():
                 row = {"method": method, "stands_for": shape, "varies": varies, "batch": 16, "tokens": 256}
                 row |= {"optimizer": "sgd", "bytes_per_weight": 2, "bits": 8, "resident_blocks": 2, varies: value}

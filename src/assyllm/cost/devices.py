@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from assyllm.artifacts import ArtifactError
 
@@ -50,9 +51,7 @@ def device(name: str) -> Device:
     return devices()[name]
 
 
-def compute_seconds(
-    operations: Mapping[tuple[str, int, int], int], on: Device, efficiency: Mapping[str, float] = EFFICIENCY
-) -> float:
+def compute_seconds(operations: Mapping[Any, int], on: Device, efficiency: Mapping[str, float] = EFFICIENCY) -> float:
     """Roofline time of kernel calls {(kind, FLOPs, bytes): how many}."""
     total = 0.0
     bandwidth = on.bandwidth * efficiency["bandwidth"]

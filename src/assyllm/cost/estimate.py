@@ -60,8 +60,9 @@ def estimate(
 
 def table(answer: dict[str, Any]) -> str:
     """The answer as text."""
+    asked = "{model}, {method}: batch {batch} x {tokens} tokens, {precision}, {attention} attention, {optimizer}"
     lines = [
-        "{model}, {method}: batch {batch} x {tokens} tokens, {precision}, {attention} attention, {optimizer}".format(**answer),
+        asked.format(**answer),
         f"peak memory {answer['peak_gb']:9.2f} GB",
     ]  # fmt: skip
     for name in ("parameters", "gradients", "activations", "optimizer", "temporary", "workspace"):

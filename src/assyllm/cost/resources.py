@@ -1,4 +1,4 @@
-"""Time, energy and traffic to a method's final accuracy: rounds measured at tiny scale x a round modelled at true scale.
+"""Time, energy and traffic to a method's final accuracy: rounds measured at tiny scale x rounds modelled.
 
 No torch: rounds come from the metrics table, steps from the cost tables. Every row says what was multiplied. A round's
 time is that of one client (the cohort works side by side); link time is left out, as the paper's hours leave it out.
@@ -105,7 +105,8 @@ def resources_table(
         point = steps.get(method)
         if point is None or task not in TRAIN_ITEMS or float(point["step_s"]) == 0:
             continue
-        tuning = getattr(baselines, method, {}).get(task) or baselines.ft_oracle.get(task)
+        known: dict[str, Any] = getattr(baselines, method, None) or dict(baselines.ft_oracle)
+        tuning = known.get(task)
         batches = math.ceil(TRAIN_ITEMS[task] / partition.clients / int(point["batch"]))
         if method.startswith("assyllm"):
             work, traffic, oneoff = _assembling(rounds, batches, selection, head)

@@ -87,8 +87,11 @@ class Shape:
             raise ArtifactError(f"the config has no whole number {', '.join(absent)}")
         learned = 0 if family == "llama" else int(config["max_position_embeddings"])
         return cls(
-            family,
-            *(config[key] for key in wanted[:4]),
+            family=family,
+            hidden=config["hidden_size"],
+            intermediate=config[inner],
+            layers=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
             vocabulary=config["vocab_size"],
             positions=learned + 2 if family == "opt" else learned,  # OPT's positions start at 2
             token_types=int(config.get("type_vocab_size", 0)),

@@ -232,12 +232,12 @@ def on_device(subject: Any, device: str) -> tuple[dict[str, Tensor], list[Tensor
 
 def compute_buffers(model: nn.Module, device: str) -> list[Tensor]:
     """Move what a model computes from its config (rotary frequencies) to the device."""
-    moved = []
+    moved: list[Tensor] = []
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = _buffer(buffer, device)
-                moved.append(module._buffers[name])
+                moved.append(_buffer(buffer, device))
+                module._buffers[name] = moved[-1]
     return moved
 
 

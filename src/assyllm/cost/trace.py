@@ -143,7 +143,7 @@ class Trace(TorchDispatchMode):
                 trace._add(storage, known.category, known.in_backward, known.recorded)
             return out
 
-        torch.UntypedStorage.resize_ = resize_  # type: ignore[method-assign]
+        torch.UntypedStorage.resize_ = resize_  # type: ignore[method-assign, assignment]
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> Any:

@@ -75,8 +75,9 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     ax.grid(axis="y", visible=False)
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
     style.caption(
-        figure, df, "Llama-7B, batch 16 x 256 tokens, 16 bit, fused attention, stateless SGD (dotted: AdamW). The paper "
-        "states lower bounds for full fine-tuning and percentages for the rest, here of its 45 GB; its QLoRA (at most "
-        "79 % less: 9.5 GB) would not run on the 8 GB devices that its 70 % participation needs.",
+        figure, df,
+        "Llama-7B, batch 16 x 256 tokens, 16 bit, fused attention, stateless SGD (dotted: AdamW). The paper "
+        "states lower bounds for full fine-tuning and percentages for the rest, here of its 45 GB; its QLoRA (at "
+        "most 79 % less: 9.5 GB) would not run on the 8 GB devices that its 70 % participation needs.",
     )  # fmt: skip
     return figure

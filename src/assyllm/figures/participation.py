@@ -18,7 +18,7 @@ LEFT_OUT = (
     "lora_all",
     "choices_only",
     "one_model_head",
-)  # need no memory, or bounds
+)
 
 
 def data(tables: Tables) -> pd.DataFrame:
@@ -74,9 +74,9 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     ax.grid(axis="x", visible=False)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     style.caption(
-        figure, df, "Above each bar: the smallest memory class that runs the method, GB. Batch 16 x 256 tokens, 16 bit, "
-        "stateless SGD, 0.5 GB reserved. Stars: the slides' excluded clients (90 and 75 %; the paper's text says 85 and "
-        "60, which no mix of these classes gives) and section 2's QLoRA and FwdLLM; its QLoRA share needs <= 8 GB while "
-        "-79 % of 45 GB is 9.5 GB.",
+        figure, df, "Above each bar: the smallest memory class that runs the method, GB. Batch 16 x 256 tokens, "
+        "16 bit, stateless SGD, 0.5 GB reserved. Stars: the slides' excluded clients (90 and 75 %; the paper's text "
+        "says 85 and 60, which no mix of these classes gives) and section 2's QLoRA and FwdLLM; its QLoRA share needs "
+        "at most 8 GB while -79 % of 45 GB is 9.5 GB.",
     )  # fmt: skip
     return figure

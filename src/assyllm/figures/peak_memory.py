@@ -79,7 +79,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     axes[0].set_ylabel("peak memory, GB")
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
     style.caption(
-        figure, df, "Llama-7B, 16 bit, fused attention, stateless SGD; 16 rows (left), 256 tokens (middle, right). Dotted: "
-        "the fleet's memory classes. Stars: the paper, its percentages taken of its own 45 GB.",
+        figure, df, "Llama-7B, 16 bit, fused attention, stateless SGD; 16 rows (left), 256 tokens (middle, right). "
+        "Dotted: the fleet's memory classes. Stars: the paper, its percentages taken of its own 45 GB.",
     )  # fmt: skip
     return figure

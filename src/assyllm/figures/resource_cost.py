@@ -67,9 +67,10 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         ax.set_xticks(range(len(methods)), [style.label(m) for m in methods], rotation=90)
         ax.grid(axis="x", visible=False)
     style.caption(
-        figure, df, "BoolQ, one client's place in the cohort, to the method's own best accuracy: rounds measured at tiny "
-        "scale x a round modelled at Llama-7B on a Jetson TX2's speed, whatever memory it would need. Hollow: one-off "
-        "download of the model or pool, which the paper leaves out, as it does the link's time. Stars: the paper's "
-        "reductions (energy, traffic) and speed-ups (time), relative to our full fine-tuning.",
+        figure, df,
+        "BoolQ, one client's place in the cohort, to the method's own best accuracy: rounds measured at tiny "
+        "scale x a round modelled at Llama-7B on a Jetson TX2's speed, whatever memory it would need. Hollow: "
+        "one-off download of the model or pool, which the paper leaves out, as it does the link's time. Stars: "
+        "the paper's reductions (energy, traffic) and speed-ups (time), relative to our full fine-tuning.",
     )  # fmt: skip
     return figure

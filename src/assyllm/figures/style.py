@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -34,7 +35,13 @@ METHODS = {
     "assyllm": ("AssyLLM (ours)", "#8B1A1A", "D"),
 }
 TASKS = {"boolq": "BoolQ", "piqa": "PIQA", "openbookqa": "OpenBookQA"}
-PAPER = {"marker": "*", "color": "black", "s": 55, "zorder": 5, "label": "paper (7B models, real tasks)"}
+PAPER: dict[str, Any] = {
+    "marker": "*",
+    "color": "black",
+    "s": 55,
+    "zorder": 5,
+    "label": "paper (7B models, real tasks)",
+}
 
 
 def apply(look: Figures) -> None:

@@ -21,7 +21,13 @@ CODE = (
 
 
 def run(
-    params: str, code_sha: str, size: str, runs: list[Path], cost: list[Path], out: Path, curves: list[Path] | None = None
+    params: str,
+    code_sha: str,
+    size: str,
+    runs: list[Path],
+    cost: list[Path],
+    out: Path,
+    curves: list[Path] | None = None,
 ) -> None:
     """Write the tables of study ``size`` into ``out``."""
     from assyllm.collect import collect

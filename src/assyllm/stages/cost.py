@@ -9,8 +9,8 @@ from assyllm.results import write_table
 
 SECTIONS = ("zoo", "fleet", "cost", "quantize")
 CODE = (
-    "cost", "baselines", "blocks", "quantizer", "adapter", "assembly", "comparator", "zoo", "tasks", "federated/cohort.py",
-    "evaluate.py", "results.py", "artifacts.py", "seeding.py",
+    "cost", "baselines", "blocks", "quantizer", "adapter", "assembly", "comparator", "zoo", "tasks",
+    "federated/cohort.py", "evaluate.py", "results.py", "artifacts.py", "seeding.py",
 )  # fmt: skip
 
 
