@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from assyllm.artifacts import ArtifactError, write_json
-from assyllm.evaluate import bootstrap_mean, paired_bootstrap
 from assyllm.cost.resources import RESOURCES, resources_table
+from assyllm.evaluate import bootstrap_mean, paired_bootstrap
 from assyllm.params import Evaluate
 from assyllm.results import Metric, Prediction, Run, check_columns, read_table, write_table
 
@@ -202,5 +202,6 @@ def collect(
     write_table(out / "resources.csv", resources, RESOURCES)
     write_table(out / "paper.csv", paper_values())
     write_table(out / "timings.csv", timings, ["run_id", "what", "value", "unit"])
-    write_table(out / "claims.csv", claims_table(accuracy, differences, models, cost, paper_values(), size))
+    claims = claims_table(accuracy, differences, models, cost, paper_values(), size, resources)
+    write_table(out / "claims.csv", claims)
     write_json(out / "summary.json", summary(accuracy))

@@ -69,7 +69,8 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
                     label="total with AdamW" if method == methods[-1] else None)  # fmt: skip
         if "paper" in mine:
             ax.scatter(mine["paper"], y, **{**style.PAPER, "label": "paper" if method == methods[-1] else None})
-        ax.text(left + 0.4, y - 0.02, f"{left:.1f}", va="center", fontsize=7)
+        near = [mine[name] for name in ("adamw", "paper") if name in mine and left <= mine[name] < left + 4]
+        ax.text(max([left, *near]) + 0.8, y - 0.02, f"{left:.1f}", va="center", fontsize=7)
     ax.set_yticks(range(len(methods)), [style.label(m) for m in methods])
     ax.set_xlabel("peak memory of a step, GB")
     ax.grid(axis="y", visible=False)

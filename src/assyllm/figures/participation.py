@@ -61,7 +61,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
                 ax.bar(place, row.value, 0.38, color="#0072B2" if i == 0 else "#E69F00",
                        label=MODELS[model] if x == 0 else None)  # fmt: skip
                 note = "none" if row.smallest_gb == "none" else f"{row.smallest_gb}"
-                ax.text(place, row.value + 1.5, note, ha="center", va="bottom", fontsize=7)
+                ax.text(place, row.value + 3.5, note, ha="center", va="bottom", fontsize=7)
             theirs = df[(df["source"] == "paper") & (df["method"] == method) & (df["model"] == model)]
             for value in theirs["value"]:
                 ax.scatter(place, value, **{**style.PAPER, "label": None if starred else "paper", "s": 35})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from assyllm.figures import style
 from assyllm.figures.tables import Tables
@@ -44,6 +45,11 @@ def data(tables: Tables) -> pd.DataFrame:
     return pd.concat([df, pd.DataFrame(marks, columns=df.columns)], ignore_index=True) if marks else df
 
 
+def part_floor(mine: pd.DataFrame, what: str) -> float:
+    """Where a logarithmic axis starts: below the smallest bar or mark."""
+    return float(mine[mine["what"].isin([what, "oneoff_gb"] if what == "traffic_gb" else [what])]["value"].min()) / 3
+
+
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """Three panels of bars on a logarithmic axis, BoolQ; hollow bars are the one-off download."""
     mine = df[df["task"] == TASK]
@@ -63,6 +69,8 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
             for value in part[part["source"] == "paper"]["value"]:
                 ax.scatter(x, value, **{**style.PAPER, "label": None})
         ax.set_yscale("log")
+        ax.set_ylim(part_floor(mine, what), None)
+        ax.yaxis.set_minor_formatter(NullFormatter())
         ax.set_title(title)
         ax.set_xticks(range(len(methods)), [style.label(m) for m in methods], rotation=90)
         ax.grid(axis="x", visible=False)
