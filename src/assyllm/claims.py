@@ -107,7 +107,7 @@ def claims_table(
         ("Energy below full fine-tuning, boolq", 95.01, energy),
         ("Traffic below full fine-tuning, boolq", 99.1, traffic),
     ):
-        share = _ratio(table, METHOD, "ft_oracle")
-        add(claim, value, None if share is None else 100 * (1 - share), "percent", "modelled", rounds)
+        part = _ratio(table, METHOD, "ft_oracle")
+        add(claim, value, None if part is None else 100 * (1 - part), "percent", "modelled", rounds)
     add("Pool smaller by mixed precision", 70.2, None, "percent", "", LATER)
     return rows

@@ -168,7 +168,7 @@ def collect(
     """Read every run and write all tables into ``out``.
 
     Args:
-        p: sections evaluate, baselines, selection, head, partition.
+        p: sections evaluate, baselines, assembling, partition.
 
     Raises:
         ArtifactError: a run is incomplete or malformed; nothing is written then.
@@ -195,7 +195,7 @@ def collect(
                                                        "runs", "source"])  # fmt: skip
     write_table(out / "models.csv", models, list(models[0]) if models else ["world", "run_id", "source"])
     curves = [row for table in curve_tables or [] for row in read_table(table)]
-    resources = resources_table(metrics, cost, p.baselines, p.selection, p.head, p.partition)
+    resources = resources_table(metrics, cost, p.baselines, p.assembling, p.partition)
     write_table(out / "cost.csv", cost)
     write_table(out / "curves.csv", curves, list(curves[0]) if curves else ["method", "stands_for", "varies",
                                                                                                 "source"])  # fmt: skip

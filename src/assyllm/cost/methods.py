@@ -21,7 +21,7 @@ from assyllm.baselines.fwdllm import FwdLLM, unflatten
 from assyllm.baselines.layered import Layered
 from assyllm.baselines.local import Local, Weights, start_state
 from assyllm.baselines.lora import Lora, with_adapters
-from assyllm.baselines.method import Method, OnModel
+from assyllm.baselines.method import HEAD, Method, OnModel
 from assyllm.baselines.qlora import QLora
 from assyllm.baselines.qlora_recomputation import QLoraRecomputation
 from assyllm.baselines.recomputation import Recomputation
@@ -40,7 +40,7 @@ from assyllm.cost.step import (
     questions,
     shapes_only,
 )
-from assyllm.params import FedAdapterTuning
+from assyllm.params import ASSEMBLING, FedAdapterTuning
 from assyllm.zoo.forward import Packed
 
 # settings at true shape: rank 8 on queries and values (Hu 2022), adapters of width 32 as deep as FedAdapter's search
@@ -91,24 +91,27 @@ class _FedAdapter(FedAdapter):
 
 
 def _forward_gradient(method: str, config: dict[str, Any], reading: Reading, device: str) -> Step:
-    """FwdLLM: two forward passes of one client along one direction, and its step of plain SGD."""
+    """FwdLLM: forward passes of one client along one direction and for the head, and its step of plain SGD."""
     with shapes_only():
         subject = FwdLLM(build(config, reading), SETTINGS)  # type: ignore[arg-type]
     weights, frozen = on_device(subject, device)
     batch = questions(config["model_type"], reading, config["vocab_size"], device)
     ones = torch.ones(len(batch), device=device)
-    size, dtype = sum(tensor.numel() for tensor in weights.values()), next(iter(weights.values())).dtype
+    adapters = {name: tensor for name, tensor in weights.items() if name != HEAD}
+    size, dtype = sum(tensor.numel() for tensor in adapters.values()), next(iter(adapters.values())).dtype
 
     def at(direction: Weights, distance: float) -> Tensor:
-        moved = {name: t + (distance * direction[name]).to(t.dtype) for name, t in weights.items()}
-        return subject.loss(moved, batch, ones)
+        moved = {name: t + distance * direction[name] for name, t in adapters.items()}
+        return subject.loss(moved | {HEAD: weights[HEAD]}, batch, ones)
 
     @torch.no_grad()
     def run() -> None:  # as baselines.fwdllm.slopes, which vectorises over clients and directions
-        direction = unflatten(torch.empty(size, device=device, dtype=dtype).normal_(), weights)
+        direction = unflatten(torch.empty(size, device=device, dtype=dtype).normal_(), adapters)
         slope = (at(direction, SETTINGS.step) - at(direction, -SETTINGS.step)) / (2 * SETTINGS.step)
+        gradient = {name: slope * part for name, part in direction.items()}
+        gradient[HEAD] = subject._head_gradient(weights, batch)
         for name, tensor in weights.items():
-            tensor -= 1e-4 * slope * direction[name]
+            tensor -= 1e-4 * gradient[name]
 
     held = {"parameters": [*weights.values(), *frozen], "temporary": [*batch.tensors().values(), ones]}
     return Step(run, held, threads=1, traffic=subject.traffic(weights), keep=[subject])
@@ -156,7 +159,6 @@ STEPS: dict[str, Callable[[str, dict[str, Any], Reading, str], Step]] = {
     "recomputation": _streamed,
     "swapping": _streamed,
 }
-ASSEMBLING = ("assyllm_paper", "assyllm")
 WHOLE = ("zero_shot", "one_model_head", "choices_only")  # forward passes of one model, its layers brought in in turn
 STREAMED = (*ASSEMBLING, *WHOLE)
 FORWARD = (*STREAMED, "fwdllm")  # no optimizer state

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from assyllm.cost.shapes import SHAPES
-from assyllm.params import Baselines, Head, Partition, Selection
+from assyllm.params import ASSEMBLING, Assemblings, Baselines, Head, Partition, Selection
 
 TRAIN_ITEMS = {"boolq": 9427, "piqa": 16113, "openbookqa": 4957}  # of the real tasks
 WIDTH = SHAPES["llama-7b"].hidden
@@ -40,7 +40,7 @@ def selection_traffic(selection: Selection, blocks: int = 28, width: int = WIDTH
     Up: votes, HSIC terms of every candidate, adapter sums of those voted for. Down: ids, and the adapters of every
     candidate and of a chain half as deep as it may get, for every chain of the beam.
     """
-    chains, tried, kept = selection.beam, selection.evaluated_per_round, selection.kept_per_round
+    chains, tried, kept = selection.beam, selection.evaluated_per_round or blocks, selection.kept_per_round
     up = NUMBER + chains * (kept * (2 * ID + NUMBER) + tried * 3 * NUMBER + kept * adapter_sums_bytes(width))
     edges = selection.max_blocks / 2 - 1
     down = chains * (tried * (ID + NUMBER) + selection.max_blocks * ID + (tried + edges) * adapter_bytes(width))
@@ -53,12 +53,12 @@ def head_sums_bytes(head: Head, blocks: int, width: int = WIDTH) -> int:
     return NUMBER * (features * (features + 1) // 2 + features + 2)
 
 
-def selection_walks(selection: Selection) -> float:
+def selection_walks(selection: Selection, blocks: int = 28) -> float:
     """Passes through a chain as deep as a 7B model that a client makes per batch in a selection round.
 
     Every chain of the beam to half its depth, and every candidate's own block (a sixth of a model).
     """
-    return selection.beam * (0.5 + selection.evaluated_per_round / 6)
+    return selection.beam * (0.5 + (selection.evaluated_per_round or blocks) / 6)
 
 
 def rounds_of(metrics: Rows) -> dict[tuple[str, str], tuple[float, str]]:
@@ -89,16 +89,16 @@ def rounds_of(metrics: Rows) -> dict[tuple[str, str], tuple[float, str]]:
 
 
 def resources_table(
-    metrics: Rows, cost: Rows, baselines: Baselines, selection: Selection, head: Head, partition: Partition
+    metrics: Rows, cost: Rows, baselines: Baselines, assembling: Assemblings, partition: Partition
 ) -> list[dict[str, Any]]:
     """One row per method and task: hours, energy and traffic of one client's place in the cohort, one-off download.
 
+    Of the methods that assemble, the paper's has a row: the messages of the others are not scaled to true widths yet.
     ``speedup`` is ft_practical's hours over the method's, as in the paper's tables 4 and 5.
     """
     steps = {}
     for c in cost:
-        assembling = c["method"].startswith("assyllm")
-        if c["model"] == ("pool" if assembling else baselines.model):
+        if c["model"] == ("pool" if c["method"] in ASSEMBLING else baselines.model):
             steps[c["method"]] = c
     rows: list[dict[str, Any]] = []
     for (method, task), (rounds, counted) in sorted(rounds_of(metrics).items()):
@@ -108,8 +108,11 @@ def resources_table(
         known: dict[str, Any] = getattr(baselines, method, None) or dict(baselines.ft_oracle)
         tuning = known.get(task)
         batches = math.ceil(TRAIN_ITEMS[task] / partition.clients / int(point["batch"]))
-        if method.startswith("assyllm"):
-            work, traffic, oneoff = _assembling(rounds, batches, selection, head)
+        if method in ASSEMBLING:
+            if method != "assyllm_paper":
+                continue
+            chosen = assembling.of(method)
+            work, traffic, oneoff = _assembling(rounds, batches, chosen.selection, chosen.head)
             oneoff *= float(point["pool_bits"]) / 16
         else:
             epochs = tuning.local_epochs if tuning else 1

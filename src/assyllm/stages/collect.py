@@ -6,7 +6,7 @@ from pathlib import Path
 
 from assyllm.params import parse_sections
 
-SECTIONS = ("evaluate", "baselines", "selection", "head", "partition")
+SECTIONS = ("evaluate", "baselines", "assembling", "partition")
 CODE = (
     "collect.py",
     "claims.py",
