@@ -107,7 +107,7 @@ def test_flops_are_torchs_own_count() -> None:
 
 @pytest.mark.parametrize("method", ["ft_oracle", "swapping"])
 def test_two_shallow_models_tell_the_deep_one(method: str) -> None:
-    config = TINY["llama"] | {"num_hidden_layers": 9}
+    config = TINY["llama"] | {"num_hidden_layers": 8}
     deep, line = (measure_point(method, config, SMALL, None, deep) for deep in (True, False))
     assert line.total == pytest.approx(deep.total, rel=1e-9)
     assert line.flops == deep.flops
@@ -157,8 +157,6 @@ def test_participation_is_the_papers_figure_1() -> None:
     practical = rows("ft_practical")
     assert share(practical, "llama") == pytest.approx(0.10)
     assert share(practical, "opt") == pytest.approx(0.25)
-    assert share(rows("ft_oracle"), "llama") == pytest.approx(1.0)
-    assert share(rows("assyllm_paper"), "pool") == pytest.approx(1.0)
     assert {row["source"] for row in practical} == {"modelled"}
 
 

@@ -92,6 +92,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     style.caption(
         figure, df, "Both methods compute full fine-tuning's gradients, so their accuracy with all clients is the "
         "oracle's. Time: Llama-7B, batch 16 x 256, Jetson TX2's speed and eMMC, I/O not overlapped; what exceeds the "
-        "budget is streamed, in proportion. Below 8 GB plain recomputation does not suffice: weights are streamed too.",
+        "budget is streamed, in proportion. Plain recomputation keeps all weights and gradients (26 GB), so below that "
+        "weights are streamed too.",
     )  # fmt: skip
     return figure
