@@ -152,11 +152,37 @@ def partition(params: ParamsJson, code: CodeSha, tasks: Folder, seed: Seed, out:
 
 
 @app.command()
-def cost(params: ParamsJson, code: CodeSha, method: MethodName, out: Out) -> None:
-    """Work out which memory class can run a method."""
+def cost(
+    params: ParamsJson,
+    code: CodeSha,
+    method: MethodName,
+    out: Out,
+    curves: Annotated[Path | None, typer.Option(help="Where the sensitivity table is written.")] = None,
+) -> None:
+    """Work out which memory class can run a method, and what a step of it costs."""
     from assyllm.stages import cost as stage
 
-    stage.run(params, code, method, out)
+    stage.run(params, code, method, out, curves)
+
+
+@app.command()
+def estimate(
+    model: Annotated[str, typer.Option(help="llama-7b, opt-6.7b, ... or a hub's config.json.")],
+    method: MethodName,
+    batch: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 16,
+    length: Annotated[int, typer.Option(min=4, help="Tokens of a row.")] = 256,
+    optimizer: Annotated[str, typer.Option(help="sgd (no state) or adamw.")] = "sgd",
+    device: Annotated[str | None, typer.Option(help="One device; all if not given.")] = None,
+    bits: Annotated[int, typer.Option(help="Of the pool's weights, for methods that assemble blocks.")] = 8,
+    resident_layers: Annotated[int, typer.Option(min=1, help="Layers of the pool in memory together.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Peak memory, time and energy of a method's step on a model, without its weights."""
+    from assyllm.cost.estimate import estimate as ask
+    from assyllm.cost.estimate import table
+
+    answer = ask(model, method, batch, length, optimizer, device, bits, resident_layers)
+    typer.echo(json.dumps(answer, indent=2) if as_json else table(answer))
 
 
 @app.command()
@@ -283,13 +309,14 @@ def collect(
     size: Annotated[str, typer.Option(help="default or full.")],
     runs: Annotated[list[Path], typer.Option("--run", help="Run folders.")],
     cost: Annotated[list[Path], typer.Option(help="Cost tables.")],
+    curves: Annotated[list[Path], typer.Option(help="Sensitivity tables.")],
     out: Out,
     precision: Annotated[list[Path] | None, typer.Option(help="Tables of the stage precision.")] = None,
 ) -> None:
     """Gather runs into the result tables and judge the claims."""
     from assyllm.stages import collect as stage
 
-    stage.run(params, code, size, runs, cost, precision or [], out)
+    stage.run(params, code, size, runs, cost, curves, precision or [], out)
 
 
 @app.command()

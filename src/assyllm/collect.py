@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from assyllm.artifacts import ArtifactError, write_json
+from assyllm.cost.resources import RESOURCES, resources_table
 from assyllm.evaluate import bootstrap_mean, paired_bootstrap
-from assyllm.params import Blocks, Evaluate, Zoo
+from assyllm.params import Evaluate
 from assyllm.results import Metric, Prediction, Run, check_columns, read_table, write_table
 
 # what figures draw as the methods' rows: the base setting; zero_shot's best member is picked on the dev split
@@ -184,10 +185,13 @@ def summary(accuracy: list[dict]) -> dict[str, dict[str, float]]:
 
 
 def collect(
-    size: str, runs: list[Path], cost_tables: list[Path], ev: Evaluate, out: Path, zoo: Zoo, blocks: Blocks,
+    size: str, runs: list[Path], cost_tables: list[Path], p: Any, out: Path, curve_tables: Sequence[Path] = (),
     precision: Sequence[Path] = (),
 ) -> None:  # fmt: skip
     """Read every run and write all tables into ``out``.
+
+    Args:
+        p: sections evaluate, baselines, assembling, partition, zoo, blocks.
 
     Raises:
         ArtifactError: a run is incomplete or malformed; nothing is written then.
@@ -196,6 +200,7 @@ def collect(
     from assyllm.cost.pool_sizes import model_table
     from assyllm.precision import COLUMNS, quantizer_table
 
+    ev = p.evaluate
     run_rows = gather(runs, "run", Run)
     metrics = gather(runs, "metrics", Metric)
     predictions = gather(runs, "predictions", Prediction)
@@ -214,11 +219,17 @@ def collect(
     write_table(out / "differences.csv", differences, ["task", "method", "versus", "difference", "low", "high",
                                                        "runs", "source"])  # fmt: skip
     write_table(out / "models.csv", models, list(models[0]) if models else ["world", "run_id", "source"])
+    curves = [row for table in curve_tables for row in read_table(table)]
+    resources = resources_table(metrics, cost, p.baselines, p.assembling, p.partition)
     write_table(out / "cost.csv", cost)
+    write_table(out / "curves.csv", curves, list(curves[0]) if curves else ["method", "stands_for", "varies",
+                                                                                                "source"])  # fmt: skip
+    write_table(out / "resources.csv", resources, RESOURCES)
     write_table(out / "paper.csv", paper_values())
     world = run_rows[0]["world"]
-    write_table(out / "quantizer.csv", quantizer_table(zoo, blocks, precision, predictions, world, ev), COLUMNS)
-    write_table(out / "model_sizes.csv", model_table(zoo, blocks))
+    write_table(out / "quantizer.csv", quantizer_table(p.zoo, p.blocks, precision, predictions, world, ev), COLUMNS)
+    write_table(out / "model_sizes.csv", model_table(p.zoo, p.blocks))
     write_table(out / "timings.csv", timings, ["run_id", "what", "value", "unit"])
-    write_table(out / "claims.csv", claims_table(accuracy, differences, models, cost, paper_values(), size))
+    claims = claims_table(accuracy, differences, models, cost, paper_values(), size, resources)
+    write_table(out / "claims.csv", claims)
     write_json(out / "summary.json", summary(accuracy))

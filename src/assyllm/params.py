@@ -492,6 +492,9 @@ class Cost(Section):
     tokens: Count
     bytes_per_weight: Literal[2, 4]
     optimizer: Literal["sgd", "adamw"]
+    resident_layers: Count
+    resident_blocks: Count
+    device: Literal["nano", "tx2", "phone", "orin", "a100", "h100", "h200"]
 
 
 class Evaluate(Section):

@@ -21,7 +21,8 @@ Source = Literal["measured", "modelled", "paper"]
 SOURCES = ("measured", "modelled", "paper")
 # what `collect` writes beside timings.csv and summary.json
 TABLES = (
-    "metrics", "runs", "accuracy", "differences", "models", "cost", "claims", "paper", "quantizer", "model_sizes",
+    "metrics", "runs", "accuracy", "differences", "models", "cost", "curves", "resources", "claims", "paper",
+    "quantizer", "model_sizes",
 )  # fmt: skip
 # tables of one figure each, same name, written by the rule that measures
 FIGURE_TABLES = ("swap_timeline", "swap_ablation")

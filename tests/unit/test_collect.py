@@ -12,10 +12,12 @@ from assyllm import params as P
 from assyllm.artifacts import ArtifactError
 from assyllm.claims import verdict
 from assyllm.collect import collect, condensed, paper_values
+from assyllm.cost.participation import CURVES
+from assyllm.cost.resources import RESOURCES
 from assyllm.figures import swap_ablation, swap_timeline
 from assyllm.figures.tables import Tables
 from assyllm.results import Metric, Prediction, Run, read_table, write_rows, write_table
-from assyllm.stages import cost, figure
+from assyllm.stages import figure
 
 ROOT = Path(__file__).parents[2]
 PARAMS = P.load(ROOT / "params.yaml")
@@ -36,6 +38,12 @@ def write_run(folder: Path, method: str, setting: str, name: str, seed: int, tas
         row = {**common, "task": task, "world": "embedded", "metric": "accuracy"}
         metrics.append(Metric(**row, split="test", value=float(hits.mean())))
         metrics += [Metric(**row, split="test", round=r, value=0.1 * r) for r in (1, 2, 3)]
+        counted = {**row, "metric": "participants"}
+        metrics += [Metric(**counted, split="", round=r, value=20.0, unit="clients") for r in range(1, 21)]
+        if method.startswith("ft_"):
+            metrics.append(
+                Metric(**{**row, "metric": "best_round"}, split="", value=20.0 if "oracle" in method else 10.0)
+            )
         if method == "assyllm_paper":
             models += [
                 {
@@ -58,6 +66,49 @@ def write_run(folder: Path, method: str, setting: str, name: str, seed: int, tas
     return folder
 
 
+# made-up peaks (GB) of Llama-7B and OPT-6.7B; what the cost model says is tested in test_cost.py
+PEAKS = {
+    "ft_oracle": (38.0, 27.0), "ft_practical": (38.0, 27.0), "qlora": (25.0, 20.0), "recomputation": (2.5, 2.2),
+    "swapping": (3.2, 3.0), "assyllm_paper": (1.9, 2.3),
+}  # fmt: skip
+
+
+def write_cost(folder: Path, method: str) -> tuple[Path, Path]:
+    """A method's cost table and curves in the shape that stage ``cost`` writes."""
+    names = ("parameters", "gradients", "activations", "optimizer", "temporary")
+    rows, curves = [], []
+    shapes = {"llama": "llama-7b", "vicuna": "vicuna-7b", "opt": "opt-6.7b", "pool": "largest member"}
+    for model, shape in shapes.items():
+        peak = PEAKS[method][model in ("opt", "pool")]
+        made = {"peak_gb": peak, **{f"{n}_gb": peak / 5 for n in names}, "workspace_gb": 0.0, "tflop": 160.0}
+        made |= {
+            "stored_gb": 0.0,
+            "up_gb": 13.2,
+            "down_gb": 13.2,
+            "device": "tx2",
+            "step_s": 100.0 + peak,
+            "step_j": 1e3,
+        }
+        for memory, share in PARAMS.fleet.memory_gb.items():
+            fits = int(peak + 0.5 <= memory or method == "ft_oracle")
+            common = {"method": method, "model": model, "stands_for": shape, "memory_gb": memory, "share": share}
+            common |= {"batch": 16, "tokens": 256, "optimizer": "sgd", "pool_bits": 8.5}
+            rows.append({**common, **made, "participates": fits, "source": "modelled"})
+        for varies, values in (
+            ("tokens", (128, 256)),
+            ("batch", (1, 16)),
+            ("optimizer", ("sgd", "adamw")),
+            ("bits", (4, 8)),
+        ):
+            for value in values if model == "llama" else ():
+                row = {"method": method, "stands_for": shape, "varies": varies, "batch": 16, "tokens": 256}
+                row |= {"optimizer": "sgd", "bytes_per_weight": 2, "bits": 8, "resident_blocks": 2, varies: value}
+                curves.append({**row, **made, "smallest_gb": 4, "participation": 1.0, "source": "modelled"})
+    write_table(folder / f"{method}.csv", rows)
+    write_table(folder / f"{method}.curves.csv", curves, CURVES)
+    return folder / f"{method}.csv", folder / f"{method}.curves.csv"
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("collect")
@@ -65,10 +116,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = [write_run(folder / f"{m}{s}", m, "", "base", s, tasks) for m in QUALITY for s in (0, 1)]
     for method in ("ft_oracle", "ft_practical"):
         runs.append(write_run(folder / f"opt{method}", method, 'baselines.model="opt"', "opt", 0, tasks))
-    tables = []
-    for method in ("ft_oracle", "ft_practical", "assyllm_paper"):
-        tables.append(folder / f"{method}.csv")
-        cost.run(P.sections_json(PARAMS, cost.SECTIONS), "0", method, tables[-1])
+    tables, curves = zip(*(write_cost(folder, method) for method in PEAKS), strict=True)
     hits = ["".join(str(int(h)) for h in np.random.default_rng(i).random(80) < 0.7) for i in range(3)]
     curve = [
         {
@@ -79,8 +127,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for place, (setting, size) in enumerate([("fp16", 2000), ("base", 700), ("int4", 600)])
     ]  # fmt: skip
     write_table(folder / "precision" / "zoo0_seed0.csv", curve)
-    curves = [folder / "precision" / "zoo0_seed0.csv"]
-    collect("default", runs, tables, PARAMS.evaluate, folder / "results", PARAMS.zoo, PARAMS.blocks, curves)
+    precision = [folder / "precision" / "zoo0_seed0.csv"]
+    collect("default", runs, list(tables), PARAMS, folder / "results", list(curves), precision)
     write_swap_tables(folder / "results")
     return folder / "results"
 
@@ -157,12 +205,26 @@ def test_model_sizes_are_the_true_ones(results: Path) -> None:
         assert sum(parts) == pytest.approx(float(rows[model, "model"]["fp16_gb"]))
 
 
+def test_resources_are_rounds_times_steps(results: Path) -> None:
+    rows = {(r["task"], r["method"]): r for r in read_table(results / "resources.csv")}
+    assert set(rows["boolq", "ft_oracle"]) == set(RESOURCES)
+    oracle, practical = rows["boolq", "ft_oracle"], rows["boolq", "ft_practical"]
+    batches = 3  # 9,427 items of 200 clients in batches of 16
+    epochs = PARAMS.baselines.ft_oracle["boolq"].local_epochs
+    assert (oracle["rounds"], oracle["rounds_from"]) == ("20", "best_round")
+    assert float(oracle["hours"]) == pytest.approx(20 * batches * epochs * 138.0 / 3600)
+    assert float(oracle["traffic_gb"]) == pytest.approx(20 * 26.4)
+    assert float(practical["speedup"]) == 1
+    assert rows["boolq", "assyllm_paper"]["rounds_from"] == "all rounds"
+    assert float(rows["boolq", "assyllm_paper"]["traffic_gb"]) < 0.5 * float(oracle["traffic_gb"])
+
+
 def test_an_incomplete_run_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "majority", "", "base", 0, ("boolq",))
     text = (run / "run.csv").read_text().replace(",boolq,", ",boolq piqa,")
     (run / "run.csv").write_text(text)
     with pytest.raises(ArtifactError, match="base-majority-zoo0-seed0: no test accuracy for piqa"):
-        collect("default", [run], [], PARAMS.evaluate, tmp_path / "results", PARAMS.zoo, PARAMS.blocks)
+        collect("default", [run], [], PARAMS, tmp_path / "results")
     assert not (tmp_path / "results").exists()
 
 
@@ -186,7 +248,8 @@ def test_claims_say_where_each_number_comes_from(results: Path) -> None:
     rows = {r["claim"]: r for r in read_table(results / "claims.csv")}
     row = rows["Clients excluded from full fine-tuning, llama-7b"]
     assert (row["our_value"], row["source"], row["verdict"]) == ("90", "modelled", "reproduced")
-    assert rows["Speed-up over swapping, boolq"]["verdict"] == "not yet measured"
+    assert rows["Speed-up over swapping, boolq"]["verdict"] == "not yet measured"  # no such run here
+    assert rows["Traffic below full fine-tuning, boolq"]["source"] == "modelled"
     assert len(paper_values()) == 105
 
 

@@ -54,9 +54,9 @@ def test_code_hash_follows_content_not_time(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(study, "SOURCE", copy)
     fresh = code_sha.__wrapped__
     before = fresh("cost")
-    (copy / "cost" / "memory.py").touch()
+    (copy / "cost" / "point.py").touch()
     assert fresh("cost") == before
-    with open(copy / "cost" / "memory.py", "a") as handle:
+    with open(copy / "cost" / "point.py", "a") as handle:
         handle.write("# changed\n")
     assert fresh("cost") != before
 

@@ -133,6 +133,11 @@ def cost_tables(wildcards):
     return sorted({f"data/cost/base/{run.method}.csv" for run in PLAN.runs(size)})
 
 
+def curve_tables(wildcards):
+    """The sensitivity tables beside them."""
+    return [table.replace(".csv", ".curves.csv") for table in cost_tables(wildcards)]
+
+
 def score_folders(wildcards):
     """The scores of every shard of the clients."""
     variant = PLAN.variant("score", wildcards.setting)

@@ -37,7 +37,8 @@ rule partition:
 
 rule cost:
     output:
-        "data/cost/{variant}/{method}.csv",
+        table="data/cost/{variant}/{method}.csv",
+        curves="data/cost/{variant}/{method}.curves.csv",
     log:
         "logs/cost/{variant}/{method}.log",
     benchmark:
@@ -45,13 +46,13 @@ rule cost:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=1000,
+        mem_mb=1500,
     params:
         sections=sections("cost"),
         code=code_sha("cost"),
     shell:
         "assyllm cost --params {params.sections:q} --code {params.code} --method {wildcards.method}"
-        " --out {output} &> {log}"
+        " --out {output.table} --curves {output.curves} &> {log}"
 
 
 rule score:
@@ -233,6 +234,7 @@ rule collect:
         runs=run_folders,
         cost=cost_tables,
         precision=precision_tables,
+        curves=curve_tables,
     output:
         expand("data/results{{full}}/{table}.csv", table=TABLES),
     log:
@@ -252,7 +254,10 @@ rule collect:
         precision=lambda w, input: " ".join(
             f"--precision {table}" for table in input.precision
         ),
+        curves=lambda w, input: " ".join(
+            f"--curves {table}" for table in input.curves
+        ),
         out=lambda w, output: str(Path(output[0]).parent),
     shell:
         "assyllm collect --params {params.sections:q} --code {params.code} --size {params.size}"
-        " {params.runs} {params.cost} {params.precision} --out {params.out} &> {log}"
+        " {params.runs} {params.cost} {params.curves} {params.precision} --out {params.out} &> {log}"

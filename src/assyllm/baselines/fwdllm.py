@@ -148,7 +148,7 @@ class FwdLLM(Lora):
         features = pooled(self.base, {name: t for name, t in weights.items() if name != HEAD}, batch)
         with torch.enable_grad():
             head = weights[HEAD].detach().requires_grad_()
-            loss = weighted_loss(features @ head, batch, torch.ones(len(batch)))
+            loss = weighted_loss(features @ head, batch, torch.ones(len(batch), device=head.device))
             return torch.autograd.grad(loss, head)[0]
 
     def _ask(

@@ -29,7 +29,10 @@ GROUP_CELLS = 2_000_000  # attention cells (rows x tokens x tokens) of one vecto
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """Settings of local training. ``optimizer`` is "sgd" (momentum 0.9) or "adamw" (no weight decay)."""
+    """Settings of local training.
+
+    ``optimizer`` is "sgd" (momentum 0.9), "plain_sgd" (no state) or "adamw" (no weight decay).
+    """
 
     learning_rate: float
     local_epochs: int
@@ -50,8 +53,8 @@ def weighted_loss(scores: Tensor, batch: Packed, item_weights: Tensor) -> Tensor
 
 
 def start_state(weights: Weights, optimizer: str) -> list[Weights]:
-    """Fresh optimizer moments: one set for SGD with momentum, two for AdamW."""
-    sets = 2 if optimizer == "adamw" else 1
+    """Fresh optimizer moments: none for plain SGD, one set for SGD with momentum, two for AdamW."""
+    sets = {"plain_sgd": 0, "sgd": 1, "adamw": 2}[optimizer]
     return [{name: torch.zeros_like(tensor) for name, tensor in weights.items()} for _ in range(sets)]
 
 
@@ -85,7 +88,7 @@ def update(
                 continue
             change = first / scale
         else:
-            change = state[0][name].mul_(0.9).add_(gradient)
+            change = state[0][name].mul_(0.9).add_(gradient) if state else gradient
         if active is not None:
             change = change * active.reshape(-1, *[1] * (weight.dim() - 1))
         weight.sub_(change, alpha=rate)
@@ -99,7 +102,7 @@ def local_step(loss: Loss, weights: Weights, state: list[Weights], step: int, ba
         batch: the minibatch, n questions.
     """
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
-    value = loss(leaves, batch, torch.ones(len(batch)))
+    value = loss(leaves, batch, torch.ones(len(batch), device=batch.ids.device))
     gradients = torch.autograd.grad(value, list(leaves.values()))
     update(weights, dict(zip(leaves, gradients, strict=True)), state, step, None, local)
     return float(value.detach())

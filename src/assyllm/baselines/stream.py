@@ -67,9 +67,9 @@ class Swapped:
 
     def pack(self, tensor: Tensor) -> Any:
         """To disk, and back a ticket."""
-        place = tensor.untyped_storage().data_ptr()
+        place = tensor.untyped_storage()._cdata
         for name, leaf in self.leaves.items():
-            if leaf.untyped_storage().data_ptr() == place:
+            if leaf.untyped_storage()._cdata == place:
                 return name, tensor.shape, tensor.stride(), tensor.storage_offset()
         key = f"saved/{id(self)}/{self.count}"
         self.count += 1
@@ -106,7 +106,7 @@ def streamed_step(layered: Layered, disk: Disk, names: list[str], step: int, bat
         if number < last:
             return layered.layer(number - 1, leaves, states, call)
         scores = layered.leave(leaves, states, batch) @ leaves[HEAD]
-        return weighted_loss(scores, batch, torch.ones(len(batch)))
+        return weighted_loss(scores, batch, torch.ones(len(batch), device=batch.ids.device))
 
     graphs: list[tuple[Tensor, Tensor | None, Weights]] = []  # per stage: output, input, weights (emptied)
     states: Tensor | None = None

@@ -2,49 +2,137 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from assyllm.cost.memory import peak_memory
-from assyllm.cost.shapes import shape_of
-from assyllm.params import Blocks, Cost, Fleet, Quantize, Zoo
+from assyllm.cost.devices import device
+from assyllm.cost.methods import FORWARD, STREAMED, WHOLE
+from assyllm.cost.point import GB, NOTHING, Point, measure_point
+from assyllm.cost.selection import Residency
+from assyllm.cost.shapes import config_of
+from assyllm.cost.step import Reading
+from assyllm.params import ASSEMBLING, Cost, Fleet, Quantize, Zoo
 
-GB = 1e9
-UNBOUNDED = ("ft_oracle", "lora_all", "one_model_head", "choices_only")  # every class takes part, whatever the peak
+MODEL = "llama-7b"  # the shape of the curves
+OPTIMIZERS = {"sgd": "plain_sgd", "adamw": "adamw"}
+# every class takes part, whatever the peak: the bounds without a memory limit
+UNBOUNDED = ("ft_oracle", "lora_all")
+SAME_STEP = {  # other clients take part, or other blocks are walked
+    "ft_practical": "ft_oracle",
+    "lora_all": "lora",
+    **{method: "assyllm_paper" for method in ASSEMBLING if method != "assyllm_paper"},
+}
+LENGTHS, BATCHES, RESIDENT, BITS = (128, 256, 512), (1, 4, 8, 16), (1, 2, 4), (16, 8, 4)
 
 
-def participation(
-    method: str, zoo: Zoo, fleet: Fleet, cost: Cost, blocks: Blocks, quantize: Quantize
-) -> list[dict[str, Any]]:
+def reading_of(cost: Cost) -> Reading:
+    """The declared reading."""
+    return Reading(cost.batch, cost.tokens, OPTIMIZERS[cost.optimizer], cost.bytes_per_weight)
+
+
+def residency_of(cost: Cost, quantize: Quantize) -> Residency:
+    """What of the pool a device keeps in memory."""
+    return Residency(cost.resident_layers, cost.resident_blocks, quantize.mean_bits, quantize.group_size)
+
+
+def participation(method: str, zoo: Zoo, fleet: Fleet, cost: Cost, quantize: Quantize) -> list[dict[str, Any]]:
     """One row per zoo member and memory class, largest class first.
 
     A class participates if the method's peak at the shape that the member stands for, plus the system's
-    reserve, fits. ``ft_oracle`` is the paper's bound without a memory limit, so every class participates; so is
-    ``lora_all``, and ``one_model_head`` with its control, which can run one layer at a time. A
+    reserve, fits. ``ft_oracle`` and ``lora_all`` are bounds without a memory limit, so every class participates. A
     method that assembles blocks of several members needs the largest member's memory: its row ``pool``.
     """
-    peaks = {
-        name: peak_memory(method, shape_of(member.stands_for), cost, blocks, quantize.mean_bits)
-        for name, member in zoo.models.items()
-    }
-    peaks["pool"] = max(peaks.values(), key=lambda peak: peak.total)
+    shapes = {name: member.stands_for for name, member in zoo.models.items()}
+    points: dict[str, Point] = {}
+    measured: dict[str, Point] = {}
+    for name, shape in shapes.items():
+        key = repr(config_of(shape))  # Vicuna's shape is Llama's
+        if key not in measured:
+            measured[key] = measure_point(
+                method, config_of(shape), reading_of(cost), residency_of(cost, quantize), deep=False
+            )
+        points[name] = measured[key]
+    points["pool"] = max(points.values(), key=lambda point: point.total)
     rows = []
-    for model, peak in peaks.items():
+    for name, point in points.items():
         for memory_gb in sorted(fleet.memory_gb, reverse=True):
-            fits = peak.total / GB + fleet.reserve_gb <= memory_gb
+            fits = point.total / GB + fleet.reserve_gb <= memory_gb
             rows.append(
                 {
                     "method": method,
-                    "model": model,
-                    "stands_for": zoo.models[model].stands_for if model in zoo.models else "largest member",
+                    "model": name,
+                    "stands_for": shapes.get(name, "largest member"),
                     "memory_gb": memory_gb,
                     "share": fleet.memory_gb[memory_gb],
-                    "peak_gb": peak.total / GB,
-                    "parameters_gb": peak.parameters / GB,
-                    "gradients_gb": peak.gradients / GB,
-                    "activations_gb": peak.activations / GB,
-                    "optimizer_gb": peak.optimizer / GB,
+                    "batch": cost.batch,
+                    "tokens": cost.tokens,
+                    "optimizer": cost.optimizer,
+                    "pool_bits": quantize.mean_bits,
+                    **point.row(device(cost.device)),
                     "participates": int(fits or method in UNBOUNDED),
                     "source": "modelled",
                 }
             )
+    return rows
+
+
+def _readings(method: str, cost: Cost, quantize: Quantize) -> Iterator[tuple[str, Reading, Residency]]:
+    """(what varies, reading, residency): one thing at a time around the declared reading."""
+    from dataclasses import replace
+
+    base, kept = reading_of(cost), residency_of(cost, quantize)
+    for tokens in LENGTHS:
+        yield "tokens", replace(base, tokens=tokens), kept
+    for batch in BATCHES:
+        yield "batch", replace(base, batch=batch), kept
+    if method not in FORWARD:
+        for optimizer in OPTIMIZERS.values():
+            yield "optimizer", replace(base, optimizer=optimizer), kept
+    for size in (2, 4):
+        yield "bytes_per_weight", replace(base, bytes_per_weight=size), kept
+    if method in STREAMED:
+        for resident in RESIDENT:
+            yield "resident_blocks", base, replace(kept, resident=resident)
+        for bits in BITS:
+            yield "bits", base, replace(kept, bits=bits)
+
+
+CURVES = (
+    "method", "stands_for", "varies", "batch", "tokens", "optimizer", "bytes_per_weight", "bits", "resident_blocks",
+    *NOTHING.row(device("tx2")), "smallest_gb", "participation", "source",
+)  # fmt: skip
+
+
+def curves(method: str, fleet: Fleet, cost: Cost, quantize: Quantize) -> list[dict[str, Any]]:
+    """Sensitivity at the shape of Llama-7B: one row per point, with the smallest memory class that it fits.
+
+    None for methods whose step is another's, or a forward pass of the whole model.
+    """
+    rows: list[dict[str, Any]] = []
+    done: dict[Any, Point] = {}
+    if method in (*SAME_STEP, *WHOLE, "majority"):
+        return rows
+    names = {ours: theirs for theirs, ours in OPTIMIZERS.items()}
+    for what, reading, residency in _readings(method, cost, quantize):
+        key = (reading, residency)
+        if key not in done:
+            done[key] = measure_point(method, config_of(MODEL), reading, residency, deep=False)
+        fitting = [m for m in fleet.memory_gb if done[key].total / GB + fleet.reserve_gb <= m]
+        rows.append(
+            {
+                "method": method,
+                "stands_for": MODEL,
+                "varies": what,
+                "batch": reading.batch,
+                "tokens": reading.tokens,
+                "optimizer": names[reading.optimizer],
+                "bytes_per_weight": reading.bytes_per_weight,
+                "bits": residency.bits if method in STREAMED else 8 * reading.bytes_per_weight,
+                "resident_blocks": residency.resident if method in STREAMED else "",
+                **done[key].row(device(cost.device)),
+                "smallest_gb": min(fitting) if fitting else "none",
+                "participation": sum(fleet.memory_gb[m] for m in fitting),
+                "source": "modelled",
+            }
+        )
     return rows

@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from assyllm.artifacts import ArtifactError
+from assyllm.artifacts import ArtifactError, read_json
+
+# what decides a shape in the config.json of huggyllama/llama-7b, lmsys/vicuna-7b-v1.3, facebook/opt-6.7b,
+# google-bert/bert-base-uncased and FacebookAI/roberta-large
+_LLAMA_7B: dict[str, Any] = {
+    "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "max_position_embeddings": 2048, "tie_word_embeddings": False,
+}  # fmt: skip
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama-7b": _LLAMA_7B,
+    "vicuna-7b": _LLAMA_7B,
+    "opt-6.7b": {
+        "model_type": "opt", "vocab_size": 50272, "hidden_size": 4096, "ffn_dim": 16384, "word_embed_proj_dim": 4096,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "max_position_embeddings": 2048,
+    },
+    "bert-base": {
+        "model_type": "bert", "vocab_size": 30522, "hidden_size": 768, "intermediate_size": 3072,
+        "num_hidden_layers": 12, "num_attention_heads": 12, "max_position_embeddings": 512, "type_vocab_size": 2,
+    },
+    "roberta-large": {
+        "model_type": "roberta", "vocab_size": 50265, "hidden_size": 1024, "intermediate_size": 4096,
+        "num_hidden_layers": 24, "num_attention_heads": 16, "max_position_embeddings": 514, "type_vocab_size": 1,
+        "pad_token_id": 1,
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +47,15 @@ class Shape:
     positions: int = 0
     token_types: int = 0
     tied: bool = True
+    key_value_heads: int = 0  # 0: as many as heads
 
     @property
     def layer_parameters(self) -> int:
         """Weights and biases of one layer."""
         h, f = self.hidden, self.intermediate
         if self.family == "llama":  # four projections, gated MLP, two RMS norms, no biases
-            return 4 * h * h + 3 * h * f + 2 * h
+            narrow = h * (self.key_value_heads or self.heads) // self.heads
+            return 2 * h * h + 2 * h * narrow + 3 * h * f + 2 * h
         return 4 * h * h + 4 * h + 2 * h * f + h + f + 4 * h  # biases everywhere, two layer norms
 
     @property
@@ -41,14 +70,37 @@ class Shape:
         norm = self.hidden if self.family == "llama" else 2 * self.hidden
         return self.embedding_parameters + self.layers * self.layer_parameters + norm
 
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Shape:
+        """The shape that a hub config describes.
 
-SHAPES = {
-    "llama-7b": Shape("llama", 4096, 11008, 32, 32, 32000, tied=False),
-    "vicuna-7b": Shape("llama", 4096, 11008, 32, 32, 32000, tied=False),
-    "opt-6.7b": Shape("opt", 4096, 16384, 32, 32, 50272, positions=2050),
-    "bert-base": Shape("bert", 768, 3072, 12, 12, 30522, positions=512, token_types=2),
-    "roberta-large": Shape("roberta", 1024, 4096, 24, 16, 50265, positions=514, token_types=1),
-}
+        Raises:
+            ArtifactError: an unknown family, or a config that lacks a number.
+        """
+        family = config.get("model_type")
+        if family not in ("llama", "opt", "bert", "roberta"):
+            raise ArtifactError(f"model_type {family!r} is not one of llama, opt, bert, roberta")
+        inner = "ffn_dim" if family == "opt" else "intermediate_size"
+        wanted = ("hidden_size", inner, "num_hidden_layers", "num_attention_heads", "vocab_size")
+        absent = [key for key in wanted if not isinstance(config.get(key), int)]
+        if absent:
+            raise ArtifactError(f"the config has no whole number {', '.join(absent)}")
+        learned = 0 if family == "llama" else int(config["max_position_embeddings"])
+        return cls(
+            family=family,
+            hidden=config["hidden_size"],
+            intermediate=config[inner],
+            layers=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
+            vocabulary=config["vocab_size"],
+            positions=learned + 2 if family == "opt" else learned,  # OPT's positions start at 2
+            token_types=int(config.get("type_vocab_size", 0)),
+            tied=bool(config.get("tie_word_embeddings", family != "llama")),
+            key_value_heads=int(config.get("num_key_value_heads") or 0),
+        )
+
+
+SHAPES = {name: Shape.of(config) for name, config in CONFIGS.items()}
 
 
 def shape_of(stands_for: str) -> Shape:
@@ -56,3 +108,21 @@ def shape_of(stands_for: str) -> Shape:
     if stands_for not in SHAPES:
         raise ArtifactError(f"no shape called {stands_for!r}; known: {', '.join(SHAPES)}")
     return SHAPES[stands_for]
+
+
+def config_of(model: str) -> dict[str, Any]:
+    """The hub config of a known model, or the one in the JSON file of that name.
+
+    Raises:
+        ArtifactError: neither a known name nor a readable config of a known family.
+    """
+    if model in CONFIGS:
+        return dict(CONFIGS[model])
+    if not Path(model).is_file():
+        raise ArtifactError(f"{model!r} is neither one of {', '.join(CONFIGS)} nor a config.json")
+    config = dict(read_json(Path(model)))
+    try:
+        Shape.of(config)
+    except ArtifactError as error:
+        raise ArtifactError(f"{model}: {error}") from None
+    return config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -21,10 +22,26 @@ METHODS = {
     "zero_shot": ("Zero-shot", "#F0E442", "v"),
     "ft_practical": ("FT-practical", "#56B4E9", "s"),
     "ft_oracle": ("FT-oracle", "#0072B2", "o"),
+    "lora": ("LoRA", "#009E73", "^"),
+    "lora_all": ("LoRA, all clients", "#00664B", "^"),
+    "qlora": ("QLoRA", "#CC79A7", "P"),
+    "qlora_recomputation": ("QLoRA + recomputation", "#8C3A67", "P"),
+    "fedadapter": ("FedAdapter", "#E69F00", "<"),
+    "fwdllm": ("FwdLLM", "#B8860B", ">"),
+    "recomputation": ("Recomputation (streamed)", "#6A51A3", "h"),
+    "swapping": ("Swapping (streamed)", "#9E9AC8", "H"),
+    "one_model_head": ("One model + head", "#666666", "d"),
     "assyllm_paper": ("AssyLLM (paper's rule)", "#D55E00", "D"),
+    "assyllm": ("AssyLLM (ours)", "#8B1A1A", "D"),
 }
 TASKS = {"boolq": "BoolQ", "piqa": "PIQA", "openbookqa": "OpenBookQA"}
-PAPER = {"marker": "*", "color": "black", "s": 55, "zorder": 5, "label": "paper (7B models, real tasks)"}
+PAPER: dict[str, Any] = {
+    "marker": "*",
+    "color": "black",
+    "s": 55,
+    "zorder": 5,
+    "label": "paper (7B models, real tasks)",
+}
 
 
 def apply(look: Figures) -> None:

@@ -68,6 +68,16 @@ class Tables:
         return self._read("model_sizes")
 
     @cached_property
+    def curves(self) -> pd.DataFrame:
+        """Sensitivity of peak memory and step time at the shape of Llama-7B, one row per method and point."""
+        return self._read("curves")
+
+    @cached_property
+    def resources(self) -> pd.DataFrame:
+        """Hours, energy and traffic to a method's accuracy, one row per method and task."""
+        return self._read("resources")
+
+    @cached_property
     def claims(self) -> pd.DataFrame:
         """The paper's claims beside ours."""
         return self._read("claims")

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from assyllm.params import parse_sections
 
-SECTIONS = ("evaluate", "zoo", "blocks")
+SECTIONS = ("evaluate", "baselines", "assembling", "partition", "zoo", "blocks")
 CODE = (
     "collect.py",
     "claims.py",
     "precision.py",
     "cost/pool_sizes.py",
+    "cost/resources.py",
     "cost/shapes.py",
     "blocks/segment.py",
     "quantizer/sizes.py",
@@ -24,10 +25,16 @@ CODE = (
 
 
 def run(
-    params: str, code_sha: str, size: str, runs: list[Path], cost: list[Path], precision: list[Path], out: Path
+    params: str,
+    code_sha: str,
+    size: str,
+    runs: list[Path],
+    cost: list[Path],
+    curves: list[Path],
+    precision: list[Path],
+    out: Path,
 ) -> None:
     """Write the tables of study ``size`` into ``out``."""
     from assyllm.collect import collect
 
-    p = parse_sections(params, SECTIONS)
-    collect(size, runs, cost, p.evaluate, out, p.zoo, p.blocks, precision)
+    collect(size, runs, cost, parse_sections(params, SECTIONS), out, curves, precision)

@@ -117,8 +117,11 @@ def attention_mask(segments: Tensor, causal: bool) -> Tensor:
     return mask[:, None]
 
 
-def inputs(config: Any, batch: Packed) -> dict[str, Any]:
-    """Keyword arguments of a transformers base model for a batch: rows are [N * R, L]."""
+def inputs(config: Any, batch: Packed, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Keyword arguments of a transformers base model for a batch: rows are [N * R, L].
+
+    ``dtype``: of the mask, which fused attention wants in the model's own.
+    """
     length = batch.ids.shape[-1]
     segments = batch.segments.reshape(-1, length)
     positions = batch.positions.reshape(-1, length)
@@ -126,7 +129,7 @@ def inputs(config: Any, batch: Packed) -> dict[str, Any]:
         positions = positions + config.pad_token_id + 1
     arguments: dict[str, Any] = {
         "input_ids": batch.ids.reshape(-1, length),
-        "attention_mask": attention_mask(segments, config.model_type not in ENCODERS),
+        "attention_mask": attention_mask(segments, config.model_type not in ENCODERS).to(dtype),
         "position_ids": positions,
     }
     if config.model_type in ENCODERS:
@@ -137,14 +140,14 @@ def inputs(config: Any, batch: Packed) -> dict[str, Any]:
 
 
 def pooled(base: nn.Module, weights: Mapping[str, Tensor] | None, batch: Packed) -> Tensor:
-    """Pooled final states [N, C, F] of a base model (``model.base_model``), eager attention.
+    """Pooled final states [N, C, F] of a base model (``model.base_model``).
 
     Args:
         base: a transformers model without language head.
         weights: parameters to use instead of the model's own (by name), or None.
         batch: N questions.
     """
-    arguments = inputs(base.config, batch)
+    arguments = inputs(base.config, batch, next(base.parameters()).dtype)
     if weights is None:
         states = base(**arguments).last_hidden_state
     else:

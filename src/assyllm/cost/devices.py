@@ -1,0 +1,67 @@
+"""Devices as data (``devices.csv``, every number with its source) and a step's time and energy on them. No torch.
+
+time = sum over kernel calls of max(FLOPs / effective rate, bytes / effective bandwidth), then the bytes to and from
+storage over its bandwidth, hidden behind the computing where the method overlaps them. The effective rates are the
+data sheet's times one efficiency per class of kernel. Energy is time times the stated power of a busy device.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from assyllm.artifacts import ArtifactError
+
+# shares of the data sheet's FLOP/s (products, attention) and bytes/s (all kernels) that a kernel reaches
+EFFICIENCY = {"matmul": 0.75, "attention": 0.4, "bandwidth": 0.8}
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What a device's maker states. FLOP/s in 16 bit, bytes/s, bytes/s of storage, watts."""
+
+    name: str
+    label: str
+    flops: float
+    bandwidth: float
+    memory_gb: float
+    storage: float
+    watts: float
+
+
+@cache
+def devices() -> dict[str, Device]:
+    """All devices by name."""
+    text = files("assyllm").joinpath("cost/devices.csv").read_text(encoding="utf-8")
+    numbers = ("flops", "bandwidth", "memory_gb", "storage", "watts")
+    return {
+        row["device"]: Device(row["device"], row["label"], *(float(row[name]) for name in numbers))
+        for row in csv.DictReader(text.splitlines())
+    }
+
+
+def device(name: str) -> Device:
+    """A device by name; an unknown one raises :class:`ArtifactError`."""
+    if name not in devices():
+        raise ArtifactError(f"no device called {name!r}; known: {', '.join(devices())}")
+    return devices()[name]
+
+
+def compute_seconds(operations: Mapping[Any, int], on: Device, efficiency: Mapping[str, float] = EFFICIENCY) -> float:
+    """Roofline time of kernel calls {(kind, FLOPs, bytes): how many}."""
+    total = 0.0
+    bandwidth = on.bandwidth * efficiency["bandwidth"]
+    for (kind, flops, moved), count in operations.items():
+        rate = on.flops * efficiency.get(kind, 1.0)
+        total += count * max(flops / rate, moved / bandwidth)
+    return total
+
+
+def step_seconds(compute: float, stored_bytes: float, on: Device, overlapped: bool) -> float:
+    """A step's time with ``stored_bytes`` read from and written to storage."""
+    moving = stored_bytes / on.storage
+    return max(compute, moving) if overlapped else compute + moving

@@ -1,0 +1,77 @@
+"""Anyone's question: what does a step of a method cost on a model of this shape, on this device?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from assyllm.artifacts import ArtifactError
+from assyllm.cost.devices import device, devices
+from assyllm.cost.participation import OPTIMIZERS
+from assyllm.cost.point import GB, measure_point
+from assyllm.cost.selection import Residency
+from assyllm.cost.shapes import config_of
+from assyllm.cost.step import Reading
+
+
+def estimate(
+    model: str, method: str, batch: int, tokens: int, optimizer: str, on: str | None, bits: int, resident_layers: int
+) -> dict[str, Any]:
+    """Peak memory by category (GB), TFLOP, stored and sent bytes of a step, and its time and energy by device.
+
+    Raises:
+        ArtifactError: an unknown model, method, optimizer, precision or device.
+    """
+    if optimizer not in OPTIMIZERS:
+        raise ArtifactError(f"no optimizer called {optimizer!r}; known: {', '.join(OPTIMIZERS)}")
+    if bits not in (4, 8, 16):
+        raise ArtifactError(f"bits: {bits} is none of 4, 8, 16")
+    wanted = [device(on)] if on else list(devices().values())
+    config = config_of(model)
+    positions = config.get("max_position_embeddings")
+    if config["model_type"] != "llama" and positions and tokens > positions:
+        raise ArtifactError(f"length: {tokens} tokens are more than the {positions} positions of {model}")
+    reading = Reading(batch, tokens, OPTIMIZERS[optimizer])
+    point = measure_point(method, config, reading, Residency(resident_layers, 2, bits))
+    row = point.row(wanted[0])
+    shared = {key: value for key, value in row.items() if key not in ("device", "step_s", "step_j")}
+    return {
+        "model": Path(model).name,
+        "method": method,
+        "batch": batch,
+        "tokens": tokens,
+        "optimizer": optimizer,
+        "precision": "16 bit",
+        "attention": reading.attention,
+        **shared,
+        "devices": [
+            {
+                "device": d.name,
+                "memory_gb": d.memory_gb,
+                "fits": point.total / GB <= d.memory_gb,
+                "step_s": point.seconds(d),
+                "step_j": point.seconds(d) * d.watts,
+            }
+            for d in wanted
+        ],
+        "source": "modelled",
+    }
+
+
+def table(answer: dict[str, Any]) -> str:
+    """The answer as text."""
+    asked = "{model}, {method}: batch {batch} x {tokens} tokens, {precision}, {attention} attention, {optimizer}"
+    lines = [
+        asked.format(**answer),
+        f"peak memory {answer['peak_gb']:9.2f} GB",
+    ]  # fmt: skip
+    for name in ("parameters", "gradients", "activations", "optimizer", "temporary", "workspace"):
+        lines.append(f"  {name:12s}{answer[f'{name}_gb']:7.2f} GB")
+    lines.append(f"computing   {answer['tflop']:9.1f} TFLOP a step")
+    lines.append(f"storage     {answer['stored_gb']:9.2f} GB read and written a step")
+    lines.append(f"network     {answer['up_gb']:9.3f} GB up, {answer['down_gb']:.3f} GB down a round")
+    lines.append(f"{'device':8s}{'memory':>8s}  {'fits':5s}{'step':>12s}{'energy':>12s}")
+    for d in answer["devices"]:
+        fits = "yes" if d["fits"] else "no"
+        lines.append(f"{d['device']:8s}{d['memory_gb']:5.0f} GB  {fits:5s}{d['step_s']:10.2f} s{d['step_j']:10.0f} J")
+    return "\n".join(lines)

@@ -1,0 +1,118 @@
+"""One measured point of the cost model: a method's step at one shape and reading, and what follows from it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+from assyllm.cost.devices import Device, compute_seconds, step_seconds
+from assyllm.cost.methods import STREAMED, step_of
+from assyllm.cost.selection import Residency
+from assyllm.cost.step import Reading, Step, fakes, measure
+from assyllm.cost.trace import CATEGORIES, Operation
+
+GB = 1e9
+SHALLOW, DEEPER = 5, 6  # layers of the two models that a deep one is extrapolated from
+
+
+@dataclass(frozen=True)
+class Point:
+    """Bytes by category at the peak (the matmul workspace apart), kernel calls, bytes to and from storage in a step."""
+
+    peak: dict[str, float]
+    workspace: float
+    operations: Counter[Operation]
+    stored: float = 0.0
+    overlapped: bool = False
+    traffic: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def total(self) -> float:
+        """Bytes at the peak."""
+        return sum(self.peak.values()) + self.workspace
+
+    @property
+    def flops(self) -> float:
+        """Of one step."""
+        return float(sum(op.flops * count for op, count in self.operations.items()))
+
+    def seconds(self, on: Device) -> float:
+        """Time of one step on a device."""
+        return step_seconds(compute_seconds(self.operations, on), self.stored, on, self.overlapped)
+
+    def row(self, on: Device) -> dict[str, Any]:
+        """The point as columns of a table: GB = 10^9 bytes, TFLOP, seconds and joules of a step on ``on``."""
+        seconds = self.seconds(on)
+        return {
+            "peak_gb": self.total / GB,
+            **{f"{name}_gb": self.peak[name] / GB for name in CATEGORIES},
+            "workspace_gb": self.workspace / GB,
+            "tflop": self.flops / 1e12,
+            "stored_gb": self.stored / GB,
+            "up_gb": self.traffic[0] / GB,
+            "down_gb": self.traffic[1] / GB,
+            "device": on.name,
+            "step_s": seconds,
+            "step_j": seconds * on.watts,
+        }
+
+
+NOTHING = Point(dict.fromkeys(CATEGORIES, 0.0), 0.0, Counter())
+
+
+def measure_point(
+    method: str, config: dict[str, Any], reading: Reading, residency: Residency | None = None, deep: bool = True
+) -> Point:
+    """Measure a method's step without any memory.
+
+    Args:
+        deep: build the model at its full depth. Otherwise the point is extrapolated from two shallow models: layers are
+            alike, so bytes and operations grow linearly with them from a few layers on (a test compares).
+    """
+    if method == "majority":
+        return NOTHING
+    layers = int(config["num_hidden_layers"])
+    whole = method in (*STREAMED, "fedadapter")  # blocks of several layers, a share of the layers: steps, no line
+    if deep or whole or layers <= DEEPER:
+        return _at(method, config, reading, residency)
+    low, high = (_at(method, config | {"num_hidden_layers": n}, reading, residency) for n in (SHALLOW, DEEPER))
+    return _extrapolate(low, high, (layers - SHALLOW) / (DEEPER - SHALLOW))
+
+
+def _at(method: str, config: dict[str, Any], reading: Reading, residency: Residency | None) -> Point:
+    with fakes():
+        step = step_of(method, config, reading, residency)
+        report = measure(step)
+        return Point(
+            peak={name: float(size) for name, size in report.peak.items()},
+            workspace=float(step.workspace),
+            operations=Counter(report.operations),
+            stored=_stored(step),
+            overlapped=step.overlapped,
+            traffic=(float(step.traffic[0]), float(step.traffic[1])),
+        )
+
+
+def _stored(step: Step) -> float:
+    """Bytes read and written by the last of the steps that were measured."""
+    if step.storage is None:
+        return 0.0
+    step.storage.read_bytes = step.storage.written_bytes = 0
+    step.run()
+    return float(step.storage.read_bytes + step.storage.written_bytes)
+
+
+def _extrapolate(low: Point, high: Point, factor: float) -> Point:
+    def line(a: float, b: float) -> float:
+        return a + (b - a) * factor
+
+    names = [*low.operations, *(op for op in high.operations if op not in low.operations)]
+    counts = {op: round(line(low.operations[op], high.operations[op])) for op in names}
+    return replace(
+        high,
+        peak={name: line(low.peak[name], high.peak[name]) for name in CATEGORIES},
+        operations=Counter({op: count for op, count in counts.items() if count > 0}),
+        stored=line(low.stored, high.stored),
+        traffic=(line(low.traffic[0], high.traffic[0]), line(low.traffic[1], high.traffic[1])),
+    )

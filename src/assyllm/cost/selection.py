@@ -1,0 +1,107 @@
+"""AssyLLM's steps on a device at true shape: scoring a candidate by forward passes, and tuning adapters.
+
+Scoring walks a chain of blocks, forward only, with as few of them in memory as the device's budget allows: a block
+is a list of layers, is brought in when its turn comes and leaves before the next but ``resident`` comes in. The
+blocks are :class:`assyllm.blocks.block.Block`, packed ones compute from :class:`PackedLinear`, as in the simulator.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from assyllm.blocks.block import Block
+from assyllm.blocks.families import family
+from assyllm.blocks.split import empty_block
+from assyllm.cost.step import DTYPES, Elsewhere, Reading, Step, drop, fill, questions, shapes_only
+from assyllm.quantizer.packed import PackedLinear
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """How much of a chain is in memory: ``resident`` blocks of ``layers`` layers, at ``bits`` a weight.
+
+    ``bits`` count scales (16 bit a group); where they are between two whole widths, rows of both are mixed.
+    """
+
+    layers: int = 4
+    resident: int = 1
+    bits: float = 8
+    group_size: int = 64
+
+
+def shell(config: dict[str, Any], layers: tuple[int, int], residency: Residency, reading: Reading) -> Block:
+    """A block without its weights, ready to be filled: packed integers or 16 bit, as it comes from the pool."""
+    values = family(config["model_type"]).config(config)
+    values._attn_implementation = reading.attention
+    with shapes_only():
+        block = empty_block("pool", config["model_type"], layers, values)
+        if residency.bits < 16:
+            pack(block, residency)
+        for parameter in block.parameters():
+            parameter.data = parameter.data.to(DTYPES[reading.bytes_per_weight])
+    return block.eval()
+
+
+def pack(block: Block, residency: Residency) -> None:
+    """Put packed layers (on the meta device) in place of a block's linear ones."""
+    for path, linear in list(block.stack.named_modules()):
+        if isinstance(linear, nn.Linear):
+            parent, _, leaf = path.rpartition(".")
+            counts = row_widths(linear.out_features, residency)
+            size = (linear.in_features, residency.group_size, linear.bias is not None)
+            packed = PackedLinear(counts, *size, device="meta")
+            setattr(block.stack.get_submodule(parent), leaf, packed)
+
+
+def row_widths(rows: int, residency: Residency) -> dict[int, int]:
+    """Rows of each width whose mean, scales included, is ``residency.bits``: of the whole widths below and above."""
+    weight = min(8.0, max(2.0, residency.bits - 16 / residency.group_size))
+    low = min(int(weight), 7)
+    high = round(rows * (weight - low))
+    return {width: count for width, count in ((low, rows - high), (low + 1, high)) if count}
+
+
+def chain_of(layers: int, size: int) -> list[tuple[int, int]]:
+    """Layer ranges of blocks of ``size`` layers, the last one perhaps shorter."""
+    return [(first, min(first + size, layers)) for first in range(0, layers, size)]
+
+
+def scoring_step(config: dict[str, Any], reading: Reading, residency: Residency, device: str = "cpu") -> Step:
+    """One walk of a batch through a chain as long as the model, and the pooled states that are compared.
+
+    The chain is the model's own layers: the widest states and the largest blocks that a pool of these shapes has.
+    Blocks come in while the last one computes where ``resident`` is 2 or more.
+    """
+    plan = chain_of(int(config["num_hidden_layers"]), residency.layers)
+    blocks = [shell(config, layers, residency, reading) for layers in plan]
+    dtype = DTYPES[reading.bytes_per_weight]
+    batch = questions(config["model_type"], reading, config["vocab_size"], device)
+    ids = batch.ids.flatten(0, 1)
+    mask = torch.ones(ids.shape, dtype=torch.bool, device=device)
+    mask[0, -1] = False  # some row is shorter: a batch without padding would need no mask
+    pools = batch.pools.flatten(0, 1).to(dtype)
+
+    storage = Elsewhere(device)
+
+    def run() -> Tensor:
+        inside: deque[Block] = deque()
+        hidden, vectors = ids, ids
+        with torch.no_grad():
+            for block in blocks:
+                if len(inside) == residency.resident:
+                    drop(inside.popleft())
+                fill(block, device)
+                inside.append(block)
+                storage.read_bytes += sum(t.numel() * t.element_size() for t in block.state_dict().values())
+                hidden = block(hidden, mask)
+                vectors = pools @ hidden
+            while inside:
+                drop(inside.popleft())
+        return vectors
+
+    return Step(run, {"temporary": [ids, mask, pools]}, threads=1, storage=storage, overlapped=residency.resident > 1)
