@@ -321,6 +321,7 @@ class Selection(Section):
     kept_per_round: Count
     beam: Count
     rounds_per_block: Count
+    vote: Literal["weighted", "median", "borda"] = "weighted"
     max_blocks: Annotated[int, Field(ge=2)]
 
     @model_validator(mode="after")

@@ -64,6 +64,30 @@ def test_bad_votes_are_dropped_and_named() -> None:
     assert tally.votes == {(NAME, "b:1-2"): 2, (NAME, "c:1-2"): 1, (NAME, "d:1-2"): 1}
 
 
+@pytest.mark.parametrize("vote", ["weighted", "median", "borda"])
+@pytest.mark.parametrize("liars", [0, 4, 8])
+def test_liars_in_the_votes(vote, liars) -> None:
+    """20 clients, three candidates; liars of many examples push the worst block with the greatest score allowed."""
+    task = replace(TASK, vote=vote, kept=1)
+    draw = np.random.default_rng(0)
+    hijacked = 0
+    for _ in range(40):
+        replies = []
+        for client in range(20):
+            noise = draw.normal(0, 0.02, 3)
+            honest = [("b:1-2", 0.80 + noise[0]), ("c:1-2", 0.70 + noise[1]), ("d:1-2", 0.60 + noise[2])]
+            lie = [("d:1-2", 1.0), ("b:1-2", 0.0), ("c:1-2", 0.0)]
+            said = lie if client < liars else sorted(honest, key=lambda v: -v[1])
+            replies.append(reply(client, *said[: task.ballot(CHAIN)], examples=40 if client < liars else 4))
+        tally, dropped = server_step(Tally(), task, replies)
+        assert not dropped
+        hijacked += decide(tally, task)[NAME][0][0] == "d:1-2"
+    if liars == 0 or vote != "weighted":
+        assert hijacked == 0
+    else:
+        assert hijacked == 40  # the paper's weighted vote, with liars that claim many examples
+
+
 def test_order_of_replies_changes_nothing() -> None:
     replies = [reply(i, ("b:1-2", 0.1 + i / 7), ("d:1-2", 0.3), xy=1 / (3 + i)) for i in range(9)]
     one, other = server_step(Tally(), TASK, replies)[0], server_step(Tally(), TASK, replies[::-1])[0]

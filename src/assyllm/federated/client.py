@@ -56,10 +56,10 @@ def client_step(task: ScoreTask, data: ClientData) -> ScoreReply:
             scores[block] = by.compatibility(known, task.cor[name, block], task.weight)
             if task.random:
                 scores[block] = task.random[name, block]
-        best = by.best(scores, task.kept)
+        best = by.best(scores, task.ballot(chain))
         votes += [Vote(name, block, round(scores[block] or 0.0, by.DECIMALS)) for block in best]
         for block in blocks:
-            wanted = block in best and not data.natural(chain, block)
+            wanted = block in best[: task.kept] and not data.natural(chain, block)
             target = data.received(block) if wanted else None
             adapter = LinearSums.of(data.arriving(chain), target) if target is not None else None
             sums[name, block] = CandidateSums(terms[block], adapter)

@@ -28,6 +28,7 @@ class ScoreTask:
         weight: w of the compatibility.
         random: (chain id, block) -> score to use instead of measuring (the rule ``random``), or empty.
         adapter_bytes: of all distinct adapters that come with the task.
+        vote: how votes are counted (weighted, median or borda). The robust ones hear a client on every candidate.
     """
 
     round: int
@@ -39,6 +40,11 @@ class ScoreTask:
     estimator: str
     adapter_bytes: int
     random: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    vote: str = "weighted"
+
+    def ballot(self, chain: tuple[str, ...]) -> int:
+        """How many blocks a client votes for on a chain."""
+        return self.kept if self.vote == "weighted" else len(self.candidates[chain])
 
     @property
     def bytes(self) -> int:

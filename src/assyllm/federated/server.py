@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 from assyllm.adapter.linear import LinearSums
 from assyllm.comparator import compatibility as by
@@ -18,19 +19,28 @@ Key = tuple[str, str]  # chain id, block
 class Tally:
     """What the rounds of one block choice have brought so far."""
 
-    weight: Mapping[Key, float] = field(default_factory=dict)  # votes weighted by compatibility and examples
+    weight: Mapping[Key, float] = field(default_factory=dict)  # what the clients' votes come to, see `server_step`
     votes: Mapping[Key, int] = field(default_factory=dict)
     hsic: Mapping[Key, HsicTerms] = field(default_factory=dict)
     adapter: Mapping[Key, LinearSums] = field(default_factory=dict)
 
 
 def server_step(tally: Tally, task: ScoreTask, replies: Sequence[ScoreReply]) -> tuple[Tally, list[Dropped]]:
-    """Add a round's replies to the tally (weighted vote, "in the manner of FedAvg"; paper section 3.1).
+    """Add a round's replies to the tally.
 
-    A vote counts compatibility x the client's share of the cohort's examples. Replies are taken in the order
-    of client numbers, sums in float64, so the result does not depend on the order of arrival. A vote that is
-    not finite, out of [-1, 1], for an unknown chain or block, given twice, or beyond the K-th is dropped, as is
-    a client's second reply; every one is listed. Sums that are not finite are left out with the client's votes.
+    ``task.vote`` says what the votes of a round come to:
+
+    - ``weighted``: compatibility x the client's share of the cohort's examples, summed ("in the manner of
+      FedAvg"; paper section 3.1). One client of many examples, or a few liars together, may decide it.
+    - ``median``: the median over the clients that answered, each coordinate (block) by itself; a block that a
+      client has no score for counts 0 (Yin 2018). Fewer than half of the clients cannot move it out of what the
+      others say.
+    - ``borda``: a client's last block gets one point, the one before two, and so on, whatever score it claims.
+
+    Replies are taken in the order of client numbers, sums in float64, so the result does not depend on the order
+    of arrival. A vote that is not finite, out of [-1, 1], for an unknown chain or block, given twice, or beyond
+    the ballot is dropped, as is a client's second reply; every one is listed. Sums that are not finite are left
+    out with the client's votes.
     """
     dropped: list[Dropped] = []
     known = {("+".join(chain), block) for chain, blocks in task.candidates.items() for block in blocks}
@@ -46,11 +56,14 @@ def server_step(tally: Tally, task: ScoreTask, replies: Sequence[ScoreReply]) ->
     total = sum(reply.examples for reply in accepted)
     weight, votes = dict(tally.weight), dict(tally.votes)
     hsic, adapter = dict(tally.hsic), dict(tally.adapter)
+    said: dict[Key, list[float]] = {}
     for reply in accepted:
-        for vote in _valid_votes(reply, task, known, dropped):
+        for place, vote in _places(_valid_votes(reply, task, known, dropped)):
             key = (vote.chain, vote.block)
-            share = reply.examples / total
-            weight[key] = weight.get(key, 0.0) + share * max(0.0, vote.score)
+            score = max(0.0, vote.score)
+            points = float(task.ballot(tuple(vote.chain.split("+"))) - place)
+            worth = {"weighted": reply.examples / total * score, "median": score, "borda": points}
+            said.setdefault(key, []).append(worth[task.vote])
             votes[key] = votes.get(key, 0) + 1
         for key, part in sorted(reply.sums.items()):
             if key not in known:
@@ -59,7 +72,20 @@ def server_step(tally: Tally, task: ScoreTask, replies: Sequence[ScoreReply]) ->
             hsic[key] = hsic[key] + part.hsic if key in hsic else part.hsic
             if part.adapter is not None:
                 adapter[key] = adapter[key] + part.adapter if key in adapter else part.adapter
+    for key, values in said.items():
+        silent = [0.0] * (len(accepted) - len(values))
+        weight[key] = weight.get(key, 0.0) + (median([*values, *silent]) if task.vote == "median" else sum(values))
     return Tally(weight, votes, hsic, adapter), dropped
+
+
+def _places(votes: Sequence[Vote]) -> list[tuple[int, Vote]]:
+    """Votes with their place (0 = best) among the client's on the same chain."""
+    placed: list[tuple[int, Vote]] = []
+    count: dict[str, int] = {}
+    for vote in sorted(votes, key=lambda v: (-v.score, v.block)):
+        placed.append((count.get(vote.chain, 0), vote))
+        count[vote.chain] = count.get(vote.chain, 0) + 1
+    return placed
 
 
 def decide(tally: Tally, task: ScoreTask) -> dict[str, list[tuple[str, float]]]:
@@ -119,8 +145,8 @@ def _valid_votes(reply: ScoreReply, task: ScoreTask, known: set[Key], dropped: l
             why = "score is not finite"
         elif abs(vote.score) > 1 + 1e-6:
             why = "score out of range"
-        elif count.get(vote.chain, 0) >= task.kept:
-            why = f"more than {task.kept} votes on a chain"
+        elif count.get(vote.chain, 0) >= task.ballot(tuple(vote.chain.split("+"))):
+            why = f"more than {task.ballot(tuple(vote.chain.split('+')))} votes on a chain"
         if why:
             dropped.append(Dropped(task.round, reply.client, vote.chain, vote.block, why))
             continue

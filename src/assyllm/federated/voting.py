@@ -88,6 +88,7 @@ def score_task(run: Context, state: State) -> ScoreTask:
         estimator=run.settings.comparator.estimator,
         adapter_bytes=sum(a.sent_bytes for a in [*tried, *own.values()] if a is not None),
         random=random,
+        vote=chosen.vote,
     )
 
 
