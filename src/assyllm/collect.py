@@ -227,9 +227,10 @@ def collect(
     write_table(out / "resources.csv", resources, RESOURCES)
     write_table(out / "paper.csv", paper_values())
     world = run_rows[0]["world"]
-    write_table(out / "quantizer.csv", quantizer_table(p.zoo, p.blocks, precision, predictions, world, ev), COLUMNS)
+    quantizer = quantizer_table(p.zoo, p.blocks, precision, predictions, world, ev)
+    write_table(out / "quantizer.csv", quantizer, COLUMNS)
     write_table(out / "model_sizes.csv", model_table(p.zoo, p.blocks))
     write_table(out / "timings.csv", timings, ["run_id", "what", "value", "unit"])
-    claims = claims_table(accuracy, differences, models, cost, paper_values(), size, resources)
+    claims = claims_table(accuracy, differences, models, cost, paper_values(), size, resources, quantizer)
     write_table(out / "claims.csv", claims)
     write_json(out / "summary.json", summary(accuracy))

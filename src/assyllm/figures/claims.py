@@ -65,7 +65,9 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
             cell.set_text_props(weight="bold")
         elif j == verdict_column:
             cell.set_facecolor(COLOURS[df["verdict"].iloc[i - 1]])
-    style.caption(figure, df, "Headline claims of the paper, judged for the method as the paper describes it.")
+    style.caption(
+        figure, df, "Headline claims of the paper, judged for the method as the paper describes it, then for ours."
+    )
     return figure
 
 

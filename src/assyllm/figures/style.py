@@ -31,6 +31,10 @@ METHODS = {
     "recomputation": ("Recomputation (streamed)", "#6A51A3", "h"),
     "swapping": ("Swapping (streamed)", "#9E9AC8", "H"),
     "one_model_head": ("One model + head", "#666666", "d"),
+    "choices_only": ("Choices only", "#BBBBBB", "x"),
+    "untrained_blocks": ("Untrained blocks", "#C7B299", "1"),
+    "one_model_blocks": ("One model's blocks", "#8FAADC", "2"),
+    "random_blocks": ("Random blocks", "#70AD47", "3"),
     "assyllm_paper": ("AssyLLM (paper's rule)", "#D55E00", "D"),
     "assyllm": ("AssyLLM (ours)", "#8B1A1A", "D"),
 }
