@@ -11,9 +11,9 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
-
 SHOWN = (
-    "majority", "zero_shot", "ft_practical", "ft_oracle", "lora", "qlora", "fedadapter", "fwdllm", "assyllm_paper", "assyllm",
+    "majority", "zero_shot", "ft_practical", "ft_oracle", "lora", "qlora", "fedadapter", "fwdllm", "assyllm_paper",
+    "assyllm",
 )  # fmt: skip
 
 

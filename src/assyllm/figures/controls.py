@@ -12,7 +12,8 @@ from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
 SHOWN = (
-    "majority", "untrained_blocks", "one_model_head", "one_model_blocks", "lora_all", "ft_oracle", "random_blocks", "assyllm",
+    "majority", "untrained_blocks", "one_model_head", "one_model_blocks", "lora_all", "ft_oracle", "random_blocks",
+    "assyllm",
 )  # fmt: skip
 SPLITS = {"test_seen": "facts in the clients' training data", "test_unseen": "facts in nobody's"}
 
