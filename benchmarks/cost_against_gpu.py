@@ -30,9 +30,10 @@ GRID = {"matmul": (0.5, 0.6, 0.65, 0.7, 0.75, 0.8), "attention": (0.1, 0.2, 0.3,
 
 
 def predicted(row: dict[str, Any]) -> Point:
-    """The cost model's point for a measured row, at full depth."""
+    """The cost model's point for a measured row."""
     residency = Residency(**row["residency"]) if row.get("residency") else None
-    return measure_point(row["method"], config_of(row["model"]), Reading(**{k: row[k] for k in READING}), residency)
+    reading = Reading(**{k: row[k] for k in READING})
+    return measure_point(row["method"], config_of(row["model"]), reading, residency, deep=False)
 
 
 def fit(points: list[Point], seconds: list[float], on: Any) -> dict[str, float]:

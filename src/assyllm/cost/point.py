@@ -9,11 +9,12 @@ from typing import Any
 from assyllm.cost.devices import Device, compute_seconds, step_seconds
 from assyllm.cost.methods import STREAMED, step_of
 from assyllm.cost.selection import Residency
-from assyllm.cost.step import Reading, Step, fakes, measure
+from assyllm.cost.step import Reading, fakes, measure
 from assyllm.cost.trace import CATEGORIES, Operation
+from assyllm.params import FedAdapterTuning
 
 GB = 1e9
-SHALLOW, DEEPER = 5, 6  # layers of the two models that a deep one is extrapolated from
+SHALLOW = 3  # layers of the smaller of the two models that a deep one is extrapolated from
 
 
 @dataclass(frozen=True)
@@ -73,34 +74,31 @@ def measure_point(
     if method == "majority":
         return NOTHING
     layers = int(config["num_hidden_layers"])
-    whole = method in (*STREAMED, "fedadapter")  # blocks of several layers, a share of the layers: steps, no line
-    if deep or whole or layers <= DEEPER:
+    shallow, grown = SHALLOW, 1
+    if method == "fedadapter":  # one layer of four runs forward only
+        shallow = grown = round(1 / (1 - FedAdapterTuning.MAX_DEPTH))
+    elif method in STREAMED:  # every part that is in memory, and one more
+        grown = (residency or Residency()).layers
+        shallow = grown * ((residency or Residency()).resident + 1)
+    if deep or shallow + grown >= layers or (layers - shallow) % grown:
         return _at(method, config, reading, residency)
-    low, high = (_at(method, config | {"num_hidden_layers": n}, reading, residency) for n in (SHALLOW, DEEPER))
-    return _extrapolate(low, high, (layers - SHALLOW) / (DEEPER - SHALLOW))
+    low, high = (_at(method, config | {"num_hidden_layers": n}, reading, residency) for n in (shallow, shallow + grown))
+    return _extrapolate(low, high, (layers - shallow) / grown)
 
 
 def _at(method: str, config: dict[str, Any], reading: Reading, residency: Residency | None) -> Point:
     with fakes():
         step = step_of(method, config, reading, residency)
         report = measure(step)
+        storage = step.storage
         return Point(
             peak={name: float(size) for name, size in report.peak.items()},
             workspace=float(step.workspace),
             operations=Counter(report.operations),
-            stored=_stored(step),
+            stored=float(storage.read_bytes + storage.written_bytes) if storage else 0.0,
             overlapped=step.overlapped,
             traffic=(float(step.traffic[0]), float(step.traffic[1])),
         )
-
-
-def _stored(step: Step) -> float:
-    """Bytes read and written by the last of the steps that were measured."""
-    if step.storage is None:
-        return 0.0
-    step.storage.read_bytes = step.storage.written_bytes = 0
-    step.run()
-    return float(step.storage.read_bytes + step.storage.written_bytes)
 
 
 def _extrapolate(low: Point, high: Point, factor: float) -> Point:

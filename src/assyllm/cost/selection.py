@@ -2,7 +2,7 @@
 
 Scoring walks a chain of blocks, forward only, with as few of them in memory as the device's budget allows: a block
 is a list of layers, is brought in when its turn comes and leaves before the next but ``resident`` comes in. The
-blocks are :class:`assyllm.blocks.block.Block`, packed ones compute from :class:`PackedLinear`, as in the simulator.
+blocks are :class:`assyllm.blocks.block.Block`, packed ones compute from :class:`DeviceLinear`, as in the simulator.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from assyllm.blocks.block import Block
 from assyllm.blocks.families import family
 from assyllm.blocks.split import empty_block
 from assyllm.cost.step import DTYPES, Elsewhere, Reading, Step, drop, fill, questions, shapes_only
-from assyllm.quantizer.packed import PackedLinear
+from assyllm.quantizer.packed import TILE_WEIGHTS, PackedLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,15 @@ def shell(config: dict[str, Any], layers: tuple[int, int], residency: Residency,
     return block.eval()
 
 
+class DeviceLinear(PackedLinear):
+    """Packed rows with a GPU's tile: fakes say that they are on the CPU, whose tiles are small."""
+
+    def tiles(self) -> list[tuple[int, int]]:
+        """Row ranges that are made float together."""
+        step = max(1, TILE_WEIGHTS["cuda"] // self.in_features)
+        return [(low, min(low + step, self.out_features)) for low in range(0, self.out_features, step)]
+
+
 def pack(block: Block, residency: Residency) -> None:
     """Put packed layers (on the meta device) in place of a block's linear ones."""
     for path, linear in list(block.stack.named_modules()):
@@ -54,7 +63,7 @@ def pack(block: Block, residency: Residency) -> None:
             parent, _, leaf = path.rpartition(".")
             counts = row_widths(linear.out_features, residency)
             size = (linear.in_features, residency.group_size, linear.bias is not None)
-            packed = PackedLinear(counts, *size, device="meta")
+            packed = DeviceLinear(counts, *size, device="meta")
             setattr(block.stack.get_submodule(parent), leaf, packed)
 
 
