@@ -1,10 +1,10 @@
 """The cost model's predictions beside what a GPU measured: peak memory, and step time with fitted efficiencies.
 
-    python benchmarks/cost_against_gpu.py measured.json [--out benchmarks/cost_against_gpu.csv]
+    python benchmarks/cost_against_gpu.py measured.json ... [--out benchmarks/cost_against_gpu.csv]
 
-``measured.json`` comes from ``tests/gpu/cost_h200.py``. One efficiency per class of kernel (products, attention,
-bandwidth) is fitted to the step times by least squares on their logarithms; put it into ``cost/devices.py``. The
-process takes about 10 minutes on one core.
+``measured.json`` comes from ``tests/gpu/cost_h200.py``; of several files the later ones' rows replace the earlier's.
+Two efficiencies (products, bandwidth) are fitted to the step times by least squares on their logarithms; put them into
+``cost/devices.py``. About a minute on one core.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from assyllm.results import write_table
 
 GIB = 2**30
 READING = ("batch", "tokens", "optimizer", "bytes_per_weight", "attention")
-GRID = {"matmul": (0.5, 0.6, 0.65, 0.7, 0.75, 0.8), "attention": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
-        "bandwidth": (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)}  # fmt: skip
+KEY = ("method", *READING, "residency")
+PRODUCTS = [n / 100 for n in range(50, 91)]  # of matrix products and attention: at most 3 % of a step is attention
+BANDWIDTH = [n / 20 for n in range(8, 21)]
 
 
 def predicted(row: dict[str, Any]) -> Point:
@@ -43,19 +44,24 @@ def fit(points: list[Point], seconds: list[float], on: Any) -> dict[str, float]:
         times = [compute_seconds(point.operations, on, efficiency) for point in points]
         return sum(math.log(ours / theirs) ** 2 for ours, theirs in zip(times, seconds, strict=True))
 
-    candidates = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
-    return min(candidates, key=error)
+    pairs = itertools.product(PRODUCTS, BANDWIDTH)
+    return min(({"matmul": p, "attention": p, "bandwidth": b} for p, b in pairs), key=error)
 
 
 def main() -> None:
     """Predict, fit, compare, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("measured", type=Path)
+    parser.add_argument("measured", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
+    parser.add_argument(
+        "--code", default="", help="Commit of the code that was measured and predicts, if not this one."
+    )
     options = parser.parse_args()
-    measured = json.loads(options.measured.read_text())
+    files = [json.loads(path.read_text()) for path in options.measured]
+    measured = files[0]
+    latest = {json.dumps([row.get(k) for k in KEY]): row for file in files for row in file["rows"]}
     on = devices()["h200" if "H200" in measured["device"] else "a100" if "A100" in measured["device"] else "h100"]
-    done = [row for row in measured["rows"] if row["status"] == "ok"]
+    done = [row for row in latest.values() if row["status"] == "ok"]
     points = [predicted(row) for row in done]
     # streamed methods and packed weights draw random numbers or unpack with plain torch there: not what is modelled
     plain = [i for i, row in enumerate(done) if row["method"] in ("ft_oracle", "lora", "fedadapter", "fwdllm")]
@@ -66,7 +72,7 @@ def main() -> None:
         rows.append(
             {
                 "device": measured["device"], "method": row["method"], "batch": row["batch"], "tokens": row["tokens"],
-                "optimizer": row["optimizer"], "residency": json.dumps(row["residency"]) if row["residency"] else "",
+                "optimizer": row["optimizer"], "code": options.code, "residency": json.dumps(row["residency"]) if row["residency"] else "",
                 "measured_gib": row["peak_bytes"] / GIB, "predicted_gib": point.total / GIB,
                 "memory_error_percent": 100 * (point.total / row["peak_bytes"] - 1),
                 "measured_s": row["step_s"], "predicted_s": seconds,
@@ -81,7 +87,7 @@ def main() -> None:
     small = [abs(r["memory_error_percent"]) for r in rows if r["measured_gib"] <= 4]
     print(f"efficiency {efficiency}; workspace {measured['workspace']}; rates {measured['rates']}")
     print(f"largest error: {max(large, default=0):.2f} % above 4 GiB, {max(small, default=0):.2f} % below")
-    for row in measured["rows"]:
+    for row in latest.values():
         if row["status"] != "ok":
             print("not measured:", row["method"], row["tokens"], row["optimizer"], row["status"])
 

@@ -2,7 +2,8 @@
 
 time = sum over kernel calls of max(FLOPs / effective rate, bytes / effective bandwidth), then the bytes to and from
 storage over its bandwidth, hidden behind the computing where the method overlaps them. The effective rates are the
-data sheet's times one efficiency per class of kernel. Energy is time times the stated power of a busy device.
+data sheet's times one efficiency per class of kernel, fitted on one H200 (``benchmarks/cost_against_gpu.csv``) and
+taken over for the other devices, where nothing was measured. Energy is time times the stated power of a busy device.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any
 
 from assyllm.artifacts import ArtifactError
 
-# shares of the data sheet's FLOP/s (products, attention) and bytes/s (all kernels) that a kernel reaches
-EFFICIENCY = {"matmul": 0.75, "attention": 0.4, "bandwidth": 0.8}
+# shares of the data sheet's FLOP/s (products, attention) and bytes/s (all kernels) that a kernel reaches on one H200;
+# attention is too small a part of a step to be fitted by itself and has the products' value
+EFFICIENCY = {"matmul": 0.66, "attention": 0.66, "bandwidth": 0.75}
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,7 +114,7 @@ def _forward_gradient(method: str, config: dict[str, Any], reading: Reading, dev
             tensor -= 1e-4 * gradient[name]
 
     held = {"parameters": [*weights.values(), *frozen], "temporary": [*batch.tensors().values(), ones]}
-    return Step(run, held, threads=1, traffic=subject.traffic(weights), keep=[subject])
+    return Step(run, held, traffic=subject.traffic(weights), keep=[subject])
 
 
 def _streamed(method: str, config: dict[str, Any], reading: Reading, device: str) -> Step:

@@ -25,7 +25,7 @@ from assyllm.cost.trace import GRANULE, Report, Trace, allocating
 from assyllm.zoo.forward import ENCODERS, Packed
 
 CHOICES = 2
-# cuBLAS's scratch of a thread that multiplies matrices, on Hopper: one for the forward pass, one for autograd's
+# cuBLAS's scratch of a thread that multiplies matrices, measured on one H200: one for the forward pass, one for autograd's
 WORKSPACE = 32 * 2**20
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
 

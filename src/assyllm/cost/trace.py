@@ -23,7 +23,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 CATEGORIES = ("parameters", "gradients", "activations", "optimizer", "temporary")
-GRANULE = 512  # bytes; CUDA's caching allocator hands out multiples of it
+# CUDA's caching allocator hands out multiples of 512 bytes. What is allocated first, and large, gets a segment of its
+# own in units of 2 MiB, and a rest of up to 1 MiB stays with it
+GRANULE, LARGE, SEGMENT, REST = 512, 10 * 2**20, 2 * 2**20, 2**20
 _aten = torch.ops.aten
 _category: ContextVar[str] = ContextVar("category", default="")
 _LINEAR_ATTENTION = {
@@ -93,7 +95,7 @@ class Trace(TorchDispatchMode):
     Parameters, optimizer state and inputs are named by :meth:`hold` before the step.
 
     Args:
-        granule: bytes that an allocation is rounded up to.
+        granule: bytes that an allocation is rounded up to; :data:`GRANULE` also stands for the allocator's segments.
     """
 
     def __init__(self, granule: int = GRANULE) -> None:
@@ -110,7 +112,7 @@ class Trace(TorchDispatchMode):
     def hold(self, category: str, tensors: Iterable[Tensor]) -> None:
         """Count tensors that exist before the step; a storage named twice counts once."""
         for tensor in tensors:
-            self._see(tensor, category, False)
+            self._see(tensor, category, False, first=True)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -150,16 +152,18 @@ class Trace(TorchDispatchMode):
         torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
         return super().__exit__(*error)
 
-    def _see(self, tensor: Tensor, category: str, inside: bool) -> None:
+    def _see(self, tensor: Tensor, category: str, inside: bool, first: bool = False) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known or tensor.device.type == "meta":
             return
-        self._add(storage, category, inside, torch.is_grad_enabled())
+        self._add(storage, category, inside, torch.is_grad_enabled(), first)
 
-    def _add(self, storage: Any, category: str, inside: bool, recorded: bool) -> None:
+    def _add(self, storage: Any, category: str, inside: bool, recorded: bool, first: bool = False) -> None:
         key = storage._cdata
         size = -(-storage.nbytes() // self.granule) * self.granule
+        if first and size >= LARGE and self.granule == GRANULE and -size % SEGMENT <= REST:
+            size += -size % SEGMENT
         entry = _Storage(size, category, self._tick, inside, recorded)
         self._known[key] = entry
         self._log.append(entry)
