@@ -72,7 +72,8 @@ def main() -> None:
         rows.append(
             {
                 "device": measured["device"], "method": row["method"], "batch": row["batch"], "tokens": row["tokens"],
-                "optimizer": row["optimizer"], "code": options.code, "residency": json.dumps(row["residency"]) if row["residency"] else "",
+                "optimizer": row["optimizer"], "code": options.code,
+                "residency": json.dumps(row["residency"]) if row["residency"] else "",
                 "measured_gib": row["peak_bytes"] / GIB, "predicted_gib": point.total / GIB,
                 "memory_error_percent": 100 * (point.total / row["peak_bytes"] - 1),
                 "measured_s": row["step_s"], "predicted_s": seconds,

@@ -11,15 +11,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from assyllm.cost.shapes import SHAPES
-from assyllm.params import ASSEMBLING, Assemblings, Baselines, Head, Partition, Selection
+from assyllm.params import ASSEMBLING, Assembling, Assemblings, Baselines, Head, Partition, Selection
 
 TRAIN_ITEMS = {"boolq": 9427, "piqa": 16113, "openbookqa": 4957}  # of the real tasks
 WIDTH = SHAPES["llama-7b"].hidden
+DEPLOYED = ("assyllm_paper", "assyllm")
 ONE_MINIBATCH = ("fwdllm",)  # a client uses one minibatch a round
 NUMBER, ID = 4, 2  # bytes of a number and of a block id in a message
+POOL = sum(shape.parameters for shape in SHAPES.values())
+DEPTH = 6  # blocks of a model of 32 layers
+POOL_BLOCKS = {name: 4 if shape.layers < 24 else DEPTH for name, shape in SHAPES.items()}
 RESOURCES = (
     "method", "task", "rounds", "rounds_from", "steps", "step_s", "device", "hours", "energy_kj", "traffic_gb",
-    "oneoff_gb", "speedup", "source",
+    "up_mb", "down_mb", "oneoff_gb", "speedup", "source",
 )  # fmt: skip
 Rows = Iterable[Mapping[str, Any]]
 
@@ -47,18 +51,61 @@ def selection_traffic(selection: Selection, blocks: int = 28, width: int = WIDTH
     return float(up), float(down)
 
 
+def rank_adapter_bytes(rank: int, arriving: int = WIDTH, width: int = WIDTH) -> int:
+    """What is sent of a ``fixed_attention`` adapter (``FixedAttentionAdapter.sent_bytes``): down, up, bias, float32."""
+    return NUMBER * (rank * (arriving + width) + width)
+
+
+def rereading_bytes() -> int:
+    """The adapters' part that ships with the pool: every block's 3 (causal) or 4 patterns of its model, float32."""
+    found = 0
+    for name, shape in SHAPES.items():
+        seen = 3 if shape.family in ("llama", "opt") else 4
+        found += POOL_BLOCKS[name] * NUMBER * (seen * shape.hidden + 1) * shape.hidden
+    return found
+
+
+def probe_traffic(chosen: Assembling) -> tuple[float, float]:
+    """Bytes (up, down) of a client in one round of the probe rule at true widths: every block on every chain.
+
+    Up: the head's sums of every candidate, at most ``head.sketch_dims`` features each. Down: ids, the head and the
+    adapters of each chain of the beam at half its depth, and every candidate's adapter from the widest state.
+    """
+    selection, depth = chosen.selection, chosen.selection.max_blocks / 2
+    tried = _tried(selection)
+    share = tried / sum(POOL_BLOCKS.values())
+    adapters = sum(n * rank_adapter_bytes(chosen.adapter.rank, WIDTH, SHAPES[m].hidden) for m, n in POOL_BLOCKS.items())
+    own = (depth - 1) * rank_adapter_bytes(chosen.adapter.rank)
+    up = selection.beam * tried * head_sums_bytes(chosen.head, 1)
+    head = NUMBER * depth * _features(chosen.head)
+    return float(up), selection.beam * (ID * (tried + depth) + head + own + share * adapters)
+
+
+def _features(head: Head, width: int = WIDTH) -> int:
+    """Features of one block: pooled states of 2 x width, or what is left of them in a sketch."""
+    return min(2 * width, head.sketch_dims or 2 * width)
+
+
+def _tried(selection: Selection) -> int:
+    return selection.evaluated_per_round or sum(POOL_BLOCKS.values())
+
+
 def head_sums_bytes(head: Head, blocks: int, width: int = WIDTH) -> int:
-    """One client's sums for the ridge head over pooled states of 2 x width a block (``assembly.head.HeadSums``)."""
-    features = 2 * width * (blocks if head.scope == "all_blocks" else 1)
-    return NUMBER * (features * (features + 1) // 2 + features + 2)
+    """One client's sums for the ridge head over ``blocks`` blocks (``assembly.head.HeadSums.bytes``)."""
+    features = _features(head, width) * (blocks if head.scope == "all_blocks" else 1)
+    return NUMBER * (features * (features + 1) // 2 + features + 3)
 
 
-def selection_walks(selection: Selection, blocks: int = 28) -> float:
+def selection_walks(selection: Selection) -> float:
     """Passes through a chain as deep as a 7B model that a client makes per batch in a selection round.
 
-    Every chain of the beam to half its depth, and every candidate's own block (a sixth of a model).
+    Every chain of the beam to half its depth (the states before a candidate are kept for all candidates), and every
+    candidate's own block: a sixth of a 7B model of a shortlist, the pool's own weight where all of it is tried.
     """
-    return selection.beam * (0.5 + (selection.evaluated_per_round or blocks) / 6)
+    tried = POOL / SHAPES["llama-7b"].parameters
+    if selection.evaluated_per_round:
+        tried = selection.evaluated_per_round / DEPTH
+    return selection.beam * (selection.max_blocks / 2 / DEPTH + tried)
 
 
 def rounds_of(metrics: Rows) -> dict[tuple[str, str], tuple[float, str]]:
@@ -93,7 +140,8 @@ def resources_table(
 ) -> list[dict[str, Any]]:
     """One row per method and task: hours, energy and traffic of one client's place in the cohort, one-off download.
 
-    Of the methods that assemble, the paper's has a row: the messages of the others are not scaled to true widths yet.
+    Of the methods that assemble, the paper's and ours have rows, not the controls. ``up_mb`` and ``down_mb`` are one
+    client's in its largest round: at most 10 MB of statistics up is the bound that ours was given.
     ``speedup`` is ft_practical's hours over the method's, as in the paper's tables 4 and 5.
     """
     steps = {}
@@ -109,15 +157,18 @@ def resources_table(
         tuning = known.get(task)
         batches = math.ceil(TRAIN_ITEMS[task] / partition.clients / int(point["batch"]))
         if method in ASSEMBLING:
-            if method != "assyllm_paper":
+            if method not in DEPLOYED:
                 continue
             chosen = assembling.of(method)
-            work, traffic, oneoff = _assembling(rounds, batches, chosen.selection, chosen.head)
-            oneoff *= float(point["pool_bits"]) / 16
+            work, traffic, up, down = _assembling(rounds, batches, chosen)
+            oneoff = 2.0 * POOL * float(point["pool_bits"]) / 16
+            if chosen.adapter.kind == "fixed_attention":
+                oneoff += rereading_bytes()
         else:
             epochs = tuning.local_epochs if tuning else 1
             work = rounds * (1 if method in ONE_MINIBATCH else batches * epochs)
-            traffic = rounds * 1e9 * (float(point["up_gb"]) + float(point["down_gb"]))
+            up, down = (1e9 * float(point[f"{way}_gb"]) for way in ("up", "down"))
+            traffic = rounds * (up + down)
             oneoff = 2.0 * SHAPES["llama-7b"].parameters
         rows.append(
             {
@@ -131,6 +182,8 @@ def resources_table(
                 "hours": work * float(point["step_s"]) / 3600,
                 "energy_kj": work * float(point["step_j"]) / 1e3,
                 "traffic_gb": traffic / 1e9,
+                "up_mb": up / 1e6,
+                "down_mb": down / 1e6,
                 "oneoff_gb": oneoff / 1e9,
                 "speedup": "",
                 "source": "modelled",
@@ -143,13 +196,18 @@ def resources_table(
     return rows
 
 
-def _assembling(rounds: float, batches: int, selection: Selection, head: Head) -> tuple[float, float, float]:
-    """Walks of a client's place over all rounds, bytes, and the pool's bytes in 16 bit: native, selection, head."""
-    pool = sum(shape.parameters for shape in SHAPES.values())
-    choosing = max(1.0, rounds - 1 - head.rounds)
-    native = pool / SHAPES["llama-7b"].parameters
-    walks = batches * (native + choosing * selection_walks(selection) + head.rounds)
-    up, down = selection_traffic(selection)
-    sums = head_sums_bytes(head, selection.max_blocks)
-    own = (selection.max_blocks - 1) * adapter_bytes()
-    return walks, choosing * (up + down) + head.rounds * (sums + own), 2.0 * pool
+def _assembling(rounds: float, batches: int, chosen: Assembling) -> tuple[float, float, float, float]:
+    """Walks and bytes of a client's place over all rounds, and the bytes (up, down) of its largest round.
+
+    The paper's rule begins with a round of every model's own states; the probe rule with its first block.
+    """
+    selection, head = chosen.selection, chosen.head
+    probes = selection.rule.startswith("probe")
+    native = 0.0 if probes else POOL / SHAPES["llama-7b"].parameters
+    choosing = max(1.0, rounds - (0 if probes else 1) - head.rounds)
+    walks = batches * (native + choosing * selection_walks(selection) + head.rounds * selection.max_blocks / DEPTH)
+    up, down = probe_traffic(chosen) if probes else selection_traffic(selection)
+    one = rank_adapter_bytes(chosen.adapter.rank) if chosen.adapter.kind == "fixed_attention" else adapter_bytes()
+    sums, own = head_sums_bytes(head, selection.max_blocks), (selection.max_blocks - 1) * one
+    traffic = choosing * (up + down) + head.rounds * (sums + own)
+    return walks, traffic, max(up, float(sums)), max(down, float(own))

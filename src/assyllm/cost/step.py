@@ -25,7 +25,7 @@ from assyllm.cost.trace import GRANULE, Report, Trace, allocating
 from assyllm.zoo.forward import ENCODERS, Packed
 
 CHOICES = 2
-# cuBLAS's scratch of a thread that multiplies matrices, measured on one H200: one for the forward pass, one for autograd's
+# cuBLAS's scratch of a thread that multiplies matrices, as measured on one H200: of the forward pass, of autograd's
 WORKSPACE = 32 * 2**20
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
@@ -260,7 +260,7 @@ def fakes() -> Iterator[None]:
 def measure(step: Step, steps: int = 1, granule: int = GRANULE) -> Report:
     """Run ``steps`` steps and report the peak of all, and the operations of the last one.
 
-    One is enough: an optimizer's state is held before the first, so that the second is its repetition (a test compares).
+    One is enough: an optimizer's state is held before the first, so that the second repeats it (a test compares).
     """
     trace = Trace(granule)
     for category, tensors in step.held.items():
