@@ -260,7 +260,7 @@ def fakes() -> Iterator[None]:
 def measure(step: Step, steps: int = 1, granule: int = GRANULE) -> Report:
     """Run ``steps`` steps and report the peak of all, and the operations of the last one.
 
-    One is enough: an optimizer's state is held before the first, so that the second is its repetition (a test compares).
+    One is enough: an optimizer's state is held before the first, so the second is its repetition (a test compares).
     """
     trace = Trace(granule)
     for category, tensors in step.held.items():
