@@ -254,9 +254,7 @@ rule collect:
         precision=lambda w, input: " ".join(
             f"--precision {table}" for table in input.precision
         ),
-        curves=lambda w, input: " ".join(
-            f"--curves {table}" for table in input.curves
-        ),
+        curves=lambda w, input: " ".join(f"--curves {table}" for table in input.curves),
         out=lambda w, output: str(Path(output[0]).parent),
     shell:
         "assyllm collect --params {params.sections:q} --code {params.code} --size {params.size}"

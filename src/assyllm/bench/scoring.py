@@ -75,7 +75,7 @@ class RandomPool(Pool):
 
     def __init__(self) -> None:
         self._blocks, self._infos, self.models = {}, {}, {}
-        self.folder = Path("random pool")
+        self.folder, self.lender = Path("random pool"), None
         for name, (family, layers, width, heads) in MEMBERS.items():
             torch.manual_seed(seeding.seed_for("bench scoring", name))
             spec = family_of(family)

@@ -263,9 +263,19 @@ class Pool:
         if self.lender is not None:
             return self.lender.lent(block)
         if block not in self._blocks:
-            tensors = self.tensors(block)
-            self._blocks[block] = load_into(self.empty(block, tensors), tensors)
+            self._blocks[block] = self._load(block)
         return self._blocks[block]
+
+    def resident(self, block: str) -> Block:
+        """The block with its weights in memory for as long as the caller holds it, whoever lends the others.
+
+        A lent block has weights only while it computes; a model that is to be saved needs them all.
+        """
+        return self.block(block) if self.lender is None else self._load(block)
+
+    def _load(self, block: str) -> Block:
+        tensors = self.tensors(block)
+        return load_into(self.empty(block, tensors), tensors)
 
     def embedding(self, model: str) -> Embedding:
         """A model's embedding without its layers; loaded at the first call and kept."""

@@ -121,7 +121,7 @@ def assemble(
         pool, best.chain.blocks, adapters, data.task, data.max_tokens, head,
         round(best.chain.compatibility, 4), params_sha, provenance,
     )  # fmt: skip
-    blocks = [pool.block(block) for block in best.chain.blocks]
+    blocks = [pool.resident(block) for block in best.chain.blocks]
     models = {pool.info(block).model for block in best.chain.blocks}
     return AssembledModel(
         blocks,
