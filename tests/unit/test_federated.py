@@ -13,6 +13,7 @@ from assyllm import params as P
 from assyllm.artifacts import ArtifactError, verify_folder
 from assyllm.assembly.assembled import AssembledModel
 from assyllm.assembly.head import HeadSums
+from assyllm.checkpoint import Checkpoint
 from assyllm.comparator.cka import HsicTerms
 from assyllm.federated.cohort import device_memory, partitioned, sample
 from assyllm.federated.context import Settings
@@ -210,7 +211,7 @@ def test_probing_resumes_after_any_round(scored) -> None:
 
 
 @pytest.mark.parametrize("tuning", ["local", "end_to_end"])
-def test_adapters_are_tuned_and_resume(scored, tuning) -> None:
+def test_adapters_are_tuned_and_resume(scored, tuning, tmp_path) -> None:
     changes = {
         "selection": {"rule": "paper_other_model", "max_blocks": 3},
         "adapter": {"kind": "cross_attention", "tuning": tuning, "tuning_rounds": 6, "mismatch": 0.0},
@@ -219,6 +220,10 @@ def test_adapters_are_tuned_and_resume(scored, tuning) -> None:
     whole = rounds(scored, **changes).run(save=lambda s: states.append(s.dump()))
     losses = [row["loss"] for row in whole.rows if row.get("tuned")]
     assert len(losses) == 6
+    kept = Checkpoint(tmp_path, "piqa", "key")
+    for tensors, raw in states[-6:]:
+        kept.save(tensors, raw)  # safetensors refuses tensors that share memory
+    assert kept.load() is not None
     kinds = {adapter.kind for adapter in whole.joined.values() if adapter is not None}
     assert kinds == {"linear", "cross_attention"}  # the reported chain's joins are trained, the others' are not
     moved = [a for a in whole.joined.values() if a is not None and a.kind == "cross_attention"]
