@@ -28,6 +28,11 @@ RESOURCES = (
 Rows = Iterable[Mapping[str, Any]]
 
 
+# a training step walks the chain, walks it again layer by layer, and passes gradients to the inputs of frozen layers
+TRAINING = 3
+ATTENTION = 5  # matrices of a cross-attention adapter: projection, query, key, value, output
+
+
 def adapter_bytes(width: int = WIDTH) -> int:
     """One linear adapter between states of ``width``, float32."""
     return NUMBER * (width * width + width)
@@ -204,10 +209,13 @@ def _assembling(rounds: float, batches: int, chosen: Assembling) -> tuple[float,
     selection, head = chosen.selection, chosen.head
     probes = selection.rule.startswith("probe")
     native = 0.0 if probes else POOL / SHAPES["llama-7b"].parameters
-    choosing = max(1.0, rounds - (0 if probes else 1) - head.rounds)
-    walks = batches * (native + choosing * selection_walks(selection) + head.rounds * selection.max_blocks / DEPTH)
+    training = 0 if chosen.adapter.tuning == "none" else chosen.adapter.tuning_rounds
+    choosing = max(1.0, rounds - (0 if probes else 1) - head.rounds - training)
+    length = selection.max_blocks / DEPTH
+    walks = batches * (native + choosing * selection_walks(selection) + (head.rounds + TRAINING * training) * length)
     up, down = probe_traffic(chosen) if probes else selection_traffic(selection)
     one = rank_adapter_bytes(chosen.adapter.rank) if chosen.adapter.kind == "fixed_attention" else adapter_bytes()
     sums, own = head_sums_bytes(head, selection.max_blocks), (selection.max_blocks - 1) * one
-    traffic = choosing * (up + down) + head.rounds * (sums + own)
-    return walks, traffic, max(up, float(sums)), max(down, float(own))
+    trained = (selection.max_blocks - 1) * ATTENTION * adapter_bytes() if training else 0
+    traffic = choosing * (up + down) + head.rounds * (sums + own) + training * 2 * trained
+    return walks, traffic, max(up, float(sums), float(trained)), max(down, float(own), float(trained))
