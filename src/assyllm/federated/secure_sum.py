@@ -1,11 +1,11 @@
 """The boundary behind which devices' statistics are added: the server sees totals, never a part.
 
 In this process it is an addition; a secure aggregation protocol (Bonawitz 2017) can take its place without
-touching what stands on either side. One client's X'X in clear would give back its tokens where it holds fewer
-than there are columns (shown by attack), so sums leave a device only through here.
+touching what stands on either side. One client's X'X in clear tells much about its examples where it holds fewer
+than there are columns, so sums leave a device only through here.
 
-Devices check and clip what they send (:func:`clipped`): a server that sees totals only cannot. A device that
-lies about its sums is therefore not caught here; EXPERIMENTS.md says what such a device can do.
+Sums that are not finite are left out. A device that lies about its sums is not caught: a server that sees totals
+only cannot tell, and nothing bounds the norm of what a device adds yet.
 """
 
 from __future__ import annotations
@@ -48,12 +48,3 @@ def secure_sum(replies: Sequence[tuple[int, Mapping[K, S]]]) -> tuple[dict[K, S]
         for key, part in sums.items():
             totals[key] = totals[key] + part if key in totals else part
     return totals, refused
-
-
-def clipped(features: Tensor, limit: float) -> Tensor:
-    """Rows ``[..., F]`` scaled down to a norm of at most ``limit`` x sqrt(F), as every honest device does.
-
-    Features are standardised by the server's public scales, so that a row's norm is about sqrt(F).
-    """
-    norm = features.norm(dim=-1, keepdim=True)
-    return features * (limit * features.shape[-1] ** 0.5 / norm.clamp(min=1e-12)).clamp(max=1.0)
