@@ -211,6 +211,6 @@ def test_tracked_files_are_small_and_hold_no_machine_paths() -> None:
         path = ROOT / name
         if not path.is_file():
             continue
-        assert path.stat().st_size < 2_000_000, f"{name}: belongs under DVC"
+        assert path.stat().st_size < 3_000_000, f"{name}: belongs under DVC"
         if path.suffix in (".py", ".md", ".yaml", ".smk", ".toml", ".csv"):
             assert not re.search(r"(?<![\w.])/(home|root|Users)/\w", path.read_text()), f"{name}: a machine's path"

@@ -209,7 +209,8 @@ def _assembling(rounds: float, batches: int, chosen: Assembling) -> tuple[float,
     selection, head = chosen.selection, chosen.head
     probes = selection.rule.startswith("probe")
     native = 0.0 if probes else POOL / SHAPES["llama-7b"].parameters
-    training = 0 if chosen.adapter.tuning == "none" else chosen.adapter.tuning_rounds
+    training = 0.0 if chosen.adapter.tuning == "none" else float(chosen.adapter.tuning_rounds)
+    training = min(training, max(0.0, rounds - 2 - head.rounds))
     choosing = max(1.0, rounds - (0 if probes else 1) - head.rounds - training)
     length = selection.max_blocks / DEPTH
     walks = batches * (native + choosing * selection_walks(selection) + (head.rounds + TRAINING * training) * length)
