@@ -11,13 +11,14 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+SHOWN = ("assyllm_paper", "assyllm")  # controls have a figure of their own
 MARKERS = {2: "v", 3: "o", 4: "s", 5: "D", 6: "P", 7: "X", 8: "*"}
 
 
 def data(tables: Tables) -> pd.DataFrame:
     """One row per assembled model of the base setting (accuracy in percent, size in MB = 10^6 bytes)."""
     models = tables.models
-    models = models[models["setting"] == ""]
+    models = models[(models["setting"] == "") & models["method"].isin(SHOWN)]
     models = models.assign(
         accuracy=100 * models["accuracy_test"].astype(float), size_mb=models["size_bytes"].astype(float) / 1e6
     )
@@ -49,10 +50,10 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     )  # fmt: skip
     for ax, task in zip(axes[0], tasks, strict=True):
         mine = models[models["task"] == task]
-        for n_blocks, group in sorted(mine.groupby("n_blocks")):
+        for (method, n_blocks), group in sorted(mine.groupby(["method", "n_blocks"])):
             ax.scatter(group["size_mb"].astype(float), group["accuracy"], s=22, alpha=0.75,
-                       marker=MARKERS.get(int(n_blocks), "."), color="#D55E00", edgecolor="white", lw=0.4,
-                       label=f"{int(n_blocks)} blocks")  # fmt: skip
+                       marker=MARKERS.get(int(n_blocks), "."), color=style.colour(method), edgecolor="white", lw=0.4,
+                       label=f"{int(n_blocks)} blocks, {style.label(method)}")  # fmt: skip
         best = mine[mine["reported"].astype(int) == 1]
         ax.scatter(best["size_mb"].astype(float), best["accuracy"], s=90, facecolor="none", edgecolor="black",
                    lw=1.2, label="reported model, one a seed")  # fmt: skip
@@ -67,8 +68,11 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
             entries.setdefault(name, handle)
     names = sorted(entries, key=lambda n: (not n[0].isdigit(), n))
-    figure.legend([entries[n] for n in names], names, loc="outside upper center", ncols=4, frameon=False)
-    counts = models.groupby(["task", "seed"]).size()
-    text = f"All models assembled by the search, {counts.min()} to {counts.max()} a run (the paper: 21)."
+    figure.legend([entries[n] for n in names], names, loc="outside upper center", ncols=3, frameon=False)
+    counts = models[models["method"] == SHOWN[0]].groupby(["task", "seed"]).size()
+    text = "All models assembled by the search"
+    if len(counts):
+        text += f"; of the paper's rule {counts.min()} to {counts.max()} a run and task (the paper: 21)"
+    text += "."
     style.caption(figure, df, text)
     return figure
