@@ -8,18 +8,24 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test full figures real install lint schema pull clean
+.PHONY: run test full figures report real install lint schema readme pull clean
 run: install
 	snakemake --cores $(CORES)
 
 test: install lint
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 full: install
 	snakemake --cores $(CORES) full
 
 figures: install
 	snakemake -s workflow/rules/figures.smk --cores $(CORES)
+
+# of the whole study where it was run here, else of the figures alone
+report: figures
+	mkdir -p build
+	snakemake $(if $(wildcard data/runs),,-s workflow/rules/figures.smk) --cores 1 --report build/report.html
+	dvc plots show --out build/plots
 
 real: install
 	snakemake --cores $(CORES) --directory presets/real
@@ -40,6 +46,9 @@ lint: install
 
 schema: install
 	assyllm params schema --out workflow/schemas/params.schema.json
+
+readme: install
+	python -m assyllm.readme
 
 pull: install
 	dvc pull

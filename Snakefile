@@ -4,7 +4,7 @@
 #   workflow/rules/runs.smk      tasks -> partition -> cost, score -> federate, baseline -> collect: the runs
 #   workflow/rules/figures.smk   figure: the result tables become figures
 #
-# Targets: all (default), pool, results, figures, full, tuning.
+# Targets: all (default), pool, results, figures, full, ablations, tuning.
 
 
 include: "workflow/rules/common.smk"
@@ -16,14 +16,17 @@ rule all:
     input:
         [run.folder for run in PLAN.runs("default")],
         "data/results/metrics.csv",
-        [f"figures/{name}.png" for name in PLAN.figures()],
+        [f"figures/{name}.png" for name in PLAN.figures("default")],
 
 
 rule full:
     input:
-        [run.folder for run in PLAN.runs("full")],
-        "data/results/full/metrics.csv",
-        [f"figures/full/{name}.png" for name in PLAN.figures()],
+        *products("full"),
+
+
+rule ablations:
+    input:
+        *products("ablations"),
 
 
 include: "workflow/rules/pool.smk"

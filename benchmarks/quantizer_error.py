@@ -51,7 +51,7 @@ def pool_of(folder: Path, model: Path) -> Path:
         write_card(out, card)
     with output_folder(folder / "pool") as out:
         blocks = Blocks(edge_to_middle=2.0, blocks_per_model=4)
-        write_pool(out, {"model": write_model(out, "model", "llama", loaded, folder / "model", blocks)})
+        write_pool(out, {"model": write_model(out, "model", "llama", folder / "model", blocks)})
     return folder / "pool"
 
 

@@ -83,3 +83,24 @@ def tiny_pool(tiny_folder):
     from assyllm.quantizer.pool import open_pool
 
     return open_pool(tiny_folder / "pool")
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Points huggingface_hub, in this process, at a server and an empty cache: ``hub_cache(address)``."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import close_session
+
+    def point(address: str) -> Path:
+        close_session()
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+        return tmp_path / "cache"
+
+    yield point
+    close_session()

@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 params_app = typer.Typer(help="Check params.yaml, write its schema.", no_args_is_help=True)
 app.add_typer(params_app, name="params")
+zoo_app = typer.Typer(help="Look at the models that a study needs.", no_args_is_help=True)
+app.add_typer(zoo_app, name="zoo")
 bench_app = typer.Typer(help="Measure a component against its alternatives on this machine.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 
@@ -75,6 +77,22 @@ def params_schema(out: Annotated[Path | None, typer.Option(help="File to write."
 
     text = json.dumps(schema(), indent=2, sort_keys=True) + "\n"
     typer.echo(text, nl=False) if out is None else write_text(out, text)
+
+
+@zoo_app.command("plan")
+def zoo_plan(
+    path: Annotated[Path, typer.Argument(help="The params.yaml.")] = Path("params.yaml"),
+    recorded: Annotated[bool, typer.Option("--recorded", help="Go by recorded facts; do not ask the hub.")] = False,
+    pin: Annotated[
+        bool, typer.Option("--pin", help="Write today's commits for revisions that are not pinned.")
+    ] = False,
+) -> None:
+    """Print what the models need before anything is fetched; end with an error if it cannot fit."""
+    from assyllm.needs import refuse_early, report
+
+    text, found = report(path, recorded, pin)
+    typer.echo(text)
+    refuse_early(found)
 
 
 @bench_app.command("quantizer")
@@ -158,11 +176,12 @@ def cost(
     method: MethodName,
     out: Out,
     curves: Annotated[Path | None, typer.Option(help="Where the sensitivity table is written.")] = None,
+    same_step: Annotated[Path | None, typer.Option(help="Table of the method whose device step is this one's.")] = None,
 ) -> None:
     """Work out which memory class can run a method, and what a step of it costs."""
     from assyllm.stages import cost as stage
 
-    stage.run(params, code, method, out, curves)
+    stage.run(params, code, method, out, curves, same_step)
 
 
 @app.command()
@@ -303,10 +322,25 @@ def swap(
 
 
 @app.command()
+def features(
+    params: ParamsJson,
+    code: CodeSha,
+    pool: Folder,
+    tasks: Folder,
+    walked: Annotated[Path, typer.Option(help="Run folder whose finished models are looked into.")],
+    out: Annotated[Path, typer.Option(help="Folder for feature_differences.csv and compatibility_heatmaps.csv.")],
+) -> None:
+    """Read single layers: pairs of models in a plane, assembled chains against their blocks' own models."""
+    from assyllm.stages import features as stage
+
+    stage.run(params, code, pool, tasks, walked, out)
+
+
+@app.command()
 def collect(
     params: ParamsJson,
     code: CodeSha,
-    size: Annotated[str, typer.Option(help="default or full.")],
+    size: Annotated[str, typer.Option(help="default, full or ablations.")],
     runs: Annotated[list[Path], typer.Option("--run", help="Run folders.")],
     cost: Annotated[list[Path], typer.Option(help="Cost tables.")],
     curves: Annotated[list[Path], typer.Option(help="Sensitivity tables.")],

@@ -1,7 +1,8 @@
 """Raw runs become the result tables. No torch.
 
 ``accuracy.csv``: one row per world, task, method, setting and split, with a bootstrap interval over seeds and
-questions. ``differences.csv``: paired differences between methods. ``claims.csv``: :mod:`assyllm.claims`.
+questions. ``differences.csv``: paired differences between methods, ``ablations.csv``: between settings.
+``claims.csv``: :mod:`assyllm.claims`.
 """
 
 from __future__ import annotations
@@ -157,6 +158,50 @@ def difference_table(predictions: Rows, ev: Evaluate) -> list[dict]:
     return rows
 
 
+ABLATIONS = (
+    "setting", "changed", "method", "task", "world", "mean", "low", "high", "difference", "difference_low",
+    "difference_high", "runs", "source",
+)  # fmt: skip
+
+
+def ablation_table(predictions: Rows, worlds: dict[str, str], settings: Sequence[str], ev: Evaluate) -> list[dict]:
+    """Accuracy of every method that ran under several settings, and its paired difference to the base setting.
+
+    Args:
+        settings: names, in the order of the table.
+    """
+    hits: dict[tuple[str, str, str], dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
+    changed: dict[str, str] = {}
+    world = ""
+    for p in predictions:
+        setting, method, repetition = p["run_id"].split("-", 2)
+        if method == "zero_shot":  # its settings are members of the zoo
+            continue
+        hits[setting, method, p["task"]][repetition][p["question"]] = int(p["correct"])
+        changed[setting] = without_zoo(p["setting"])
+        world = worlds[p["run_id"]]
+    varied = {(method, task) for setting, method, task in hits if setting != "base"}
+    rows = []
+    for setting, method, task in sorted(hits, key=lambda k: (k[1:], settings.index(k[0]))):
+        if (method, task) not in varied:
+            continue
+        mine, base = hits[setting, method, task], hits.get(("base", method, task), {})
+        shared = sorted(run for run in set(mine) & set(base) if set(mine[run]) == set(base[run]))
+        name = f"ablation/{setting}/{method}/{task}"
+        right = [np.array([mine[run][q] for q in sorted(mine[run])]) for run in sorted(mine)]
+        mean, low, high = paired_bootstrap(right, ev.bootstrap_samples, ev.interval, name)
+        row = dict.fromkeys(ABLATIONS, "") | {
+            "setting": setting, "changed": changed[setting], "method": method, "task": task, "world": world,
+            "mean": mean, "low": low, "high": high, "runs": len(right), "source": "measured",
+        }  # fmt: skip
+        if shared and setting != "base":
+            less = [np.array([mine[run][q] - base[run][q] for q in sorted(mine[run])]) for run in shared]
+            found = paired_bootstrap(less, ev.bootstrap_samples, ev.interval, f"{name}/difference")
+            row |= dict(zip(("difference", "difference_low", "difference_high"), found, strict=True))
+        rows.append(row)
+    return rows
+
+
 def cost_metrics(cost: Rows, world: str) -> list[dict[str, Any]]:
     """Peak memory and participation per method and model as metric rows (modelled)."""
     rows = []
@@ -196,7 +241,8 @@ def collect(
     Raises:
         ArtifactError: a run is incomplete or malformed; nothing is written then.
     """
-    from assyllm.claims import claims_table
+    from assyllm.claims.rows import claims_table
+    from assyllm.claims.table import COLUMNS as CLAIMS
     from assyllm.cost.pool_sizes import model_table
     from assyllm.precision import COLUMNS, quantizer_table
 
@@ -218,6 +264,10 @@ def collect(
     write_table(out / "accuracy.csv", accuracy)
     write_table(out / "differences.csv", differences, ["task", "method", "versus", "difference", "low", "high",
                                                        "runs", "source"])  # fmt: skip
+    ablations = ablation_table(
+        predictions, worlds, list(dict.fromkeys(r["run_id"].split("-", 1)[0] for r in run_rows)), ev
+    )
+    write_table(out / "ablations.csv", ablations, ABLATIONS)
     write_table(out / "models.csv", models, list(models[0]) if models else ["world", "run_id", "source"])
     curves = [row for table in curve_tables for row in read_table(table)]
     resources = resources_table(metrics, cost, p.baselines, p.assembling, p.partition)
@@ -231,6 +281,6 @@ def collect(
     write_table(out / "quantizer.csv", quantizer, COLUMNS)
     write_table(out / "model_sizes.csv", model_table(p.zoo, p.blocks))
     write_table(out / "timings.csv", timings, ["run_id", "what", "value", "unit"])
-    claims = claims_table(accuracy, differences, models, cost, paper_values(), size, resources, quantizer)
-    write_table(out / "claims.csv", claims)
+    claims = claims_table(accuracy, differences, models, cost, paper_values(), size, resources, quantizer, ablations)
+    write_table(out / "claims.csv", claims, CLAIMS)
     write_json(out / "summary.json", summary(accuracy))

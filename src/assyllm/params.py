@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from assyllm.artifacts import ArtifactError, sha256_text
 
-Task = Literal["boolq", "piqa", "openbookqa"]
+Task = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+PUBLISHED = ("boolq", "piqa", "openbookqa")  # tasks that the world and the hub have; any other is one's own JSON lines
 Family = Literal["llama", "opt", "bert", "roberta"]
 StandsFor = Literal["llama-7b", "vicuna-7b", "opt-6.7b", "bert-base", "roberta-large"]
 Method = Literal[
@@ -29,6 +30,7 @@ Method = Literal[
 TUNED = ("ft_oracle", "ft_practical", "lora", "lora_all", "qlora", "qlora_recomputation", "fedadapter", "fwdllm")
 # methods whose step gives another's gradients: its tuning, and its run where the same clients take part
 SHARES = {"recomputation": "ft_oracle", "swapping": "ft_oracle"}
+STUDIES = ("default", "full", "ablations")
 HEADS = ("one_model_head", "choices_only")  # closed-form heads, settings under `baselines.closed_form`
 BASELINES = ("majority", "zero_shot", *HEADS, *TUNED, *SHARES)
 ASSEMBLING = ("assyllm_paper", "assyllm", "random_blocks", "untrained_blocks", "one_model_blocks")
@@ -71,13 +73,15 @@ class Study(Section):
     zoo_seeds: list[int] = Field(min_length=1)
     runs: dict[str, list[Method]] = Field(min_length=1)
     precision: PrecisionStudy | None = None
+    figures: list[str] | None = None
 
 
 class Studies(Section):
-    """The two sizes of the study: `snakemake` and `snakemake full`."""
+    """What can be run: `snakemake`, `snakemake full`, `snakemake ablations`."""
 
     default: Study
     full: Study
+    ablations: Study | None = None
 
 
 # ---------------------------------------------------------------------------------------- models and tasks
@@ -103,7 +107,7 @@ class Member(Section):
 
     family: Family
     stands_for: StandsFor
-    source: Literal["embedded", "local", "hub"] | None = None
+    source: Literal["embedded", "local", "hub", "random"] | None = None
     path: Path | None = None
     hub_id: str | None = None
     revision: str | None = None
@@ -129,7 +133,7 @@ class Member(Section):
 class Zoo(Section):
     """The pre-trained models whose blocks are assembled."""
 
-    source: Literal["embedded", "local", "hub"]
+    source: Literal["embedded", "local", "hub", "random"]
     models: dict[str, Member] = Field(min_length=1)
     pretrain: Pretrain
 
@@ -143,8 +147,8 @@ class Zoo(Section):
             source = self.source_of(name)
             if source == "local" and member.path is None:
                 raise ValueError(f"models.{name}.path: needed when its source is local")
-            if source == "hub" and not (member.hub_id and member.revision and member.licence):
-                raise ValueError(f"models.{name}: hub_id, revision and licence are needed when its source is hub")
+            if source == "hub" and not (member.hub_id and member.licence):  # a revision: `assyllm zoo plan --pin`
+                raise ValueError(f"models.{name}: hub_id and licence are needed when its source is hub")
             base = member.continued_from
             if base is not None and (base not in self.models or base == name):
                 raise ValueError(f"models.{name}.continued_from: {base!r} is not another member of the zoo")
@@ -180,6 +184,10 @@ class Tasks(Section):
     def _each_once(self) -> Tasks:
         if len(set(self.names)) != len(self.names):
             raise ValueError("names: a task is listed twice")
+        own = next((name for name in self.names if name not in PUBLISHED), None)
+        if own is not None and self.source != "local":
+            near = _nearest(own, PUBLISHED) or f"; known are {', '.join(PUBLISHED)}, others need source: local"
+            raise ValueError(f"names: {self.source} has no task {own!r}{near}")
         for name in self.names:
             if name not in self.max_tokens:
                 raise ValueError(f"max_tokens: no entry for {name}")
@@ -202,6 +210,7 @@ class Partition(Section):
 class Blocks(Section):
     """Where a model is cut into blocks (paper section 4.1)."""
 
+    members: list[str] | None = None
     edge_to_middle: Positive
     blocks_per_model: Annotated[int, Field(ge=2)] | None
 
@@ -349,6 +358,15 @@ class Assembling(Section):
     adapter: Adapter
     head: Head
 
+    @model_validator(mode="after")
+    def _probes_read_all_blocks(self) -> Assembling:
+        if self.selection.rule.startswith("probe") and self.head.scope != "all_blocks":
+            rule = self.selection.rule
+            raise ValueError(
+                f"head.scope: {self.head.scope} does not go with rule {rule}, whose gains are of all blocks"
+            )
+        return self
+
 
 class Assemblings(Section):
     """The paper's method and ours; controls take ours with another rule. A run is given its own only."""
@@ -475,7 +493,7 @@ class Tune(Section):
 class Fleet(Section):
     """Memory of the clients' devices: GB (10^9 bytes) -> share of the clients."""
 
-    memory_gb: dict[int, Fraction]
+    memory_gb: dict[Count, Fraction]
     reserve_gb: Annotated[float, Field(ge=0)]
 
     @model_validator(mode="after")
@@ -503,6 +521,17 @@ class Evaluate(Section):
 
     bootstrap_samples: Count
     interval: Fraction
+
+
+class Features(Section):
+    """What is read off single layers, for the figures that look inside (paper figures 9 and 10)."""
+
+    task: str
+    texts: Annotated[int, Field(ge=4)]
+    points: Annotated[int, Field(ge=4)]
+    pairs: list[tuple[str, str]] = Field(min_length=1)
+    perplexity: Positive
+    candidates: Count
 
 
 class Figures(Section):
@@ -536,6 +565,7 @@ class Params(Section):
     fleet: Fleet
     cost: Cost
     evaluate: Evaluate
+    features: Features
     figures: Figures
 
     @model_validator(mode="after")
@@ -545,36 +575,44 @@ class Params(Section):
                 f"federated.clients_per_round: {self.federated.clients_per_round} is more than "
                 f"partition.clients ({self.partition.clients})"
             )
-        for size in ("default", "full"):
-            for methods in getattr(self.study, size).runs.values():
+        studies = {size: study for size in STUDIES if (study := getattr(self.study, size)) is not None}
+        for study in studies.values():
+            for methods in study.runs.values():
                 for method in methods:
                     if method in ASSEMBLING:
                         self.assembling.of(method)
         if self.quantize.allocates and self.quantize.score not in self.sensitivity.scores:
             raise ValueError(f"quantize.score: {self.quantize.score!r} is not in sensitivity.scores")
+        for name in self.blocks.members or ():
+            if name not in self.zoo.models:
+                raise ValueError(f"blocks.members: {name!r} is not in zoo.models")
         if self.baselines.model not in self.zoo.models:
             raise ValueError(f"baselines.model: {self.baselines.model!r} is not in zoo.models")
+        for paired in {name for pair in self.features.pairs for name in pair}:
+            if paired not in self.zoo.models:
+                raise ValueError(f"features.pairs: {paired!r} is not in zoo.models")
+        used = {SHARES.get(m, m) for study in studies.values() for methods in study.runs.values() for m in methods}
         for task in self.tasks.names:
             for method in TUNED:
-                if task not in getattr(self.baselines, method):
+                if method in used and task not in getattr(self.baselines, method):
                     raise ValueError(f"baselines.{method}: no entry for {task}")
         if (self.tasks.source == "world") != (any(m.facets for m in self.zoo.models.values())):
             raise ValueError("tasks.source: 'world' goes with zoo members that know facets, and only with them")
         for name, member in self.zoo.models.items():
             if any(not 0 <= facet < self.world.facets for facet in member.facets):
                 raise ValueError(f"zoo.models.{name}.facets: the world has facets 0 to {self.world.facets - 1}")
-        for size in ("default", "full"):
-            for setting in getattr(self.study, size).runs:
+        for size, study in studies.items():
+            for setting in study.runs:
                 if setting not in self.settings:
                     raise ValueError(f"study.{size}.runs.{setting}: no such entry under settings")
-            curve = getattr(self.study, size).precision
+            curve = study.precision
             if curve is not None:
                 for setting in (curve.fitted_on, *curve.settings):
                     if setting not in self.settings:
                         raise ValueError(f"study.{size}.precision: no entry {setting!r} under settings")
                 if curve.fitted_on not in curve.settings:
                     raise ValueError(f"study.{size}.precision.settings: {curve.fitted_on!r} itself is not among them")
-                if not set(getattr(self.study, size).runs.get(curve.fitted_on, ())) & set(ASSEMBLING):
+                if not set(study.runs.get(curve.fitted_on, ())) & set(ASSEMBLING):
                     raise ValueError(f"study.{size}.precision.fitted_on: runs has no assembling method there")
         return self
 

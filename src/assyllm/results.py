@@ -21,11 +21,12 @@ Source = Literal["measured", "modelled", "paper"]
 SOURCES = ("measured", "modelled", "paper")
 # what `collect` writes beside timings.csv and summary.json
 TABLES = (
-    "metrics", "runs", "accuracy", "differences", "models", "cost", "curves", "resources", "claims", "paper",
-    "quantizer", "model_sizes",
+    "metrics", "runs", "accuracy", "differences", "ablations", "models", "cost", "curves", "resources", "claims",
+    "paper", "quantizer", "model_sizes",
 )  # fmt: skip
-# tables of one figure each, same name, written by the rule that measures
-FIGURE_TABLES = ("swap_timeline", "swap_ablation")
+# written by the rules that measure them, and read by a few figures only
+FIGURE_TABLES = ("swap_timeline", "swap_ablation", "feature_differences", "compatibility_heatmaps")
+FIGURE_READS = {**{name: (name,) for name in FIGURE_TABLES}, "claims": ("swap_ablation",)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -21,7 +22,7 @@ from assyllm.artifacts import sha256_text, write_text
 
 RULES = (
     "download", "tasks", "split", "sensitivity", "quantize", "partition", "cost",
-    "score", "baseline", "federate", "precision", "swap", "tune", "collect", "figure",
+    "score", "baseline", "federate", "precision", "swap", "features", "tune", "collect", "figure",
 )  # fmt: skip
 # a rule's upstream rules: their parameters decide its variant too
 READS = {
@@ -67,6 +68,21 @@ def code_sha(rule: str, *extra: str) -> str:
         digest.update(str(file.relative_to(SOURCE)).encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def figure_code(name: str) -> list[str]:
+    """The source files of one figure: its own module and those of figures/ that it imports."""
+    found: list[str] = []
+    todo = [name]
+    while todo:
+        path = SOURCE / "figures" / f"{todo.pop()}.py"
+        if path.is_file() and (own := f"figures/{path.name}") not in found:
+            found.append(own)
+            text = path.read_text(encoding="utf-8")
+            todo += re.findall(r"^from assyllm\.figures\.(\w+) import", text, re.M)
+            for names in re.findall(r"^from assyllm\.figures import ([\w, ]+)$", text, re.M):
+                todo += names.split(", ")
+    return sorted(found)
 
 
 class Plan:
@@ -120,7 +136,7 @@ class Plan:
         return P.setting_text(self.raw, setting, zoo)
 
     def runs(self, size: str) -> list[RunKey]:
-        """Every run of the study ``default`` or ``full``, in a stable order."""
+        """Every run of a study (``params.STUDIES``), in a stable order."""
         return list(self._runs(size))
 
     def _runs(self, size: str) -> Iterator[RunKey]:
@@ -150,9 +166,10 @@ class Plan:
         runs = [r for r in self.runs(size) if r.setting == curve.fitted_on and r.method in P.ASSEMBLING]
         return [f"data/precision/{size}/{r.setting}/{r.method}/zoo{r.zoo}_seed{r.seed}.csv" for r in runs]
 
-    def figures(self) -> list[str]:
-        """Names of the figures to draw."""
-        return self.params.figures.names
+    def figures(self, size: str) -> list[str]:
+        """Names of the figures of a study: its own, else those of the section ``figures``."""
+        study: P.Study = getattr(self.params.study, size)
+        return study.figures or self.params.figures.names
 
 
 def kept(text: str, folder: Path = Path(".snakemake/params")) -> str:

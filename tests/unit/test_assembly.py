@@ -83,10 +83,16 @@ def test_paths_end_at_terminating_blocks_depth_or_when_nothing_follows(tiny_pool
     still, finished = grow(tiny_pool, two, winners, beam=1, max_blocks=4)
     assert [(c.blocks[-1], c.ended) for c in finished] == [("opt:3-4", "terminating"), ("opt:1-2", "exhausted")]
     assert [c.blocks[-1] for c in still] == ["llama:1-2"]  # a tie goes to the smaller id
-    assert still[0].compatibility == pytest.approx(0.6)
+    assert still[0].worth() == pytest.approx(0.6)
     _, deep = grow(tiny_pool, still, {still[0].id: [("bert:1-2", 0.1)]}, beam=4, max_blocks=4)
     assert deep[0].ended == "depth"
     assert ranked([deep[0], finished[0]])[0] == finished[0]
+
+
+def test_gains_add_up_and_compatibilities_do_not() -> None:
+    short, long = Chain(("a", "b"), (0.5, 0.1)), Chain(("a", "b", "c"), (0.5, 0.1, 0.05))
+    assert ranked([short, long]) == [short, long]
+    assert ranked([short, long], adding=True) == [long, short]
 
 
 def test_shortlist_takes_the_best_by_native_score(tiny_pool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,14 @@ import pytest
 
 from assyllm import params as P
 from assyllm.artifacts import ArtifactError
-from assyllm.claims import verdict
-from assyllm.collect import collect, condensed, paper_values
+from assyllm.claims.rows import _ablations
+from assyllm.claims.shown import all_claims, swap_claims
+from assyllm.claims.table import Claims, Kind, verdict
+from assyllm.collect import ablation_table, collect, condensed, paper_values
 from assyllm.cost.participation import CURVES
 from assyllm.cost.resources import RESOURCES
-from assyllm.figures import swap_ablation, swap_timeline
+from assyllm.features import POINTS, SCORES
+from assyllm.figures import compatibility_heatmaps, feature_differences, swap_ablation, swap_timeline
 from assyllm.figures.tables import Tables
 from assyllm.results import Metric, Prediction, Run, read_table, write_rows, write_table
 from assyllm.stages import figure
@@ -130,6 +134,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     precision = [folder / "precision" / "zoo0_seed0.csv"]
     collect("default", runs, list(tables), PARAMS, folder / "results", list(curves), precision)
     write_swap_tables(folder / "results")
+    write_feature_tables(folder / "results")
     return folder / "results"
 
 
@@ -152,6 +157,42 @@ def write_swap_tables(out: Path) -> None:
     columns = list(dict.fromkeys([*times[0], *reads[0]]))
     write_table(out / "swap_timeline.csv", events)
     write_table(out / "swap_ablation.csv", [dict.fromkeys(columns, "") | row for row in (*times, *reads)], columns)
+
+
+def write_feature_tables(out: Path) -> None:
+    """Made-up layers: two pairs of models of two layers, three finished chains a task, of which two are shown."""
+    points, scores = [], []
+    for pair in ("opt llama", "opt roberta"):
+        common = dict.fromkeys(POINTS, "") | {"pair": pair, "source": "measured"}
+        points += [common | {"what": "cka", "model": "opt", "layer": 1, "other": j, "value": 0.25 * j} for j in (1, 2)]
+        for space in ("columns", "cosines"):
+            for i, model in enumerate(pair.split()):
+                points += [
+                    common | {"what": "point", "space": space, "model": model, "layer": n % 2 + 1, "example": n // 2,
+                              "x": n, "y": i}
+                    for n in range(8)
+                ]  # fmt: skip
+    for task in ("boolq", "piqa", "openbookqa"):
+        for i in range(3):
+            chain = f"opt:0-1 llama:{i}-{i + 1}"
+            common = dict.fromkeys(SCORES, "") | {"world": "embedded", "task": task, "model": chain, "seed": 0}
+            common |= {"candidate": chain.split()[1], "shown": i if task == "piqa" and i else "", "source": "measured"}
+            scores.append(
+                common | {"what": "model", "cka": i / 4, "cor": 0.9, "compatibility": 0.5, "accuracy": 0.5 + i / 10,
+                          "reported_compatibility": 1 - i / 4}
+            )  # fmt: skip
+            if common["shown"]:
+                scores += [common | {"what": "cell", "row": r, "column": c, "cka": 0.5} for r in (1, 2) for c in (1, 2)]
+    write_table(out / "feature_differences.csv", points, POINTS)
+    write_table(out / "compatibility_heatmaps.csv", scores, SCORES)
+
+
+def test_rank_correlations_are_of_a_score_with_accuracy(results: Path) -> None:
+    df = compatibility_heatmaps.data(Tables(results))
+    ranks = df[df["what"] == "rank correlation"].set_index(["task", "row"])["cka"]
+    assert ranks["piqa", "cka"] == pytest.approx(1)
+    assert ranks["piqa", "reported_compatibility"] == pytest.approx(-1)
+    assert "0.38 (0.25 to 0.50)" in feature_differences.alike(Tables(results).feature_differences)
 
 
 def test_the_swap_figures_say_what_was_saved(results: Path) -> None:
@@ -229,33 +270,94 @@ def test_an_incomplete_run_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("paper", "ours", "interval", "expected"),
+    ("paper", "ours", "interval", "kind", "expected"),
     [
-        (18.0, 20.0, (15.0, 25.0), "reproduced"),
-        (18.0, 14.0, (10.0, 20.0), "reproduced"),
-        (18.0, 5.0, (1.0, 9.0), "reproduced in direction"),
-        (18.0, 5.0, (-1.0, 9.0), "not reproduced"),
-        (18.0, -5.0, (-9.0, -1.0), "not reproduced"),
-        (-13.0, -14.0, (-20.0, -9.0), "reproduced"),
-        (18.0, None, None, "not yet measured"),
+        (18.0, 20.0, (15.0, 25.0), "effect", "reproduced"),
+        (18.0, 14.0, (10.0, 20.0), "effect", "reproduced"),
+        (18.0, 5.0, (1.0, 9.0), "effect", "reproduced in direction"),
+        (18.0, 5.0, (-1.0, 9.0), "effect", "not reproduced"),
+        (18.0, -5.0, (-9.0, -1.0), "effect", "not reproduced"),
+        (-13.0, -14.0, (-20.0, -9.0), "effect", "reproduced"),
+        (18.0, None, None, "effect", "not yet measured"),
+        (1.1, 1.3, None, "at most", "reproduced"),
+        (1.1, 1.5, None, "at most", "not reproduced"),
+        (1.1, -2.0, None, "at most", "reproduced"),
+        (21.0, 17.0, None, "near", "reproduced"),
+        (21.0, 3.5, None, "near", "not reproduced"),
+        (42.2, 41.2, None, "equal", "reproduced"),
+        (42.2, 60.0, None, "equal", "not reproduced"),
     ],
 )
-def test_verdicts(paper: float, ours: float | None, interval: tuple[float, float] | None, expected: str) -> None:
-    assert verdict(paper, ours, interval) == expected
+def test_verdicts(
+    paper: float, ours: float | None, interval: tuple[float, float] | None, kind: Kind, expected: str
+) -> None:
+    assert verdict(paper, ours, interval, kind) == expected
 
 
 def test_claims_say_where_each_number_comes_from(results: Path) -> None:
-    rows = {r["claim"]: r for r in read_table(results / "claims.csv")}
-    row = rows["Clients excluded from full fine-tuning, llama-7b"]
+    rows = {(r["claim"], r["method"]): r for r in read_table(results / "claims.csv")}
+    row = rows["Clients excluded from full fine-tuning, llama-7b", "ft_practical"]
     assert (row["our_value"], row["source"], row["verdict"]) == ("90", "modelled", "reproduced")
-    assert rows["Speed-up over swapping, boolq"]["verdict"] == "not yet measured"  # no such run here
-    assert rows["Traffic below full fine-tuning, boolq"]["source"] == "modelled"
+    speed = rows["Speed-up over swapping, boolq", "assyllm_paper"]
+    assert (speed["verdict"], speed["our_value"]) == ("not yet measured", "")  # no such run here
+    assert rows["Traffic below full fine-tuning, boolq", "assyllm_paper"]["source"] == "modelled"
+    gap = rows["AssyLLM beats FT-practical, boolq", "assyllm_paper"]
+    assert float(gap["low"]) < float(gap["our_value"]) < float(gap["high"])
+    assert gap["command"] == "snakemake --cores 2 data/runs/base/{assyllm_paper,ft_practical}/zoo0_seed{0,1}"
+    assert rows["Size of the pool, FP16", "quantizer"]["verdict"] == "reproduced"
     assert len(paper_values()) == 105
+
+
+def test_the_paper_s_method_is_judged_before_ours(results: Path) -> None:
+    judged: dict[str, list[str]] = {}
+    for row in read_table(results / "claims.csv"):
+        judged.setdefault(row["claim"], []).append(row["method"])
+    both = [methods for methods in judged.values() if len(methods) > 1]
+    assert both
+    assert all(methods == ["assyllm_paper", "assyllm"] for methods in both)
+
+
+def test_claims_about_parts_are_the_ablations_differences() -> None:
+    row = {"task": "boolq", "method": "assyllm_paper", "difference": -0.04, "difference_low": -0.06}
+    rows = [{**row, "difference_high": -0.01, "changed": "comparator.cka_weight=1.0"}]
+    rows += [{**row, "difference_high": 0.01, "changed": f"partition.alpha={alpha}"} for alpha in (0.1, 10.0)]
+    rows += [{**rows[-1], "difference": -0.09, "difference_low": -0.1}, {**rows[-1], "difference": ""}]
+    table = Claims(paper_values(), "two runs", "embedded")
+    _ablations(table, rows)
+    found = {(r["claim"], r["method"]): r for r in table.rows}
+    alone = found["CKA alone loses to the mix, boolq", "assyllm_paper"]
+    assert (alone["our_value"], alone["low"], alone["high"]) == (4, 1, 6)
+    assert alone["verdict"] == "reproduced in direction"
+    assert found["COR alone loses to the mix, boolq", "assyllm_paper"]["verdict"] == "not yet measured"
+    worst = found["Accuracy lost to unequal clients at most, boolq", "assyllm_paper"]
+    assert (worst["our_value"], worst["verdict"]) == (9, "not reproduced")
+
+
+def test_the_swapper_s_claims_are_of_its_longest_run(results: Path) -> None:
+    rows = {r["claim"]: r for r in swap_claims(read_table(results / "swap_ablation.csv"), paper_values())}
+    assert rows["Local time saved by pre-loading"]["our_value"] == pytest.approx(25)
+    assert rows["Local time saved by pre-loading"]["verdict"] == "reproduced"
+    assert rows["Local time saved by pre-swapping on top"]["our_value"] == pytest.approx(100 / 3)
+    assert rows["Local time saved by pre-swapping on top"]["verdict"] == "reproduced in direction"
+
+
+def test_what_only_the_ablations_measured_fills_the_claims(results: Path, tmp_path: Path) -> None:
+    for name in ("claims", "swap_ablation", "paper"):
+        shutil.copy(results / f"{name}.csv", tmp_path)
+    before = {(r["claim"], r["method"]): r["our_value"] for r in all_claims(tmp_path)}
+    key = ("CKA alone loses to the mix, boolq", "assyllm_paper")
+    assert before[key] == ""
+    rows = [{**r, "our_value": "3"} for r in read_table(results / "claims.csv")]
+    write_table(tmp_path / "ablations" / "claims.csv", rows)
+    after = {(r["claim"], r["method"]): r["our_value"] for r in all_claims(tmp_path)}
+    assert after[key] == "3"
+    assert {k: v for k, v in after.items() if before[k] != ""} == {k: v for k, v in before.items() if v != ""}
 
 
 @pytest.mark.parametrize("name", PARAMS.figures.names)
 def test_figures_draw_with_stable_bytes(results: Path, tmp_path: Path, name: str) -> None:
-    sections = P.sections_json(PARAMS, figure.SECTIONS)
+    small = PARAMS.model_copy(update={"figures": PARAMS.figures.model_copy(update={"dpi": 50})})
+    sections = P.sections_json(small, figure.SECTIONS)
     for attempt in ("a", "b"):
         figure.run(sections, "0", name, results, tmp_path / attempt)
     for suffix in ("pdf", "png", "csv"):
@@ -278,3 +380,27 @@ def test_traffic_that_never_changes_is_told_once() -> None:
     losses = [{**row, "metric": "loss", "round": str(i)} for i in (1, 2)]
     assert condensed([*same, *other, *losses]) == [{**row, "round": ""}, *other, *losses]
     assert condensed(same[:1]) == same[:1]
+
+
+def test_ablations_are_paired_with_the_base_setting_of_the_same_method() -> None:
+    def answers(setting: str, method: str, seed: int, marks: str, changed: str) -> list[dict[str, str]]:
+        run = f"{setting}-{method}-zoo0-seed{seed}"
+        return [
+            {"run_id": run, "method": method, "task": "boolq", "setting": changed, "question": f"q{i}", "correct": mark}
+            for i, mark in enumerate(marks)
+        ]
+
+    rows = [
+        *answers("base", "assyllm", 0, "1100", ""),
+        *answers("base", "assyllm", 1, "1110", ""),
+        *answers("base", "ft_oracle", 0, "1111", ""),
+        *answers("beam_1", "assyllm", 0, "1000", "assembling.assyllm.selection.beam=1"),
+        *answers("beam_1", "assyllm", 2, "1111", "assembling.assyllm.selection.beam=1"),  # no base run of this seed
+    ]
+    worlds = {row["run_id"]: "embedded" for row in rows}
+    base, beam = ablation_table(rows, worlds, ["base", "beam_1"], PARAMS.evaluate)
+    assert (base["setting"], base["mean"], base["difference"]) == ("base", 0.625, "")
+    assert (beam["setting"], beam["mean"], beam["runs"]) == ("beam_1", 0.625, 2)
+    assert beam["difference"] == pytest.approx(-0.25)  # seed 0 alone is paired
+    assert beam["difference_low"] <= -0.25 <= beam["difference_high"] <= 0
+    assert beam["changed"] == "assembling.assyllm.selection.beam=1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from assyllm.cost.devices import Device, compute_seconds, device, devices, step_
 from assyllm.cost.methods import METHODS, step_of
 from assyllm.cost.nf4 import Nf4Linear, dequantize
 from assyllm.cost.participation import participation
-from assyllm.cost.point import measure_point
+from assyllm.cost.point import device_point, measure_point
+from assyllm.cost.same_step import taken_over
 from assyllm.cost.selection import Residency
 from assyllm.cost.shapes import CONFIGS, SHAPES, Shape, config_of, shape_of
 from assyllm.cost.step import Reading, fakes, measure
@@ -105,13 +107,38 @@ def test_flops_are_torchs_own_count() -> None:
     assert ours - counter.get_total_flops() == pytest.approx(attention, rel=1e-6)
 
 
-@pytest.mark.parametrize("method", ["ft_oracle", "swapping"])
+@pytest.mark.parametrize("method", ["ft_oracle", "swapping", "adapter_tuning"])
 def test_two_shallow_models_tell_the_deep_one(method: str) -> None:
-    config = TINY["llama"] | {"num_hidden_layers": 8}
+    config = TINY["llama"] | {"num_hidden_layers": 16}
     deep, line = (measure_point(method, config, SMALL, None, deep) for deep in (True, False))
     assert line.total == pytest.approx(deep.total, rel=1e-9)
     assert line.flops == deep.flops
     assert line.stored == pytest.approx(deep.stored, rel=1e-9)
+
+
+def test_training_adapters_keeps_every_layers_input_and_one_layer() -> None:
+    config = TINY["llama"] | {"num_hidden_layers": 16}
+    wide = replace(SMALL, batch=64)
+    scoring = measure_point("assyllm", config, wide)
+    training = device_point("assyllm_paper", config, wide, Residency())
+    states = 64 * SMALL.tokens * config["hidden_size"] * SMALL.bytes_per_weight
+    kept = 12 + 3  # inputs of the layers behind the first adapter, and of the three adapters
+    assert training.peak["activations"] >= (kept - 1) * states
+    assert training.total > scoring.total
+    assert training.flops == scoring.flops  # its time is scoring's
+    assert device_point("assyllm", config, wide, Residency()) == scoring
+
+
+def test_tables_of_an_equal_step_are_taken_over() -> None:
+    fleet = PARAMS.fleet
+    rows = [
+        {"method": "ft_oracle", "peak_gb": str(peak), "memory_gb": "8", "participates": "1", "model": "llama"}
+        for peak in (7.4, 7.6)
+    ]
+    found = taken_over("ft_practical", rows, fleet)
+    assert [row["participates"] for row in found] == [1, 0]  # 0.5 GB are the system's
+    assert {row["method"] for row in found} == {"ft_practical"}
+    assert [row["participates"] for row in taken_over("lora_all", rows, fleet)] == [1, 1]
 
 
 def test_nf4_layer_computes_what_bitsandbytes_does() -> None:

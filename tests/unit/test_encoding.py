@@ -176,7 +176,7 @@ def test_encoder_likelihood_masks_the_choice() -> None:
     assert float(got[0, 0]) == pytest.approx(expected, abs=1e-4)
 
 
-def test_acc_norm_divides_by_the_choices_bytes() -> None:
+def test_acc_norm_divides_by_the_choices_characters() -> None:
     tool, made = tokenizer("llama"), model("llama")
     raw = option_likelihoods(made, tool, UNEVEN, 64).numpy()
     chosen = zero_shot(made, tool, UNEVEN, 64)

@@ -18,7 +18,7 @@ from assyllm.comparator.cka import HsicTerms
 from assyllm.federated.cohort import device_memory, partitioned, sample
 from assyllm.federated.context import Settings
 from assyllm.federated.messages import CandidateSums, ScoreReply, ScoreTask, Vote
-from assyllm.federated.rounds import Rounds
+from assyllm.federated.rounds import Rounds, reported
 from assyllm.federated.server import Tally, decide, server_step
 from assyllm.federated.state import State
 from assyllm.federated.task import open_task
@@ -189,7 +189,7 @@ def test_every_probing_rule_assembles(scored, rule, kind) -> None:
     changes = {"selection": {"rule": rule, "max_blocks": 3, "rounds_per_block": 1}, "adapter": {"kind": kind}}
     run = rounds(scored, method="assyllm", **changes)
     state = run.run()
-    best = max(state.finished, key=lambda c: c.compatibility)
+    best = reported(state, run.settings.rule)
     assert len(best.blocks) == 3
     models = {block.split(":")[0] for block in best.blocks}
     if rule == "probe_one_model":
@@ -258,7 +258,7 @@ def test_every_rule_assembles(scored, rule) -> None:
     state = rounds(scored, selection={"rule": rule, "max_blocks": 3}, head={"rounds": 1, "scope": "all_blocks"}).run()
     assert state.finished
     if rule == "paper":  # the trap: the literal rule rebuilds original models
-        best = max(state.finished, key=lambda c: c.compatibility)
+        best = max(state.finished, key=lambda c: c.worth())
         assert len({block.split(":")[0] for block in best.blocks}) == 1
 
 

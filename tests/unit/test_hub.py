@@ -1,20 +1,19 @@
-"""Fetching from the hub, proved on a small server that speaks the hub's protocol on this machine."""
+"""`compare` fetches with the hub's own client, in a process of its own, as it reads its variables once."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import shutil
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from tiny.hub import Fault, Hub, Repository
+
 COMMIT = "c" * 40
-FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 SCRIPT = """
 import sys
 from huggingface_hub import constants
@@ -29,91 +28,20 @@ except ArtifactError as error:
 """
 
 
-class Hub(ThreadingHTTPServer):
-    """One public model, ``someone/tiny`` at :data:`COMMIT`; ``torn`` cuts the first answer of its weights."""
-
-    daemon_threads = True
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.folder, self.torn, self.served = folder, 0, []
-
-
-class Handler(BaseHTTPRequestHandler):
-    """The three requests that ``snapshot_download`` makes."""
-
-    protocol_version = "HTTP/1.1"
-    server: Hub
-
-    def log_message(self, *args) -> None:
-        """Quiet."""
-
-    def do_HEAD(self) -> None:
-        """A file's size, hash and commit."""
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        """The model's file list, or a file."""
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
-        path = self.path.split("?")[0]
-        if path.startswith("/api/models/someone/tiny"):
-            if COMMIT not in path:
-                return self.send(404, b'{"error":"Revision Not Found"}', {"X-Error-Code": "RevisionNotFound"})
-            names = sorted([*FILES, "pytorch_model.bin", "code.py"])
-            if "/tree/" in path:
-                sizes = {n: (self.server.folder / n).stat().st_size if n in FILES else 1 for n in names}
-                listed = [{"type": "file", "path": n, "oid": "0" * 40, "size": sizes[n]} for n in names]
-                return self.send(200, json.dumps(listed).encode(), {"Content-Type": "application/json"})
-            info = {"id": "someone/tiny", "sha": COMMIT, "siblings": [{"rfilename": n} for n in names]}
-            return self.send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
-        name = path.rsplit("/", 1)[-1]
-        file = self.server.folder / name
-        if name not in FILES or not path.startswith(f"/someone/tiny/resolve/{COMMIT}/"):
-            return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
-        content = file.read_bytes()
-        headers = {
-            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
-            "X-Repo-Commit": COMMIT,
-            "Accept-Ranges": "bytes",
-        }
-        if not body:
-            return self.send(200, content, headers, body=False)
-        asked = self.headers.get("Range", "")
-        start = int(asked.removeprefix("bytes=").split("-")[0]) if asked.startswith("bytes=") else 0
-        self.server.served.append((name, start))
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        if name == "model.safetensors" and self.server.torn:
-            self.server.torn -= 1
-            return self.send(200, content, headers, cut=len(content) // 2)
-        return self.send(206 if start else 200, content[start:], headers)
-
-    def send(self, status: int, content: bytes, headers: dict, body: bool = True, cut: int | None = None) -> None:
-        self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content[:cut])
-        if cut is not None:
-            self.wfile.flush()
-            self.close_connection = True
-
-
 @pytest.fixture
-def hub(tiny_folder):
-    server = Hub(tiny_folder / "zoo" / "opt")
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+def hub(tiny_folder, tmp_path):
+    folder = tmp_path / "served"
+    shutil.copytree(tiny_folder / "zoo" / "opt", folder, ignore=shutil.ignore_patterns("manifest.json", "card.json"))
+    for name in ("pytorch_model.bin", "code.py"):
+        (folder / name).write_text("1")
+    server = Hub({"someone/tiny": Repository(folder, COMMIT)})
     yield server
-    server.shutdown()
-    server.server_close()
+    server.close()
 
 
 def fetch(hub: Hub | None, home: Path, revision: str = COMMIT, **variables: str) -> str:
     """Run ``fetch`` in its own process, as the hub's client reads its variables once; its last line."""
-    address = f"http://127.0.0.1:{hub.server_port}" if hub else "http://127.0.0.1:9"
+    address = hub.address if hub else "http://127.0.0.1:9"
     environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"} | variables
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, revision], capture_output=True, text=True, env=environment, timeout=120
@@ -122,23 +50,29 @@ def fetch(hub: Hub | None, home: Path, revision: str = COMMIT, **variables: str)
     return done.stdout.strip().splitlines()[-1]
 
 
+def served(hub: Hub) -> list[tuple[str, int]]:
+    """Files that were sent, and from which byte on."""
+    sent = [s for s in hub.served if s.method == "GET" and "/resolve/" in s.path]
+    return [(s.path.rsplit("/", 1)[-1], int(s.range.removeprefix("bytes=").split("-")[0] or 0)) for s in sent]
+
+
 def test_a_pinned_revision_is_fetched_once_and_then_found_offline(hub, tmp_path):
     first = fetch(hub, tmp_path)
     assert first.startswith("model ")
-    assert {name for name, _ in hub.served} == set(FILES)  # neither pickles nor code
-    served = len(hub.served)
+    assert {name for name, _ in served(hub)} == set(FILES)  # neither pickles nor code
+    sent = len(served(hub))
     assert fetch(hub, tmp_path) == first
-    assert len(hub.served) == served
+    assert len(served(hub)) == sent
     assert fetch(None, tmp_path, HF_HUB_OFFLINE="1") == first
 
 
 def test_a_torn_fetch_is_taken_up_where_it_broke(hub, tmp_path):
-    hub.torn = 1
+    hub.faults = [Fault("cut", times=1, file="model.safetensors")]
     said = fetch(hub, tmp_path)
     if said.startswith("error"):  # the client gave up: the same command again
         said = fetch(hub, tmp_path)
     assert said.startswith("model ")
-    starts = [start for name, start in hub.served if name == "model.safetensors"]
+    starts = [start for name, start in served(hub) if name == "model.safetensors"]
     assert starts[0] == 0 < starts[-1]
 
 

@@ -95,6 +95,59 @@ def test_a_wrong_field_is_one_line_with_file_and_row(folder: Path, task: str, fi
     assert field in message
 
 
+OWN = [
+    {"question": "which is red ?", "choices": ["rust", "grass"], "answer": 0},
+    {"question": "why ?", "context": "a  text", "choices": list("abcde"), "answer": 4, "id": "mine-1", "topic": "whys"},
+]
+
+
+def test_a_task_of_ones_own_has_two_to_five_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ASSYLLM_DATA", raising=False)
+    (tmp_path / "mine").mkdir()
+    text = "".join(json.dumps(row) + "\n" for row in OWN)
+    for split in ("train", "validation", "test"):
+        (tmp_path / "mine" / f"{split}.jsonl").write_text(text)
+    splits = sources.load("mine", "local", tmp_path)
+    assert set(splits) == {"train", "validation", "test"}
+    first, second = splits["train"]
+    assert (len(first.choices), first.topic) == (2, "red")
+    assert (second.id, second.context, len(second.choices), second.answer) == ("mine-1", "a text", 5, 4)
+    (tmp_path / "mine" / "test.jsonl").unlink()
+    assert set(sources.load("mine", "local", tmp_path)) == {"train", "validation"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"choices": ["a"]}, "1 choices, expected 2 to 5"),
+        ({"choices": list("abcdef")}, "6 choices, expected 2 to 5"),
+        ({"choices": "ab"}, "choices must be a list of texts"),
+        ({"answer": 2}, "answer 2 is not one of its choices"),
+        ({"answer": "a"}, "answer must be a whole number"),
+        ({"question": " "}, "question must be a text"),
+    ],
+)
+def test_a_wrong_row_of_ones_own_task_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict, words: str
+) -> None:
+    monkeypatch.delenv("ASSYLLM_DATA", raising=False)
+    (tmp_path / "mine").mkdir()
+    rows = [OWN[0], OWN[0] | change]
+    for split in ("train", "validation"):
+        (tmp_path / "mine" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ArtifactError, match=rf"mine.train\.jsonl, row 2: .*{words}"):
+        sources.load("mine", "local", tmp_path)
+
+
+def test_the_hub_and_the_world_have_only_published_tasks() -> None:
+    raw = P.read_yaml(Path(__file__).parents[2] / "params.yaml")["tasks"]
+    for names, words in ((["piqq"], "did you mean 'piqa'"), (["mine"], "others need source: local")):
+        changed = raw | {"names": names, "max_tokens": {names[0]: 8}, "train_items": {names[0]: None}}
+        with pytest.raises(P.ParamsError, match=words):
+            P.validate(P.Tasks, changed)
+        P.validate(P.Tasks, changed | {"source": "local"})
+
+
 def test_broken_json_names_the_row(folder: Path) -> None:
     path = folder / "piqa" / "train.jsonl"
     path.write_text(path.read_text() + "{not json\n")

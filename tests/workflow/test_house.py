@@ -23,6 +23,7 @@ FLOORS = (
     ("params", "results", "artifacts", "seeding", "checkpoint"),
     ("tasks",),
     ("zoo",),
+    ("hub",),
     ("blocks",),
     ("quantizer", "swapper"),
     ("comparator",),
@@ -30,11 +31,11 @@ FLOORS = (
     ("evaluate",),
     ("assembly",),
     ("federated", "baselines"),
-    ("cost",),
+    ("cost", "features"),
     ("claims", "precision", "collect"),
-    ("figures",),
+    ("figures", "readme"),
     ("stages", "bench"),
-    ("study", "cli", "__main__"),
+    ("needs", "study", "cli", "__main__"),
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 LIGHT = (
@@ -47,6 +48,8 @@ LIGHT = (
     "collect",
     "evaluate",
     "figures",
+    "needs",
+    "readme",
     "study",
     "cli",
 )
@@ -150,7 +153,7 @@ def test_rules_stages_and_verbs_have_the_same_names() -> None:
     assert stages <= verbs
     for rule in rules:
         assert f'"assyllm {rule} ' in text
-        assert f'"logs/{rule}/' in text or f'"logs/{rule}{{full}}/' in text
+        assert f'"logs/{rule}/' in text or f'"logs/{rule}{{study}}/' in text
 
 
 def test_params_schema_is_in_step() -> None:
@@ -162,12 +165,9 @@ def test_params_schema_is_in_step() -> None:
 def test_params_files_are_valid_and_explained(path: Path) -> None:
     P.load(path)
     if path.parent == ROOT:
-        bare = [line for line in path.read_text().splitlines() if re.match(r"^  \w+: \S", line) and "#" not in line]
-        unexplained = [
-            line
-            for line in bare
-            if not re.match(r"^  (base|opt|alpha|int[348]|fp16|mixed_|layerwise|paper_rule|nf4)", line)
-        ]
+        # named settings hold keys that are explained where they stand
+        text = re.sub(r"^settings:.*?(?=^\w)", "", path.read_text(), flags=re.M | re.S)
+        unexplained = [line for line in text.splitlines() if re.match(r"^  \w+: \S", line) and "#" not in line]
         assert not unexplained, f"lines without a comment: {unexplained}"
 
 
@@ -197,8 +197,8 @@ def test_readme_names_only_what_is_there() -> None:
     named = set(re.findall(r"[`(]((?:src|tests|workflow|presets|profiles|figures|data|benchmarks)/[\w./-]*)[`)]", text))
     named |= set(re.findall(r"[`(]([A-Z][A-Za-z]+\.(?:md|cff))[`)]", text))
     folders = ["zoo", "pool", "quantized", "tasks", "partition", "cost", "scores", "runs", "checkpoints", "external"]
-    folders += ["tuning", "results/full"]
-    made = {*(f"data/{name}" for name in folders), "figures/full"}
+    folders += ["tuning", "results/full", "results/ablations"]
+    made = {*(f"data/{name}" for name in folders), "figures/full", "figures/ablations"}
     missing = [n for n in sorted(named) if not (ROOT / n).exists() and n.rstrip("/") not in made]
     assert not missing
 

@@ -47,6 +47,7 @@ def changed(tmp_path: Path, dotted: str, value: object) -> Path:
         ("zoo.models.opt.hedas", 6, "zoo.models.opt.hedas: unknown key, did you mean 'heads'?"),
         ("zoo.models.vicuna.continued_from", "lama", "zoo.models.vicuna.continued_from: 'lama' is not"),
         ("zoo.models.llama.source", "local", "zoo.models.llama.path: needed when its source is local"),
+        ("fleet.memory_gb", {0: 0.5, 8: 0.5}, "fleet.memory_gb.0.[key]: Input should be greater than or equal to 1"),
         ("fleet.memory_gb", {64: 0.5}, "fleet.memory_gb: the shares sum to 0.5, not 1"),
         (
             "settings.opt",

@@ -25,15 +25,30 @@ def planned(folder: Path, *arguments: str) -> set[str]:
     return {p[0] for p in pairs if len(p) == 2 and p[1].isdigit()} - {"total", "all", "results", "pool", "figures"}
 
 
-@pytest.mark.parametrize("folder", PRESETS, ids=lambda p: p.name)
-@pytest.mark.parametrize("target", ["all", "full", "pool", "results", "tuning"])
-def test_every_target_of_every_preset_plans(folder: Path, target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("folder", "target"),
+    [
+        *((ROOT, target) for target in ("all", "full", "pool", "results", "tuning")),
+        *((folder, "all") for folder in PRESETS[1:]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_every_target_and_every_preset_plans(folder: Path, target: str, tmp_path: Path) -> None:
     shutil.copy(folder / "params.yaml", tmp_path / "params.yaml")
     jobs = planned(tmp_path, target)
     last = {"all": "figure", "full": "figure", "pool": "quantize", "results": "collect", "tuning": "tune"}[target]
     assert last in jobs
     assert "download" in jobs
     assert ("federate" in jobs) == (target not in ("pool", "tuning"))
+
+
+def test_ablations_share_what_they_do_not_touch(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
+    output = snakemake(tmp_path, "--cores", "2", "-n", "ablations")
+    made = {word for line in output.splitlines() if line.strip().startswith("output:") for word in line.split()}
+    assert "data/runs/alpha_0.1/assyllm/zoo0_seed0" in {word.rstrip(",") for word in made}
+    assert not any("data/zoo/" in word and "data/zoo/base" not in word for word in made)  # no setting trains a zoo
+    assert "figures/ablations/non_iid.png," in made
 
 
 def test_default_study_has_few_torch_jobs(tmp_path: Path) -> None:
@@ -67,7 +82,7 @@ def test_study_makes_tables_and_figures(study: Path) -> None:
         "assembled_models",
         "algorithm_baselines",
         "fleet",
-        "claims",
+        "compatibility_heatmaps",
     ):
         assert made[f"figures/{name}.png"].startswith(b"\x89PNG")
         assert made[f"figures/{name}.pdf"].startswith(b"%PDF")
@@ -105,7 +120,7 @@ def test_changes_rerun_what_depends_on_them(study: Path, tmp_path: Path) -> None
     raw = tiny_params()
     raw["partition"]["alpha"] = 0.5
     write_params(folder, raw)
-    again = {"partition", "score", "federate", "precision", "baseline", "swap", "collect", "figure"}
+    again = {"partition", "score", "federate", "precision", "baseline", "swap", "features", "collect", "figure"}
     assert planned(folder) == again
     write_params(folder, tiny_params())
     assert planned(folder) == set()

@@ -5,9 +5,11 @@ from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import ExecMode
 
 from assyllm.artifacts import ArtifactError
-from assyllm.params import ASSEMBLING, BASELINES, SHARES, TUNED
-from assyllm.results import FIGURE_TABLES, TABLES
-from assyllm.study import Plan, code_sha, hold, job_environment, kept
+from assyllm.cost.same_step import SAME_STEP
+from assyllm.figures import about, topic
+from assyllm.params import ASSEMBLING, BASELINES, SHARES, STUDIES, TUNED
+from assyllm.results import FIGURE_READS, FIGURE_TABLES, TABLES
+from assyllm.study import Plan, code_sha, figure_code, hold, job_environment, kept
 
 try:
     PLAN = Plan(Path("params.yaml"))
@@ -34,8 +36,8 @@ wildcard_constraints:
     zoo=r"\d+",
     seed=r"\d+",
     shard=r"\d+",
-    size="default|full",
-    full="(/full)?",
+    size="|".join(STUDIES),
+    study="(/({}))?".format("|".join(sorted({*STUDIES} - {"default"}))),
     name=r"\w+",
 
 
@@ -92,10 +94,31 @@ def sensitivity_folder(wildcards):
     return f"data/sensitivity/{variant}/zoo{wildcards.zoo}" if needed else []
 
 
+def products(size):
+    """All that a study other than the default one comes to, if params.yaml has it."""
+    if getattr(PLAN.params.study, size) is None:
+        return []
+    return [
+        *(run.folder for run in PLAN.runs(size)),
+        f"data/results/{size}/metrics.csv",
+        *(f"figures/{size}/{name}.png" for name in PLAN.figures(size)),
+    ]
+
+
+def size_of(wildcards):
+    """The study whose tables these are: the default one lies at the top, the others in folders of their names."""
+    return Path(wildcards.study).name or "default"
+
+
 def run_folders(wildcards):
-    """Every run of the study's size."""
-    size = "full" if wildcards.full else "default"
-    return [run.folder for run in PLAN.runs(size)]
+    """Every run of the study."""
+    return [run.folder for run in PLAN.runs(size_of(wildcards))]
+
+
+def same_step(wildcards):
+    """The cost table of the method whose device step this one's is, if any."""
+    other = SAME_STEP.get(wildcards.method)
+    return f"data/cost/{wildcards.variant}/{other}.csv" if other else []
 
 
 def shared_run(wildcards):
@@ -110,7 +133,7 @@ def shared_run(wildcards):
 
 def precision_tables(wildcards):
     """Accuracy without a re-fit, a table for each seed and zoo."""
-    return PLAN.precision_tables("full" if wildcards.full else "default")
+    return PLAN.precision_tables(size_of(wildcards))
 
 
 def precision_pools(wildcards):
@@ -129,8 +152,8 @@ def precision_options(wildcards, input):
 
 def cost_tables(wildcards):
     """One cost table per method of the study."""
-    size = "full" if wildcards.full else "default"
-    return sorted({f"data/cost/base/{run.method}.csv" for run in PLAN.runs(size)})
+    methods = {run.method for run in PLAN.runs(size_of(wildcards))}
+    return sorted(f"data/cost/base/{method}.csv" for method in methods)
 
 
 def curve_tables(wildcards):
@@ -165,7 +188,7 @@ def member_folders(variant_of):
 
 def walked(wildcards):
     """The run whose search the swapper's ablation follows, its pool and its scores."""
-    run = PLAN.walked("full" if wildcards.full else "default")
+    run = PLAN.walked(size_of(wildcards))
     shards = range(PLAN.params.federated.shards)
     return {
         "pool": f"data/quantized/base/zoo{run.zoo}",

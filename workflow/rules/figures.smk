@@ -3,30 +3,42 @@
 include: "common.smk"
 
 
+report: "../report/workflow.rst"
+
+
 rule figures:
     input:
-        [f"figures/{name}.png" for name in PLAN.figures()],
+        [f"figures/{name}.png" for name in PLAN.figures("default")],
 
 
 rule figure:
     input:
-        expand("data/results{{full}}/{table}.csv", table=TABLES),
-        lambda w: (
-            f"data/results{w.full}/{w.name}.csv" if w.name in FIGURE_TABLES else []
-        ),
+        expand("data/results{{study}}/{table}.csv", table=TABLES),
+        lambda w: [
+            f"data/results{w.study}/{table}.csv"
+            for table in FIGURE_READS.get(w.name, ())
+        ],
     output:
-        multiext("figures{full}/{name}", ".png", ".pdf", ".csv"),
+        report(
+            "figures{study}/{name}.png",
+            caption="../report/figure.rst",
+            category=lambda w: topic(w.name),
+            labels={"figure": "{name}"},
+        ),
+        "figures{study}/{name}.pdf",
+        "figures{study}/{name}.csv",
     log:
-        "logs/figure{full}/{name}.log",
+        "logs/figure{study}/{name}.log",
     benchmark:
-        "logs/figure{full}/{name}.tsv"
+        "logs/figure{study}/{name}.tsv"
     conda:
         "../../environment.yml"
     resources:
         mem_mb=1000,
     params:
         sections=sections("figure"),
-        code=lambda w: code_sha("figure", f"figures/{w.name}.py"),
+        code=lambda w: code_sha("figure", *figure_code(w.name)),
+        about=lambda w: about(w.name),
         results=lambda w, input: str(Path(input[0]).parent),
         out=lambda w, output: str(Path(output[0]).parent),
     shell:

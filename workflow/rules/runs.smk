@@ -36,6 +36,8 @@ rule partition:
 
 
 rule cost:
+    input:
+        same_step=same_step,
     output:
         table="data/cost/{variant}/{method}.csv",
         curves="data/cost/{variant}/{method}.curves.csv",
@@ -50,9 +52,12 @@ rule cost:
     params:
         sections=sections("cost"),
         code=code_sha("cost"),
+        same_step=lambda w, input: (
+            f"--same-step {input.same_step}" if input.same_step else ""
+        ),
     shell:
         "assyllm cost --params {params.sections:q} --code {params.code} --method {wildcards.method}"
-        " --out {output.table} --curves {output.curves} &> {log}"
+        " {params.same_step} --out {output.table} --curves {output.curves} &> {log}"
 
 
 rule score:
@@ -178,12 +183,12 @@ rule swap:
     input:
         unpack(walked),
     output:
-        "data/results{full}/swap_timeline.csv",
-        "data/results{full}/swap_ablation.csv",
+        "data/results{study}/swap_timeline.csv",
+        "data/results{study}/swap_ablation.csv",
     log:
-        "logs/swap{full}/swap.log",
+        "logs/swap{study}/swap.log",
     benchmark:
-        "logs/swap{full}/swap.tsv"
+        "logs/swap{study}/swap.tsv"
     conda:
         "../../environment.yml"
     threads: workflow.cores  # it takes one, but what runs beside it would show in its times
@@ -199,6 +204,31 @@ rule swap:
     shell:
         "assyllm swap --params {params.sections:q} --code {params.code} --pool {input.pool}"
         " --walked {input.walked} {params.scores} --out {params.out} &> {log}"
+
+
+rule features:
+    input:
+        pool=lambda w: walked(w)["pool"],
+        tasks="data/tasks/base",
+        walked=lambda w: walked(w)["walked"],
+    output:
+        "data/results{study}/feature_differences.csv",
+        "data/results{study}/compatibility_heatmaps.csv",
+    log:
+        "logs/features{study}/features.log",
+    benchmark:
+        "logs/features{study}/features.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=2000,
+    params:
+        sections=sections("features"),
+        code=code_sha("features"),
+        out=lambda w, output: str(Path(output[0]).parent),
+    shell:
+        "assyllm features --params {params.sections:q} --code {params.code} --pool {input.pool}"
+        " --tasks {input.tasks} --walked {input.walked} --out {params.out} &> {log}"
 
 
 rule tune:
@@ -236,11 +266,11 @@ rule collect:
         precision=precision_tables,
         curves=curve_tables,
     output:
-        expand("data/results{{full}}/{table}.csv", table=TABLES),
+        expand("data/results{{study}}/{table}.csv", table=TABLES),
     log:
-        "logs/collect{full}/collect.log",
+        "logs/collect{study}/collect.log",
     benchmark:
-        "logs/collect{full}/collect.tsv"
+        "logs/collect{study}/collect.tsv"
     conda:
         "../../environment.yml"
     resources:
@@ -248,7 +278,7 @@ rule collect:
     params:
         sections=sections("collect"),
         code=code_sha("collect"),
-        size=lambda w: "full" if w.full else "default",
+        size=size_of,
         runs=lambda w, input: " ".join(f"--run {folder}" for folder in input.runs),
         cost=lambda w, input: " ".join(f"--cost {table}" for table in input.cost),
         precision=lambda w, input: " ".join(

@@ -18,7 +18,11 @@ Ended = Literal["open", "terminating", "depth", "exhausted"]
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Block ids in order, and the compatibility of each block after the first with what came before it."""
+    """Block ids in order, and the score of each block with what came before it.
+
+    Scores are compatibilities of the joins (none for a root), or under a rule that probes each block's gain in
+    log evidence.
+    """
 
     blocks: tuple[str, ...]
     scores: tuple[float, ...] = ()
@@ -29,10 +33,13 @@ class Chain:
         """The chain's name."""
         return "+".join(self.blocks)
 
-    @property
-    def compatibility(self) -> float:
-        """Mean compatibility of its joins; 0 for a root."""
-        return sum(self.scores) / len(self.scores) if self.scores else 0.0
+    def worth(self, adding: bool = False) -> float:
+        """What the chain is ranked by: its scores' mean, 0 for a root; their sum if they add up (gains do).
+
+        A mean of gains would prefer the chain that stopped before its last, smaller gain.
+        """
+        total = sum(self.scores)
+        return total if adding else total / max(1, len(self.scores))
 
     def then(self, block: str, score: float, ended: Ended) -> Chain:
         """The chain with one more block."""
@@ -93,6 +100,6 @@ def grow(
     return ranked(still)[:beam], finished
 
 
-def ranked(chains: Sequence[Chain]) -> list[Chain]:
-    """Chains by compatibility, best first, ties by id."""
-    return sorted(chains, key=lambda chain: (-round(chain.compatibility, by.DECIMALS), chain.id))
+def ranked(chains: Sequence[Chain], adding: bool = False) -> list[Chain]:
+    """Chains by their worth, best first, ties by id."""
+    return sorted(chains, key=lambda chain: (-round(chain.worth(adding), by.DECIMALS), chain.id))

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from assyllm.artifacts import ArtifactError, read_json, sha256_file, verify_folder, write_json
@@ -30,7 +31,8 @@ from assyllm.blocks.segment import segments
 from assyllm.blocks.split import empty_block, head_of, split
 from assyllm.params import Blocks
 from assyllm.zoo.cards import read_card
-from assyllm.zoo.load import load_tokenizer
+from assyllm.zoo.load import load_config, load_model, load_tokenizer
+from assyllm.zoo.weights import Give, Source, header, named, write
 
 HEAD = "head.safetensors"
 MODEL_FILES = (
@@ -76,49 +78,72 @@ class ModelInfo:
     bytes: int  # of its language-model head, which no chain carries
 
 
-def write_model(out: Path, name: str, family: str, model: nn.Module, folder: Path, blocks: Blocks) -> dict:
+def write_model(out: Path, name: str, family: str, folder: Path, blocks: Blocks) -> dict:
     """Split one zoo member into block files under ``out``; returns its part of ``pool.json``.
 
+    The model is never held whole: its modules are on the meta device, and weights go from file to file one by one,
+    as they are stored.
+
     Args:
-        model: transformers' language model, loaded from ``folder``.
         folder: the zoo member's folder; its config, tokenizer and card are copied.
+
+    Raises:
+        ArtifactError: files missing or damaged, or a model of another family.
     """
-    config = model.config
-    total = int(config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+    spec = family_of(family)
+    config = load_config(folder)
+    if config.model_type != family:
+        raise ArtifactError(f"zoo.models.{name}.family: {family}, but {folder} holds a {config.model_type}")
+    model: Any = spec.build(config)
+    model.tie_weights()
+    source = Source(folder, model, lambda: load_model(folder))
+    total = int(config.num_hidden_layers)
     rows = []
     for block in split(model, name, family, segments(total, blocks)):
         file = f"blocks/{name}_{block.layers[0]}-{block.layers[1]}.safetensors"
-        rows.append(write_block(out, file, block.tensors()) | {"layers": list(block.layers)})
+        rows.append(_write(out, file, named(block), source) | {"layers": list(block.layers)})
     own = out / "models" / name
     own.mkdir(parents=True, exist_ok=True)
     for file in MODEL_FILES:
         if (folder / file).is_file():
             shutil.copyfile(folder / file, own / file)
-    tied = _save_head(own / HEAD, model, family)
+    head, tied = _head(model, family)
+    written = _write(out, f"models/{name}/{HEAD}", head, source)
     card = read_card(folder)
     return {
         "family": family,
         "stands_for": card.stands_for,
         "licence": card.licence,
         "revision": card.revision or "",
-        "width": int(config.hidden_size),  # type: ignore[union-attr, arg-type]
+        "width": int(config.hidden_size),
         "layers": total,
-        "head_bytes": sum(t.nbytes for t in load_file(own / HEAD).values()),
+        "head_bytes": written["bytes"],
         "tied": tied,
         "blocks": rows,
     }
 
 
-def write_block(out: Path, file: str, tensors: dict[str, Tensor], bits: int | None = None) -> dict[str, Any]:
+def _write(out: Path, file: str, tensors: dict[str, Tensor], source: Source) -> dict[str, Any]:
+    """Copy tensors of a model on the meta device from its files into one; see :func:`write_block`."""
+    kinds = {name: source.kind(tensor) for name, tensor in tensors.items()}
+    write(out / file, kinds, lambda name: source.read(tensors[name]))
+    return _row(file, kinds)
+
+
+def write_block(out: Path, file: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Write one block's tensors; returns file, bytes, parameters and bits a weight for ``pool.json``."""
-    (out / file).parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, out / file)
-    stored = max((t.element_size() * 8 for t in tensors.values()), default=0)
+    kinds = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    write(out / file, kinds, tensors.__getitem__)
+    return _row(file, kinds)
+
+
+def _row(file: str, kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> dict[str, Any]:
+    counts = {name: int(torch.Size(shape).numel()) for name, (_, shape) in kinds.items()}
     return {
         "file": file,
-        "bytes": sum(t.nbytes for t in tensors.values()),
-        "parameters": sum(t.numel() for t in tensors.values()),
-        "bits": bits if bits is not None else stored,
+        "bytes": sum(counts[name] * dtype.itemsize for name, (dtype, _) in kinds.items()),
+        "parameters": sum(counts.values()),
+        "bits": max((dtype.itemsize * 8 for dtype, _ in kinds.values()), default=0),
     }
 
 
@@ -127,26 +152,21 @@ def write_pool(out: Path, models: dict[str, dict]) -> None:
     write_json(out / "pool.json", {"models": models, "order": list(models)})
 
 
-def _save_head(path: Path, model: nn.Module, family: str) -> dict[str, str]:
-    """Save the head's own tensors; returns head tensors that are the start block's (tied) by name."""
+def _head(model: nn.Module, family: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The head's own tensors by name, and those that are the start block's (tied): their names there."""
     spec = family_of(family)
     trunk = find(model, spec.trunk)
     assert trunk is not None
     parts = {part: find(trunk, part) for part in spec.embeddings}
     tables = {
-        parameter.data_ptr(): f"embed.{part}.{name}"
+        id(parameter): f"embed.{part}.{name}"
         for part, module in parts.items()
         if module is not None
         for name, parameter in module.named_parameters()
     }
-    own, tied = {}, {}
-    for name, tensor in head_of(model, family).state_dict().items():
-        if tensor.data_ptr() in tables:
-            tied[name] = tables[tensor.data_ptr()]
-        else:
-            own[name] = tensor.detach().clone()
-    save_file(own, path)
-    return tied
+    head = named(head_of(model, family))
+    own = {name: tensor for name, tensor in head.items() if id(tensor) not in tables}
+    return own, {name: tables[id(tensor)] for name, tensor in head.items() if id(tensor) in tables}
 
 
 class Lender(Protocol):
@@ -254,6 +274,11 @@ class Pool:
         """A block's tensors as they lie on disk."""
         return load_file(self.folder / self.info(block).file)
 
+    def reads(self, block: str) -> Give:
+        """What reads a block's tensors, by name, one at a time, as they lie on disk."""
+        kept = header(self.folder / self.info(block).file)
+        return lambda name: kept[name].read()
+
     def block(self, block: str) -> Block:
         """The block, ready to compute in float32; loaded at the first call and kept.
 
@@ -296,11 +321,11 @@ class Pool:
         if self.lender is not None:
             self.lender.expect(blocks)
 
-    def empty(self, block: str, tensors: dict[str, Tensor]) -> Block:
-        """The block without weights (on the meta device), laid out for ``tensors`` as they are stored."""
+    def empty(self, block: str, tensors: dict[str, Tensor] | None = None) -> Block:
+        """The block without weights (on the meta device), laid out for ``tensors`` as they are stored, if given."""
         info = self.info(block)
         made = empty_block(info.model, info.family, info.layers, self.config(info.model))
-        if self._prepare is not None:
+        if self._prepare is not None and tensors is not None:
             self._prepare(made, info, tensors)
         return made
 

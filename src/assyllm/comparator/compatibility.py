@@ -42,7 +42,7 @@ RULES: dict[str, Rule] = {
     "paper_other_model": Rule(same_model=False),
     "cka_only": Rule(cka_weight=1.0),
     "cor_only": Rule(cka_weight=0.0),
-    "random": Rule(random=True),
+    "random": Rule(same_model=False, random=True),
     "probe": Rule(natural=True, probe=True),
     "probe_random": Rule(natural=True, probe=True, random=True),
     "probe_one_model": Rule(natural=True, probe=True, one_model=True),

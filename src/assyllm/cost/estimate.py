@@ -8,7 +8,7 @@ from typing import Any
 from assyllm.artifacts import ArtifactError
 from assyllm.cost.devices import device, devices
 from assyllm.cost.participation import OPTIMIZERS
-from assyllm.cost.point import GB, measure_point
+from assyllm.cost.point import GB, device_point
 from assyllm.cost.selection import Residency
 from assyllm.cost.shapes import config_of
 from assyllm.cost.step import Reading
@@ -32,7 +32,7 @@ def estimate(
     if config["model_type"] != "llama" and positions and tokens > positions:
         raise ArtifactError(f"length: {tokens} tokens are more than the {positions} positions of {model}")
     reading = Reading(batch, tokens, OPTIMIZERS[optimizer])
-    point = measure_point(method, config, reading, Residency(resident_layers, 2, bits))
+    point = device_point(method, config, reading, Residency(resident_layers, 2, bits))
     row = point.row(wanted[0])
     shared = {key: value for key, value in row.items() if key not in ("device", "step_s", "step_j")}
     return {

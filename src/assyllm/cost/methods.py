@@ -40,6 +40,7 @@ from assyllm.cost.step import (
     questions,
     shapes_only,
 )
+from assyllm.cost.tuning import adapter_step
 from assyllm.params import ASSEMBLING, FedAdapterTuning
 from assyllm.zoo.forward import Packed
 
@@ -162,7 +163,8 @@ STEPS: dict[str, Callable[[str, dict[str, Any], Reading, str], Step]] = {
 WHOLE = ("zero_shot", "one_model_head", "choices_only")  # forward passes of one model, its layers brought in in turn
 STREAMED = (*ASSEMBLING, *WHOLE)
 FORWARD = (*STREAMED, "fwdllm")  # no optimizer state
-METHODS = (*STEPS, *STREAMED)
+TUNING = "adapter_tuning"  # what devices of `assyllm_paper` do after blocks are chosen
+METHODS = (*STEPS, *STREAMED, TUNING)
 
 
 def step_of(
@@ -181,6 +183,8 @@ def step_of(
         if method in WHOLE:  # not from the quantized pool
             kept = Residency(kept.layers, kept.resident, 8 * reading.bytes_per_weight)
         return scoring_step(config, reading, kept, device)
+    if method == TUNING:
+        return adapter_step(config, reading, residency or Residency(), device)
     if method not in STEPS:
         raise ArtifactError(f"no cost model for method {method!r}; known: {', '.join(METHODS)}")
     return STEPS[method](method, config, reading, device)

@@ -7,21 +7,15 @@ from typing import Any
 
 from assyllm.cost.devices import device
 from assyllm.cost.methods import FORWARD, STREAMED, WHOLE
-from assyllm.cost.point import GB, NOTHING, Point, measure_point
+from assyllm.cost.point import GB, NOTHING, Point, device_point
+from assyllm.cost.same_step import SAME_STEP, participates
 from assyllm.cost.selection import Residency
 from assyllm.cost.shapes import config_of
 from assyllm.cost.step import Reading
-from assyllm.params import ASSEMBLING, Cost, Fleet, Quantize, Zoo
+from assyllm.params import Cost, Fleet, Quantize, Zoo
 
 MODEL = "llama-7b"  # the shape of the curves
 OPTIMIZERS = {"sgd": "plain_sgd", "adamw": "adamw"}
-# every class takes part, whatever the peak: the bounds without a memory limit
-UNBOUNDED = ("ft_oracle", "lora_all")
-SAME_STEP = {  # other clients take part, or other blocks are walked
-    "ft_practical": "ft_oracle",
-    "lora_all": "lora",
-    **{method: "assyllm_paper" for method in ASSEMBLING if method != "assyllm_paper"},
-}
 LENGTHS, BATCHES, RESIDENT, BITS = (128, 256, 512), (1, 4, 8, 16), (1, 2, 4), (16, 8, 4)
 
 
@@ -38,9 +32,9 @@ def residency_of(cost: Cost, quantize: Quantize) -> Residency:
 def participation(method: str, zoo: Zoo, fleet: Fleet, cost: Cost, quantize: Quantize) -> list[dict[str, Any]]:
     """One row per zoo member and memory class, largest class first.
 
-    A class participates if the method's peak at the shape that the member stands for, plus the system's
-    reserve, fits. ``ft_oracle`` and ``lora_all`` are bounds without a memory limit, so every class participates. A
-    method that assembles blocks of several members needs the largest member's memory: its row ``pool``.
+    A class participates if the method's peak at the shape that the member stands for, plus the system's reserve, fits
+    (:func:`participates`). A method that assembles blocks of several members needs the largest member's memory: its
+    row ``pool``.
     """
     shapes = {name: member.stands_for for name, member in zoo.models.items()}
     points: dict[str, Point] = {}
@@ -48,15 +42,12 @@ def participation(method: str, zoo: Zoo, fleet: Fleet, cost: Cost, quantize: Qua
     for name, shape in shapes.items():
         key = repr(config_of(shape))  # Vicuna's shape is Llama's
         if key not in measured:
-            measured[key] = measure_point(
-                method, config_of(shape), reading_of(cost), residency_of(cost, quantize), deep=False
-            )
+            measured[key] = device_point(method, config_of(shape), reading_of(cost), residency_of(cost, quantize))
         points[name] = measured[key]
     points["pool"] = max(points.values(), key=lambda point: point.total)
     rows = []
     for name, point in points.items():
         for memory_gb in sorted(fleet.memory_gb, reverse=True):
-            fits = point.total / GB + fleet.reserve_gb <= memory_gb
             rows.append(
                 {
                     "method": method,
@@ -69,7 +60,7 @@ def participation(method: str, zoo: Zoo, fleet: Fleet, cost: Cost, quantize: Qua
                     "optimizer": cost.optimizer,
                     "pool_bits": quantize.mean_bits,
                     **point.row(device(cost.device)),
-                    "participates": int(fits or method in UNBOUNDED),
+                    "participates": participates(method, point.total / GB, memory_gb, fleet),
                     "source": "modelled",
                 }
             )
@@ -116,7 +107,7 @@ def curves(method: str, fleet: Fleet, cost: Cost, quantize: Quantize) -> list[di
     for what, reading, residency in _readings(method, cost, quantize):
         key = (reading, residency)
         if key not in done:
-            done[key] = measure_point(method, config_of(MODEL), reading, residency, deep=False)
+            done[key] = device_point(method, config_of(MODEL), reading, residency)
         fitting = [m for m in fleet.memory_gb if done[key].total / GB + fleet.reserve_gb <= m]
         rows.append(
             {

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from assyllm.cost.devices import Device, compute_seconds, step_seconds
-from assyllm.cost.methods import STREAMED, step_of
+from assyllm.cost.methods import STREAMED, TUNING, step_of
 from assyllm.cost.selection import Residency
 from assyllm.cost.step import Reading, fakes, measure
 from assyllm.cost.trace import CATEGORIES, Operation
+from assyllm.cost.tuning import LAYERS_A_JOIN
 from assyllm.params import FedAdapterTuning
 
 GB = 1e9
@@ -62,6 +63,21 @@ class Point:
 NOTHING = Point(dict.fromkeys(CATEGORIES, 0.0), 0.0, Counter())
 
 
+def device_point(method: str, config: dict[str, Any], reading: Reading, residency: Residency) -> Point:
+    """What a method asks of a device: a step of it, and the memory of the step that needs most.
+
+    ``assyllm_paper`` scores blocks, and then trains adapters (:mod:`tuning`); its step is scoring. In training one
+    layer is in memory at a time, counted at 16 bit whatever the pool's: an upper bound.
+    """
+    point = measure_point(method, config, reading, residency, deep=False)
+    if method != "assyllm_paper":
+        return point
+    training = measure_point(TUNING, config, reading, replace(residency, bits=16), deep=False)
+    if point.total >= training.total:
+        return point
+    return replace(point, peak=training.peak, workspace=training.workspace)
+
+
 def measure_point(
     method: str, config: dict[str, Any], reading: Reading, residency: Residency | None = None, deep: bool = True
 ) -> Point:
@@ -77,13 +93,18 @@ def measure_point(
     shallow, grown = SHALLOW, 1
     if method == "fedadapter":  # one layer of four runs forward only
         shallow = grown = round(1 / (1 - FedAdapterTuning.MAX_DEPTH))
+    elif method == TUNING:
+        shallow, grown = 2 * LAYERS_A_JOIN, LAYERS_A_JOIN
     elif method in STREAMED:  # every part that is in memory, and one more
         grown = (residency or Residency()).layers
         shallow = grown * ((residency or Residency()).resident + 1)
     if deep or shallow + grown >= layers or (layers - shallow) % grown:
         return _at(method, config, reading, residency)
     low, high = (_at(method, config | {"num_hidden_layers": n}, reading, residency) for n in (shallow, shallow + grown))
-    return _extrapolate(low, high, (layers - shallow) / grown)
+    deep_one = _extrapolate(low, high, (layers - shallow) / grown)
+    if min(deep_one.peak.values()) < 0:  # the two peaked in different places, so there is no line through them
+        return _at(method, config, reading, residency)
+    return deep_one
 
 
 def _at(method: str, config: dict[str, Any], reading: Reading, residency: Residency | None) -> Point:

@@ -47,7 +47,7 @@ class Assembled:
 
 @dataclass
 class Outcome:
-    """What a task's run came to: all models, best compatibility first, and the rounds' rows."""
+    """What a task's run came to: all models, best first, and the rounds' rows."""
 
     data: TaskData
     state: State
@@ -55,7 +55,7 @@ class Outcome:
 
     @property
     def reported(self) -> Assembled:
-        """The model of highest compatibility."""
+        """The model of highest worth (:meth:`Chain.worth`)."""
         return self.models[0]
 
 
@@ -84,7 +84,7 @@ def outcome(pool: Pool, data: TaskData, settings: Settings, state: State) -> Out
             chosen=head(features["test"], test.choice_mask).argmax(-1).numpy(),
             size_bytes=size_bytes(pool, chain, state),
         )
-    return Outcome(data, state, [made[chain.id] for chain in search.ranked(state.finished)])
+    return Outcome(data, state, [made[chain.id] for chain in search.ranked(state.finished, settings.rule.probe)])
 
 
 def size_bytes(pool: Pool, chain: Chain, state: State) -> int:
@@ -119,7 +119,7 @@ def assemble(
     head = {"kind": "ridge", "scope": chosen.scope, "ridge": best.ridge, "sketch_dims": chosen.sketch_dims}
     recipe = recipe_of(
         pool, best.chain.blocks, adapters, data.task, data.max_tokens, head,
-        round(best.chain.compatibility, 4), params_sha, provenance,
+        round(best.chain.worth(settings.rule.probe), 4), params_sha, provenance,
     )  # fmt: skip
     blocks = [pool.resident(block) for block in best.chain.blocks]
     models = {pool.info(block).model for block in best.chain.blocks}
@@ -163,7 +163,7 @@ def write_run(
         predictions += _predictions(found, common)
         for place, model in enumerate(found.models):
             row = {key: value for key, value in common.items() if key != "world"}
-            models.append(row | _model_row(pool, model) | {"reported": int(place == 0)})
+            models.append(row | _model_row(pool, model, settings.rule.probe) | {"reported": int(place == 0)})
         timings += [
             {"run_id": run_id, "what": f"{task}/round/{i}", "value": seconds, "unit": "s"}
             for i, seconds in enumerate(state.seconds, start=1)
@@ -231,7 +231,7 @@ def _metrics(found: Outcome, common: dict[str, Any]) -> list[Metric]:
     return rows
 
 
-def _model_row(pool: Pool, model: Assembled) -> dict[str, Any]:
+def _model_row(pool: Pool, model: Assembled, adding: bool) -> dict[str, Any]:
     chain = model.chain
     return {
         "model": chain.id,
@@ -239,7 +239,7 @@ def _model_row(pool: Pool, model: Assembled) -> dict[str, Any]:
         "n_blocks": len(chain.blocks),
         "families": " ".join(sorted({pool.info(block).family for block in chain.blocks})),
         "size_bytes": model.size_bytes,
-        "compatibility": chain.compatibility,
+        "compatibility": chain.worth(adding),
         "ended": chain.ended,
         "accuracy_test": model.test,
         "accuracy_dev": model.dev,

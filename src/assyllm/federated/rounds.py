@@ -23,6 +23,7 @@ from assyllm.assembly.head import HeadSums, accuracy, fit_on_dev
 from assyllm.assembly.search import Chain
 from assyllm.assembly.walk import edges
 from assyllm.blocks.pool import Pool
+from assyllm.comparator.compatibility import Rule
 from assyllm.federated import probing, tuning, voting
 from assyllm.federated.cohort import partitioned
 from assyllm.federated.context import Context, Settings
@@ -61,7 +62,7 @@ class Rounds(Context):
         if state.phase == "head":
             return self._head(state)
         if state.phase == "tune":
-            return tuning.tune(self, state, reported(state).blocks)
+            return tuning.tune(self, state, reported(state, self.settings.rule).blocks)
         if self.settings.rule.probe:
             return probing.select(self, probing.start(state) if state.phase == "native" else state)
         return voting.native(self, state) if state.phase == "native" else voting.select(self, state)
@@ -87,7 +88,7 @@ class Rounds(Context):
         for name, total in totals.items():
             heads[name] = heads[name] + total if name in heads else total
         state.heads = heads
-        best = reported(state)
+        best = reported(state, self.settings.rule)
         up = heads[best.id].bytes if best.id in heads else 0
         own = [state.joined[name] for name in edges(best.blocks)]
         down = ID * len(best.blocks) + sum(a.sent_bytes for a in own if a is not None)
@@ -114,9 +115,10 @@ class Rounds(Context):
         return {"loss": sums.loss(head), "dev": on_dev, "test": on_test}
 
 
-def reported(state: State) -> Chain:
-    """The model that a run reports: the finished one of highest score, ties by id.
+def reported(state: State, rule: Rule) -> Chain:
+    """The model that a run reports: the finished one of highest worth, ties by id.
 
-    The score is compatibility (no labels) or what the blocks explain of the clients' labels, after the rule.
+    After the rule that is the mean compatibility of its joins (no labels), or how much more probable all its blocks
+    make the clients' labels.
     """
-    return search.ranked(state.finished)[0]
+    return search.ranked(state.finished, adding=rule.probe)[0]

@@ -1,0 +1,32 @@
+"""One module a figure: ``data`` reads the tables, ``draw`` draws. Here: what the report says of each."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+TOPICS = {
+    "1 What was found": ("claims", "algorithm_baselines", "system_baselines", "controls", "non_iid"),
+    "2 The problem": (
+        "memory_wall", "existing_methods", "participation", "system_methods", "memory_breakdown", "fleet",
+    ),
+    "3 The method": (
+        "workflow", "architecture", "feature_differences", "compatibility_heatmaps", "assembled_models",
+        "comparator_ablation", "adapter_gain", "ablations",
+    ),
+    "4 Cost": (
+        "peak_memory", "resource_cost", "quantizer", "model_sizes", "swap_timeline", "swap_ablation",
+    ),
+}  # fmt: skip
+
+
+def topic(name: str) -> str:
+    """The report's heading over a figure."""
+    return next((topic for topic, names in TOPICS.items() if name in names), "5 Others")
+
+
+def about(name: str) -> str:
+    """What a figure shows: the first line of its module, which is not imported."""
+    path = Path(__file__).parent / f"{name}.py"
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    return (text or name).splitlines()[0]

@@ -1,6 +1,8 @@
-"""Accuracy against the algorithm-level baselines, and the curves over rounds (paper figure 15, table 4)."""
+"""Accuracy, its course over modelled time, and speed against algorithm-level baselines (paper figure 15, table 4)."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,78 +17,123 @@ SHOWN = (
     "majority", "zero_shot", "ft_practical", "ft_oracle", "lora", "qlora", "fedadapter", "fwdllm", "assyllm_paper",
     "assyllm",
 )  # fmt: skip
+COLUMNS = ["what", "task", "world", "method", "round", "hours", "hours_source", "value", "low", "high", "source"]
 
 
 def data(tables: Tables) -> pd.DataFrame:
-    """Final accuracies with intervals, the paper's beside them, and mean test curves over rounds (percent)."""
-    rows = accuracy_rows(tables)
-    return rows[rows["method"].isin(SHOWN)].reset_index(drop=True)
+    """Final accuracies with intervals, test curves over rounds and hours (percent), speed-ups, the paper's beside."""
+    return rows_of(tables, SHOWN)
 
 
-def accuracy_rows(tables: Tables) -> pd.DataFrame:
-    """The same of every method."""
+def rows_of(tables: Tables, shown: Sequence[str]) -> pd.DataFrame:
+    """The same of any methods: rows ``final``, ``curve`` and ``speedup``."""
+    rows = pd.concat([final_rows(tables), curve_rows(tables), speedup_rows(tables)], ignore_index=True)
+    return rows[rows["method"].isin(shown)].reset_index(drop=True)
+
+
+def final_rows(tables: Tables) -> pd.DataFrame:
+    """Final test accuracy of every method and task in percent, and the paper's."""
     final = tables.accuracy[(tables.accuracy["split"] == "test") & (tables.accuracy["main"] == 1)]
     rows = [
         {
-            "what": "final", "task": r.task, "world": r.world, "method": r.method, "round": "",
-            "value": 100 * r.mean, "low": 100 * r.low, "high": 100 * r.high, "source": "measured",
+            "what": "final", "task": r.task, "world": r.world, "method": r.method, "round": "", "hours": "",
+            "hours_source": "", "value": 100 * r.mean, "low": 100 * r.low, "high": 100 * r.high, "source": "measured",
         }
         for r in final.itertuples()
     ]  # fmt: skip
-    for r in tables.paper_accuracy().itertuples():
-        rows.append(
-            {"what": "final", "task": r.task, "world": "", "method": r.method, "round": "",
-             "value": float(r.value), "low": float(r.value), "high": float(r.value), "source": "paper"}
-        )  # fmt: skip
+    rows += [_paper("final", r.task, r.method, float(r.value)) for r in tables.paper_accuracy().itertuples()]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def curve_rows(tables: Tables) -> pd.DataFrame:
+    """Mean test accuracy over rounds; hours are the method's hours shared out evenly over its rounds (modelled)."""
     m = tables.metrics
     curves = m[(m["metric"] == "accuracy") & (m["split"] == "test") & (m["round"] != "") & (m["setting"] == "")].assign(
         round=lambda d: d["round"].astype(int)
     )
+    a_round = {(r.method, r.task): r.hours / r.rounds for r in tables.resources.itertuples() if r.rounds}
+    rows = []
     for (task, world, method, number), group in curves.groupby(["task", "world", "method", "round"]):
         value = 100 * group["value"]
+        hours = a_round.get((method, task))
         rows.append(
             {"what": "curve", "task": task, "world": world, "method": method, "round": number,
+             "hours": "" if hours is None else hours * number, "hours_source": "" if hours is None else "modelled",
              "value": value.mean(), "low": value.min(), "high": value.max(), "source": "measured"}
         )  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def speedup_rows(tables: Tables) -> pd.DataFrame:
+    """Time of FT-practical over each method's, each to its own accuracy (modelled), and the paper's."""
+    paper = tables.paper[tables.paper["metric"] == "speedup"]
+    rows = [
+        {"what": "speedup", "task": r.task, "world": "", "method": r.method, "round": r.rounds, "hours": r.hours,
+         "hours_source": "modelled", "value": float(r.speedup), "low": float(r.speedup), "high": float(r.speedup),
+         "source": "modelled"}
+        for r in tables.resources.itertuples() if str(r.speedup) not in ("", "nan")
+    ]  # fmt: skip
+    rows += [
+        _paper("speedup", r.dataset, {"assyllm": "assyllm_paper"}.get(r.method, r.method), float(r.value))
+        for r in paper.itertuples()
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _paper(what: str, task: str, method: str, value: float) -> dict:
+    return dict.fromkeys(COLUMNS, "") | {
+        "what": what, "task": task, "method": method, "value": value, "low": value, "high": value, "source": "paper",
+    }  # fmt: skip
 
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
-    """Top: bars of the final accuracy. Bottom: test accuracy over rounds, range over seeds shaded."""
-    measured = df[(df["what"] == "final") & (df["source"] == "measured")]
-    tasks = [task for task in style.TASKS if task in set(measured["task"])]
-    methods = [method for method in style.METHODS if method in set(measured["method"])]
-    figure, axes = plt.subplots(
-        2, len(tasks), figsize=(look.width_inches, look.width_inches * 0.62), layout="constrained",
-        squeeze=False, sharey="row",
+    """Columns are tasks. Top: final accuracy. Middle: accuracy over hours. Bottom: speed-up over FT-practical."""
+    return panels(
+        df, look, "Top: final test accuracy, 95 % interval. Middle: its course over modelled time, range over seeds; "
+        "each method's time is spread evenly over its rounds. Bottom: FT-practical's time over the method's, each to "
+        "its own accuracy. Markers in bars are the lines'. Stars: the paper (7B models, real tasks).",
     )  # fmt: skip
-    paper = df[df["source"] == "paper"]
-    for ax, below, task in zip(axes[0], axes[1], tasks, strict=True):
-        for x, method in enumerate(methods):
-            for row in measured[(measured["task"] == task) & (measured["method"] == method)].itertuples():
-                error = np.array([[row.value - row.low], [row.high - row.value]])
-                ax.bar(x, row.value, 0.7, color=style.colour(method), yerr=error, capsize=2,
-                       label=style.label(method))  # fmt: skip
-            for value in paper[(paper["task"] == task) & (paper["method"] == method)]["value"]:
-                ax.scatter(x, value, **style.PAPER)
-        ax.set_xticks([])
-        world = measured[measured["task"] == task]["world"].iloc[0]
-        ax.set_title(style.task_label(task, world))
-        style.percent_axis(ax, 0, 105)
-        curves = df[(df["what"] == "curve") & (df["task"] == task)]
-        for method in methods:
-            mine = curves[curves["method"] == method].sort_values("round")
-            if mine.empty:
-                continue
-            rounds = mine["round"].astype(int)
-            below.plot(rounds, mine["value"], color=style.colour(method), label=style.label(method))
-            below.fill_between(rounds, mine["low"], mine["high"], color=style.colour(method), alpha=0.2, lw=0)
-        below.set_xlabel("round")
-        style.percent_axis(below, 0, 105)
-    axes[0][0].set_ylabel("test accuracy, final")
+
+
+def panels(df: pd.DataFrame, look: Figures, text: str) -> Figure:
+    """The three rows of panels for any methods."""
+    final, curve = df[df["what"] == "final"], df[(df["what"] == "curve") & (df["hours"].astype(str) != "")]
+    measured = final[final["source"] == "measured"]
+    tasks = style.tasks(measured["task"])
+    methods = [method for method in style.METHODS if method in set(measured["method"])]
+    speed = df[df["what"] == "speedup"]
+    fast = [m for m in methods if m in set(speed[speed["source"] == "modelled"]["method"])]
+    heights = [0.155 * len(methods) + 0.15, 1.35, 0.155 * len(fast) + 0.15]
+    figure, axes = plt.subplots(
+        3, len(tasks), figsize=(look.width_inches, sum(heights) + 1.5), layout="constrained", squeeze=False,
+        sharey="row", height_ratios=heights,
+    )  # fmt: skip
+    for place, task in enumerate(tasks):
+        top, middle, bottom = axes[:, place]
+        style.bars(top, methods, final[final["task"] == task])
+        style.method_axis(top, methods)
+        style.percent_axis(top, 0, 100, along="x")
+        top.set_title(style.task_label(task, measured[measured["task"] == task]["world"].iloc[0]))
+        top.set_xlabel("test accuracy, final")
+        style.lines(middle, methods, curve[curve["task"] == task], "hours")
+        style.log_axis(middle)
+        middle.set_xlabel("hours on a device (modelled)")
+        mine = speed[speed["task"] == task]
+        low = float(mine["value"].min()) / 2 if len(mine) else 0.1
+        style.log_axis(bottom, unit=" x")
+        style.bars(bottom, fast, mine, start=low)
+        bottom.axvline(1, color="black", lw=0.8)
+        bottom.set_xlim(low, None)
+        style.method_axis(bottom, fast)
+        bottom.set_xlabel("speed-up over FT-practical")
+    shown = curve[curve["task"].isin(tasks)]
+    style.percent_axis(axes[1][0], *_span(shown))
     axes[1][0].set_ylabel("test accuracy")
-    handles, names = axes[0][0].get_legend_handles_labels()
-    unique = dict(zip(names, handles, strict=True))
-    figure.legend(unique.values(), unique.keys(), loc="outside upper center", ncols=3, frameon=False)
-    style.caption(figure, df, "Final test accuracy (95 % interval) and its course over the federated rounds.")
+    style.caption(figure, df, text)
     return figure
+
+
+def _span(rows: pd.DataFrame) -> tuple[float, float]:
+    if rows.empty:
+        return 0.0, 100.0
+    return float(np.floor(rows["low"].min() / 10) * 10), 100.0

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
 SHOWN = ("assyllm_paper", "assyllm")  # controls have a figure of their own
-MARKERS = {2: "v", 3: "o", 4: "s", 5: "D", 6: "P", 7: "X", 8: "*"}
+MARKERS = {2: "v", 3: "o", 4: "s", 5: "D", 6: "P", 7: "X", 8: "h"}
 
 
 def data(tables: Tables) -> pd.DataFrame:
@@ -43,7 +43,7 @@ def data(tables: Tables) -> pd.DataFrame:
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """One panel a task: size against accuracy, shape by number of blocks, the reported model ringed."""
     models = df[df["model"] != ""]
-    tasks = [task for task in style.TASKS if task in set(models["task"])]
+    tasks = style.tasks(models["task"])
     figure, axes = plt.subplots(
         1, len(tasks), figsize=(look.width_inches, look.width_inches * 0.42), layout="constrained",
         squeeze=False, sharey=True,
@@ -51,24 +51,26 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     for ax, task in zip(axes[0], tasks, strict=True):
         mine = models[models["task"] == task]
         for (method, n_blocks), group in sorted(mine.groupby(["method", "n_blocks"])):
-            ax.scatter(group["size_mb"].astype(float), group["accuracy"], s=22, alpha=0.75,
-                       marker=MARKERS.get(int(n_blocks), "."), color=style.colour(method), edgecolor="white", lw=0.4,
-                       label=f"{int(n_blocks)} blocks, {style.label(method)}")  # fmt: skip
+            ax.scatter(group["size_mb"].astype(float), group["accuracy"], s=24, alpha=0.75,
+                       marker=MARKERS.get(int(n_blocks), "."), color=style.colour(method), edgecolor="white",
+                       lw=0.3)  # fmt: skip
         best = mine[mine["reported"].astype(int) == 1]
         ax.scatter(best["size_mb"].astype(float), best["accuracy"], s=90, facecolor="none", edgecolor="black",
                    lw=1.2, label="reported model, one a seed")  # fmt: skip
         for row in df[(df["model"] == "") & (df["task"] == task)].itertuples():
             ax.axhline(row.accuracy, color=style.colour(row.method), ls="--", lw=1, label=style.label(row.method))
         ax.set_title(style.task_label(task, mine["world"].iloc[0]))
-        ax.set_xlabel("size [MB]")
+        ax.set_xlabel("size, MB")
         style.percent_axis(ax, 0, 105)
     axes[0][0].set_ylabel("test accuracy")
-    entries: dict[str, Artist] = {}
-    for ax in axes[0]:
-        for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
-            entries.setdefault(name, handle)
-    names = sorted(entries, key=lambda n: (not n[0].isdigit(), n))
-    figure.legend([entries[n] for n in names], names, loc="outside upper center", ncols=3, frameon=False)
+    handles, names = axes[0][0].get_legend_handles_labels()
+    for method in SHOWN:
+        handles.append(Line2D([], [], ls="", marker="o", color=style.colour(method)))
+        names.append(style.label(method))
+    for n_blocks in sorted(set(models["n_blocks"].astype(int))):
+        handles.append(Line2D([], [], ls="", marker=MARKERS.get(n_blocks, "."), color="#444444", ms=5))
+        names.append(f"{n_blocks} blocks")
+    figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False)
     counts = models[models["method"] == SHOWN[0]].groupby(["task", "seed"]).size()
     text = "All models assembled by the search"
     if len(counts):

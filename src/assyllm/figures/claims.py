@@ -9,71 +9,81 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from assyllm.claims.shown import all_claims
+from assyllm.claims.table import COLUMNS as CLAIMS
+from assyllm.claims.table import METHODS
 from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
-# column -> characters in a line, heading
+# heading -> characters in a line
 COLUMNS = {
-    "claim": (36, "claim"),
-    "paper_value": (7, "paper"),
-    "our_value": (7, "ours"),
-    "unit": (8, "unit"),
-    "source": (9, "source"),
-    "verdict": (15, "verdict"),
-    "why": (40, "on what, and why they differ"),
-}
+    "claim": 50, "paper": 7, "unit": 8, "the paper's method": 22, "assyllm (ours)": 22, "source": 9,
+}  # fmt: skip
 COLOURS = {
-    "reproduced": "#CDE8DC",
+    "reproduced": "#A6DBC0",
     "reproduced in direction": "#FFF3C9",
-    "not reproduced": "#F8D5C2",
-    "not yet measured": "#EEEEEE",
+    "not reproduced": "#F3B79B",
+    "not yet measured": "#FFFFFF",
 }
+SHORT = {"reproduced in direction": "in direction", "not reproduced": "not", "not yet measured": "not run"}
 
 
 def data(tables: Tables) -> pd.DataFrame:
-    """The claims table as collected."""
-    return tables.claims
+    """The claims as collected, with the swapper's, which are wall times."""
+    return pd.DataFrame(all_claims(tables.folder), columns=list(CLAIMS))
 
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
-    """One row a claim: the paper's value, ours, where it comes from, the verdict in colour, and why."""
-    cells = [
-        ["\n".join(textwrap.wrap(_cell(row[c]), width)) for c, (width, _) in COLUMNS.items()]
-        for _, row in df.iterrows()
-    ]
-    lines = [max(cell.count("\n") + 1 for cell in row) for row in cells]
-    heights = [1.6, *[n + 0.6 for n in lines]]
-    figure, ax = plt.subplots(figsize=(look.width_inches * 1.3, 0.125 * sum(heights)), layout="constrained")
+    """One row a claim: the paper's value, then ours with the verdict, in colour and words, by method."""
+    rows, colours = [], []
+    for claim, group in df.groupby("claim", sort=False):
+        by_method = {("assyllm" if r.method == METHODS[1] else "paper"): r for r in group.itertuples()}
+        first = group.iloc[0]
+        sources = [s for s in dict.fromkeys(group["source"]) if s]
+        rows.append(
+            [textwrap.shorten(claim, 64), _number(first["paper_value"]), first["unit"],
+             *(_judged(by_method.get(who)) for who in ("paper", "assyllm")), ", ".join(sources)]
+        )  # fmt: skip
+        colours.append([COLOURS[by_method[w].verdict] if w in by_method else "white" for w in ("paper", "assyllm")])
+    figure, ax = plt.subplots(figsize=(look.width_inches * 1.1, 0.165 * (len(rows) + 1)), layout="constrained")
     ax.axis("off")
-    total = sum(width for width, _ in COLUMNS.values()) + 2 * len(COLUMNS)
+    total = sum(COLUMNS.values())
     table = ax.table(
-        cellText=cells,
-        colLabels=[heading for _, heading in COLUMNS.values()],
-        colWidths=[(width + 2) / total for width, _ in COLUMNS.values()],
-        cellLoc="left",
-        bbox=Bbox.from_bounds(0, 0, 1, 1),
-    )
+        cellText=rows, colLabels=list(COLUMNS), colWidths=[width / total for width in COLUMNS.values()],
+        cellLoc="left", bbox=Bbox.from_bounds(0, 0, 1, 1),
+    )  # fmt: skip
     table.auto_set_font_size(False)
     table.set_fontsize(7)
-    verdict_column = list(COLUMNS).index("verdict")
+    judged = list(COLUMNS).index("the paper's method")
     for (i, j), cell in table.get_celld().items():
-        cell.set_height(heights[i] / sum(heights))
-        cell.set_linewidth(0.4)
-        cell.PAD = 0.04
+        cell.set_linewidth(0.3)
+        cell.PAD = 0.03
         if i == 0:
             cell.set_text_props(weight="bold")
-        elif j == verdict_column:
-            cell.set_facecolor(COLOURS[df["verdict"].iloc[i - 1]])
+        elif j in (judged, judged + 1):
+            cell.set_facecolor(colours[i - 1][j - judged])
     style.caption(
-        figure, df, "Headline claims of the paper, judged for the method as the paper describes it, then for ours."
-    )
+        figure, df, "Headline claims of the paper: the paper's value, and ours with a verdict, for the method (or "
+        "baseline, or component) as the paper describes it and for ours. Reproduced: within a quarter of the paper's "
+        "value or beyond it (sizes: within 5 %); in direction: of the same sign, its interval beyond zero. Reasons, "
+        "scales and commands are in claims.csv.",
+    )  # fmt: skip
     return figure
 
 
-def _cell(value: object) -> str:
-    """Numbers with three digits; they come as text where a column also has empty cells."""
+def _judged(row: object) -> str:
+    if row is None:
+        return ""
+    verdict = str(SHORT.get(row.verdict, row.verdict))  # type: ignore[attr-defined]
+    value = _number(row.our_value)  # type: ignore[attr-defined]
+    return f"{value}  {verdict}" if value else verdict
+
+
+def _number(value: object) -> str:
+    """Three digits; "" where there is none."""
     try:
-        return f"{float(value):.3g}"  # type: ignore[arg-type]
+        number = float(value)  # type: ignore[arg-type]
+        return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"
     except (TypeError, ValueError):
-        return str(value)
+        return ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -34,7 +36,7 @@ def data(tables: Tables) -> pd.DataFrame:
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """One panel a task: a pair of bars a method, seen facts full, unseen ones hatched."""
-    tasks = [task for task in style.TASKS if task in set(df["task"])]
+    tasks = style.tasks(df["task"])
     methods = [method for method in SHOWN if method in set(df["method"])]
     splits = [split for split in (*SPLITS, "test") if split in set(df["split"])]
     figure, axes = plt.subplots(
@@ -59,9 +61,9 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         style.percent_axis(ax, 0, 105)
         ax.set_title(style.task_label(task, df[df["task"] == task]["world"].iloc[0]))
         ax.set_ylabel("test accuracy")
-    axes[-1][0].set_xticks(range(len(methods)), [style.label(m).replace(" ", "\n") for m in methods])
+    axes[-1][0].set_xticks(range(len(methods)), [textwrap.fill(style.label(m), 10) for m in methods])
     text = "Controls and competitors. "
     if "test_unseen" in splits:
         text += "Full bars: questions whose facts are in the clients' training data; hatched: in nobody's. "
-    style.caption(figure, df, f"{text}Bars: 95 % interval over seeds and questions.")
+    style.caption(figure, df, f"{text}Lines: 95 % interval over seeds and questions.")
     return figure

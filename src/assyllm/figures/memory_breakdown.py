@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from assyllm.cost.same_step import SAME_STEP
 from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
@@ -14,7 +15,6 @@ CATEGORIES = {
     "parameters": "#0072B2", "activations": "#56B4E9", "gradients": "#E69F00", "optimizer": "#009E73",
     "temporary": "#999999", "workspace": "#333333",
 }  # fmt: skip
-SAME = {"ft_practical": "ft_oracle", "lora_all": "lora"}  # the same step, other clients
 FULL = 45.0  # GB; what the paper's reductions are relative to
 
 
@@ -38,7 +38,7 @@ def data(tables: Tables) -> pd.DataFrame:
     paper = paper_peaks(tables.paper)
     rows = []
     for row in cost.itertuples():
-        if row.method in SAME or row.method in ("majority", "zero_shot", "one_model_head", "choices_only"):
+        if row.method in SAME_STEP or row.method in ("majority", "zero_shot", "one_model_head", "choices_only"):
             continue
         for category in CATEGORIES:
             rows.append(
@@ -58,10 +58,13 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """Stacked bars; a line at the total with AdamW, a star at the paper's value."""
     methods = [m for m in style.METHODS if m in set(df["method"])][::-1]
     figure, ax = plt.subplots(figsize=(look.width_inches, 0.3 * len(methods) + 1.1), layout="constrained")
+    used = set(df[(df["source"] == "modelled") & (df["value"] > 0)]["category"])
     for y, method in enumerate(methods):
         mine = df[df["method"] == method].set_index("category")["value"]
         left = 0.0
         for category, colour in CATEGORIES.items():
+            if category not in used:
+                continue
             ax.barh(y, mine[category], left=left, color=colour, height=0.66, label=category if y == 0 else None)
             left += mine[category]
         if "adamw" in mine:
@@ -69,8 +72,8 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
                     label="total with AdamW" if method == methods[-1] else None)  # fmt: skip
         if "paper" in mine:
             ax.scatter(mine["paper"], y, **{**style.PAPER, "label": "paper" if method == methods[-1] else None})
-        near = [mine[name] for name in ("adamw", "paper") if name in mine and left <= mine[name] < left + 4]
-        ax.text(max([left, *near]) + 0.8, y - 0.02, f"{left:.1f}", va="center", fontsize=7)
+        near = [mine[name] for name in ("adamw", "paper") if name in mine and left <= mine[name] < left + 5]
+        ax.text(max([left, *near]) + 1.5, y - 0.02, f"{left:.1f}", va="center", fontsize=7)
     ax.set_yticks(range(len(methods)), [style.label(m) for m in methods])
     ax.set_xlabel("peak memory of a step, GB")
     ax.grid(axis="y", visible=False)

@@ -39,7 +39,7 @@ def data(tables: Tables) -> pd.DataFrame:
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """A table: models, their size, ours and the paper's, and their blocks."""
-    figure, ax = plt.subplots(figsize=(look.width_inches, 0.28 * (len(df) + 2)), layout="constrained")
+    figure, ax = plt.subplots(figsize=(look.width_inches, 0.24 * (len(df) + 2)), layout="constrained")
     ax.axis("off")
     cells = [
         [
@@ -52,7 +52,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
              str(sum(len(layers.split()) for layers in df["layers"])) + " blocks", ""]  # fmt: skip
     head = ["model", "16 bit, GB", "paper, GB", "mix, GB", "layers", "its blocks at 16 bit, MB"]
     table = ax.table([*cells, total], colLabels=head, loc="center", cellLoc="left", edges="horizontal",
-                     colWidths=[0.14, 0.1, 0.1, 0.1, 0.14, 0.42])  # fmt: skip
+                     colWidths=[0.15, 0.12, 0.12, 0.1, 0.13, 0.38])  # fmt: skip
     table.auto_set_font_size(False)
     table.set_fontsize(look.font_points)
     for (row, _), cell in table.get_celld().items():

@@ -52,7 +52,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     measured = df[df["what"] == "accuracy"]
     methods = [method for method in METHODS if method in set(measured["method"])]
     measured = measured[measured["method"] == methods[0]] if methods else measured
-    tasks = [task for task in style.TASKS if task in set(measured["task"])]
+    tasks = style.tasks(measured["task"])
     panels = 1 + len(tasks)
     figure, axes = plt.subplots(
         1, panels, figsize=(look.width_inches * (0.5 if panels == 1 else 1), look.width_inches * 0.4),
@@ -98,7 +98,7 @@ def _sizes(ax: plt.Axes, df: pd.DataFrame) -> None:
     ax.scatter(paper["bits"], paper["size_gb"], **star)
     for row in uniform.itertuples():
         below = row.precision in ("INT3", "INT8")
-        ax.annotate(row.precision, (row.bits, row.size_gb), xytext=(5, -7) if below else (-5, 2),
+        ax.annotate(row.precision, (row.bits, row.size_gb), xytext=(5, -8) if below else (-7, 4),
                     textcoords="offset points", ha="left" if below else "right", fontsize=7)  # fmt: skip
     ax.set_xlim(0.5, 17)
     ax.set_ylim(0, 46)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 
 from assyllm.figures import style
 from assyllm.figures.tables import Tables
@@ -47,33 +46,28 @@ def data(tables: Tables) -> pd.DataFrame:
 
 def part_floor(mine: pd.DataFrame, what: str) -> float:
     """Where a logarithmic axis starts: below the smallest bar or mark."""
-    return float(mine[mine["what"].isin([what, "oneoff_gb"] if what == "traffic_gb" else [what])]["value"].min()) / 3
+    values = mine[mine["what"].isin([what, "oneoff_gb"] if what == "traffic_gb" else [what])]["value"]
+    return float(values[values > 0].min()) / 3
 
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """Three panels of bars on a logarithmic axis, BoolQ; hollow bars are the one-off download."""
-    mine = df[df["task"] == TASK]
+    mine = df[df["task"] == TASK].assign(low=lambda d: d["value"], high=lambda d: d["value"])
     methods = [m for m in style.METHODS if m in set(mine[mine["source"] == "modelled"]["method"])]
     figure, axes = plt.subplots(
-        1, len(PANELS), figsize=(look.width_inches, look.width_inches * 0.42), layout="constrained"
+        1, len(PANELS), figsize=(look.width_inches, 0.19 * len(methods) + 0.8), layout="constrained", sharey=True
     )
     for ax, (what, title) in zip(axes, PANELS.items(), strict=True):
-        for x, method in enumerate(methods):
-            part = mine[(mine["method"] == method) & (mine["what"] == what)]
-            for value in part[part["source"] == "modelled"]["value"]:
-                ax.bar(x, value, 0.7, color=style.colour(method))
-            if what == "traffic_gb":
-                once = mine[(mine["method"] == method) & (mine["what"] == "oneoff_gb")]["value"]
-                for value in once:
-                    ax.bar(x, value, 0.7, fill=False, edgecolor="black", lw=0.7)
-            for value in part[part["source"] == "paper"]["value"]:
-                ax.scatter(x, value, **{**style.PAPER, "label": None})
-        ax.set_yscale("log")
-        ax.set_ylim(part_floor(mine, what), None)
-        ax.yaxis.set_minor_formatter(NullFormatter())
-        ax.set_title(title)
-        ax.set_xticks(range(len(methods)), [style.label(m) for m in methods], rotation=90)
-        ax.grid(axis="x", visible=False)
+        floor = part_floor(mine, what)
+        style.log_axis(ax)
+        style.bars(ax, methods, mine[(mine["what"] == what) & (mine["value"] > 0)], start=floor)
+        if what == "traffic_gb":
+            for row in mine[(mine["what"] == "oneoff_gb") & mine["method"].isin(methods)].itertuples():
+                ax.barh(methods.index(row.method), row.value - floor, 0.74, left=floor, fill=False, edgecolor="black",
+                        lw=0.7)  # fmt: skip
+        style.method_axis(ax, methods)
+        ax.set_xlim(floor, None)
+        ax.set_xlabel(title)
     style.caption(
         figure, df,
         "BoolQ, one client's place in the cohort, to the method's own best accuracy: rounds measured at tiny "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 
@@ -23,19 +24,19 @@ METHODS = {
     "ft_practical": ("FT-practical", "#56B4E9", "s"),
     "ft_oracle": ("FT-oracle", "#0072B2", "o"),
     "lora": ("LoRA", "#009E73", "^"),
-    "lora_all": ("LoRA, all clients", "#00664B", "^"),
+    "lora_all": ("LoRA, all clients", "#00664B", "8"),
     "qlora": ("QLoRA", "#CC79A7", "P"),
-    "qlora_recomputation": ("QLoRA + recomputation", "#8C3A67", "P"),
+    "qlora_recomputation": ("QLoRA + recomputation", "#8C3A67", "p"),
     "fedadapter": ("FedAdapter", "#E69F00", "<"),
     "fwdllm": ("FwdLLM", "#B8860B", ">"),
     "recomputation": ("Recomputation (streamed)", "#6A51A3", "h"),
-    "swapping": ("Swapping (streamed)", "#9E9AC8", "H"),
-    "one_model_head": ("One model + head", "#666666", "d"),
+    "swapping": ("Swapping (streamed)", "#9E9AC8", "d"),
+    "one_model_head": ("One model + head", "#666666", "."),
     "choices_only": ("Choices only", "#BBBBBB", "x"),
     "untrained_blocks": ("Untrained blocks", "#C7B299", "1"),
     "one_model_blocks": ("One model's blocks", "#8FAADC", "2"),
     "random_blocks": ("Random blocks", "#70AD47", "3"),
-    "assyllm_paper": ("AssyLLM (paper's rule)", "#D55E00", "D"),
+    "assyllm_paper": ("AssyLLM (paper's rule)", "#D55E00", "X"),
     "assyllm": ("AssyLLM (ours)", "#8B1A1A", "D"),
 }
 TASKS = {"boolq": "BoolQ", "piqa": "PIQA", "openbookqa": "OpenBookQA"}
@@ -87,12 +88,19 @@ def task_label(task: str, world: str) -> str:
     return f"{TASKS.get(task, task)}{' (generated)' if world == 'embedded' else ''}"
 
 
+def tasks(found: Iterable[str]) -> list[str]:
+    """The tasks of a table: the paper's in its order, then one's own by name."""
+    there = set(found)
+    return [*(task for task in TASKS if task in there), *sorted(there - set(TASKS))]
+
+
 def caption(figure: Figure, df: pd.DataFrame, text: str, scale: str = "true shapes") -> None:
     """Write under a figure what was run, where its numbers come from, at which scale (``scale`` without a world)."""
     worlds = {"embedded": "generated world, tiny models pre-trained here", "real": "real tasks, small models"}
     scales = [worlds[world] for world in worlds if "world" in df and world in set(df["world"])]
-    sources = ", ".join(s for s in ("measured", "modelled") if s in set(df["source"]))
-    line = f"{text} Scale: {', '.join(scales) or scale}. Source: {sources}."
+    found = {source for column in df.columns if column.endswith("source") for source in df[column]}
+    sources = ", ".join(s for s in ("measured", "modelled") if s in found)
+    line = f"{text} Scale: {', '.join(scales) or scale}. Source: {sources or 'drawn'}."
     width = int(figure.get_figwidth() * 17.5)
     figure.text(0.01, -0.01, textwrap.fill(line, width), ha="left", va="top", fontsize=7)
 
@@ -115,7 +123,62 @@ def save(figure: Figure, df: pd.DataFrame, folder: Path, name: str) -> list[Path
     return [*written, folder / f"{name}.csv"]
 
 
-def percent_axis(ax: Axes, low: float = 0.0, high: float = 100.0) -> None:
-    """Y axis in percent."""
-    ax.set_ylim(low, high)
-    ax.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g %%"))
+def marker(method: str) -> str:
+    """A method's marker."""
+    return METHODS[method][2] if method in METHODS else "."
+
+
+def method_axis(ax: Axes, methods: Sequence[str]) -> None:
+    """Methods from top to bottom along the y axis."""
+    ax.set_yticks(range(len(methods)), [label(m) for m in methods])
+    ax.set_ylim(len(methods) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="y", visible=False)
+
+
+def bars(ax: Axes, methods: Sequence[str], rows: pd.DataFrame, start: float = 0.0) -> None:
+    """Horizontal bars of ``rows`` (method, value, low, high, source) with intervals; the paper's values as stars.
+
+    A bar carries its method's marker, the one that lines have: so bars are the legend of the lines, in grey too.
+
+    Args:
+        start: where the axis begins (above 0 on a logarithmic one).
+    """
+    for row in rows[rows["method"].isin(methods)].itertuples():
+        y = methods.index(row.method)
+        if row.source == "paper":
+            ax.scatter(row.value, y, **{**PAPER, "s": 32, "label": None})
+            continue
+        ax.barh(y, row.value - start, 0.74, left=start, color=colour(row.method))
+        if row.high > row.low:
+            error = [[row.value - row.low], [row.high - row.value]]
+            ax.errorbar(row.value, y, xerr=error, color="black", elinewidth=0.8, capsize=1.5)
+        ax.plot(0.045, y, marker(row.method), color="white", mec="white", ms=3.5, transform=ax.get_yaxis_transform())
+
+
+def lines(ax: Axes, methods: Sequence[str], rows: pd.DataFrame, x: str) -> None:
+    """Curves of ``rows`` (method, value, low, high) over column ``x``, range over seeds shaded, markers sparse."""
+    for method in methods:
+        mine = rows[rows["method"] == method].sort_values(x)
+        if len(mine):
+            at = mine[x].astype(float)
+            ax.fill_between(at, mine["low"], mine["high"], color=colour(method), alpha=0.15, lw=0)
+            ax.plot(at, mine["value"], color=colour(method), marker=marker(method), ms=3.5, lw=1.1,
+                    markevery=max(1, len(mine) // 5), label=label(method))  # fmt: skip
+
+
+def log_axis(ax: Axes, along: Literal["x", "y"] = "x", unit: str = "") -> None:
+    """A logarithmic axis with plain numbers at its decades."""
+    (ax.set_xscale if along == "x" else ax.set_yscale)("log")
+    axis = ax.xaxis if along == "x" else ax.yaxis
+    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}{unit}"))
+    axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+
+
+def percent_axis(ax: Axes, low: float = 0.0, high: float = 100.0, along: Literal["x", "y"] = "y") -> None:
+    """Y (or x) axis in percent."""
+    (ax.set_ylim if along == "y" else ax.set_xlim)(low, high)
+    axis = ax.yaxis if along == "y" else ax.xaxis
+    axis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g %%"))
+    if along == "x":
+        axis.set_major_locator(matplotlib.ticker.MaxNLocator(2))

@@ -18,6 +18,7 @@ LOOKS = {
     "plan_driven": ("#D55E00", "v"),
 }
 PAPER = ("time_saved_by_preload", "time_saved_by_preswap_on_top")
+HATCHES = ("", "//", "", "..", "xx", "")  # told apart in grey, in the policies' order
 POLICIES = {
     "plan": ("plan", "#D55E00"),
     "plan_window": ("plan, window of half the pool", "#E69F00"),
@@ -62,7 +63,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     limit = time[time["pipeline"] == "default"].sort_values("passes")
     left.plot(limit["swaps"].astype(float), limit["limit"], color="black", ls="--", lw=1, label="max(compute, read)")
     left.set_xlabel("layers swapped in")
-    left.set_ylabel("local time [s]")
+    left.set_ylabel("local time, s")
     left.set_ylim(0, 1.6 * time["value"].max())  # room for the legend
     left.legend(frameon=False, loc="upper left")
     reads = reads.assign(budget_share=reads["budget_share"].astype(float))
@@ -70,7 +71,8 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     for i, (policy, (label, colour)) in enumerate(POLICIES.items()):
         mine = reads[reads["policy"] == policy].set_index("budget_share")["value"]
         places = [j + (i - (len(POLICIES) - 1) / 2) * 0.13 for j in range(len(shares))]
-        right.bar(places, [mine.get(share, float("nan")) for share in shares], 0.12, color=colour, label=label)
+        heights = [mine.get(share, float("nan")) for share in shares]
+        right.bar(places, heights, 0.12, color=colour, label=label, hatch=HATCHES[i], edgecolor="white", lw=0)
     right.axhline(1, color="black", lw=0.8, ls="--")
     right.set_xticks(range(len(shares)), [f"{100 * share:g} %" for share in shares])
     right.set_xlabel("budget, share of the pool's bytes")

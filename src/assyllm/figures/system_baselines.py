@@ -1,4 +1,4 @@
-"""Accuracy against the system-level baselines, three tasks, and the curves over rounds (paper figure 16, table 5)."""
+"""Accuracy, its course over time, and time against the system-level baselines (paper figure 16, table 5)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ SHOWN = ("ft_practical", "ft_oracle", "recomputation", "swapping", "qlora_recomp
 
 
 def data(tables: Tables) -> pd.DataFrame:
-    """Final accuracies with intervals, the paper's beside them, and mean test curves over rounds (percent)."""
-    rows = algorithm_baselines.accuracy_rows(tables)
-    return rows[rows["method"].isin(SHOWN)].reset_index(drop=True)
+    """The rows of :mod:`algorithm_baselines` for these methods."""
+    return algorithm_baselines.rows_of(tables, SHOWN)
 
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """As :mod:`algorithm_baselines`."""
-    return algorithm_baselines.draw(df, look)
+    return algorithm_baselines.panels(
+        df, look, "As algorithm_baselines, against methods that save memory by computing or reading more. "
+        "Recomputation and swapping have full fine-tuning's gradients, so its accuracy, later. QLoRA + recomputation "
+        "is not in the paper. Stars: the paper (7B models, real tasks).",
+    )  # fmt: skip

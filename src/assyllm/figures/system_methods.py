@@ -72,7 +72,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
             left.bar(x, row.value, 0.65, color=style.colour(method), yerr=error, capsize=2)
         for value in accuracy[(accuracy["source"] == "paper") & (accuracy["method"] == method)]["value"]:
             left.scatter(x, value, **{**style.PAPER, "label": "paper" if x == 0 else None})
-    left.set_xticks(range(len(shown)), [style.label(m).replace(" (", "\n(") for m in shown])
+    left.set_xticks(range(len(shown)), [style.label(m).split(" (")[0].replace("-", "-\n") for m in shown])
     worlds = [w for w in df["world"].unique() if w]
     left.set_title(f"accuracy, {style.task_label(TASK, worlds[0] if worlds else 'real')}")
     style.percent_axis(left, 0, 105)
@@ -80,7 +80,9 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     for method in METHODS:
         mine = factor[factor["method"] == method]
         places = [BUDGETS.index(int(b)) for b in mine["budget_gb"]]
-        right.plot(places, mine["value"], color=style.colour(method), marker="o", label=style.label(method))
+        right.plot(
+            places, mine["value"], color=style.colour(method), marker=style.marker(method), label=style.label(method)
+        )
     marks = df[(df["what"] == "factor") & (df["source"] == "paper")]
     right.plot([len(BUDGETS) - 1] * len(marks), marks["value"], color="black", lw=0.8)
     right.scatter([len(BUDGETS) - 1] * len(marks), marks["value"], **{**style.PAPER, "label": "paper, range"})

@@ -38,6 +38,11 @@ class Tables:
         return self._read("accuracy")
 
     @cached_property
+    def ablations(self) -> pd.DataFrame:
+        """Accuracy by setting, and its paired difference to the base setting."""
+        return self._read("ablations")
+
+    @cached_property
     def models(self) -> pd.DataFrame:
         """Every assembled model."""
         return self._read("models")
@@ -56,6 +61,16 @@ class Tables:
     def swap_ablation(self) -> pd.DataFrame:
         """Times of the swapper's pipelines, reads of its policies."""
         return self._read("swap_ablation")
+
+    @cached_property
+    def feature_differences(self) -> pd.DataFrame:
+        """Layers of pairs of models in a plane, and their CKA."""
+        return self._read("feature_differences")
+
+    @cached_property
+    def compatibility_heatmaps(self) -> pd.DataFrame:
+        """Scores of finished models, and CKA of some chains' layers with their last block's own model."""
+        return self._read("compatibility_heatmaps")
 
     @cached_property
     def quantizer(self) -> pd.DataFrame:

@@ -24,18 +24,23 @@ from assyllm.quantizer.compensate import compensated
 from assyllm.quantizer.packed import PackedEmbedding, PackedLinear
 from assyllm.quantizer.planes import check_weight, nearest, pack
 from assyllm.quantizer.sizes import matrix_bytes
+from assyllm.zoo.weights import Give
 
 MATRIX = "{}|{}"  # block id and path: a matrix's name in allocation
+TABLE_ROWS = 4096  # of an embedding table that are made float together
 PAPER_SCORES = ("sparsity", "masking", "correlation")
 
 
-def quantize_pool(pool: Path, out: Path, settings: Quantize, sensitivity: Path | None = None) -> None:
-    """Write a quantized copy of a pool.
+def quantize_pool(
+    pool: Path, out: Path, settings: Quantize, sensitivity: Path | None = None, device: str = "cpu"
+) -> None:
+    """Write a quantized copy of a pool, a tensor at a time: never is a block held whole but in its packed form.
 
     Args:
         pool: folder of a pool as :mod:`assyllm.blocks.pool` writes it, not quantized yet.
         out: the new folder, written whole or not at all.
         sensitivity: folder of scores and moments (stage ``sensitivity``), where ``settings`` need them.
+        device: where matrices are rounded and packed.
 
     Raises:
         ArtifactError: bad weights, a budget below the floor, or scores that are not there.
@@ -52,14 +57,13 @@ def quantize_pool(pool: Path, out: Path, settings: Quantize, sensitivity: Path |
             shutil.copytree(pool / "models" / name, folder / "models" / name)
             rows = []
             for old, info in zip(raw["models"][name]["blocks"], source.of_model(name), strict=True):
-                block, mine = source.block(info.id), _stored(sensitivity, info, settings)
+                block, mine = source.empty(info.id), _stored(sensitivity, info, settings)
                 own = {path: widths.get(MATRIX.format(info.id, path)) for path in linears(block)}
-                tensors = quantize_block(block, settings, own, mine)
+                tensors = quantize_block(block, source.reads(info.id), settings, own, mine, device)
                 row = write_block(folder, info.file, tensors)
                 row["bits"] = _bits(row["bytes"], info.parameters, settings)
                 row |= {"parameters": info.parameters, "layers": old["layers"], "group_size": settings.group_size}
                 rows.append(row)
-                source.forget(info.id)
             raw["models"][name]["blocks"] = rows
         write_pool(folder, {name: raw["models"][name] for name in raw["order"]})
 
@@ -82,10 +86,11 @@ def allocation(source: Pool, settings: Quantize, sensitivity: Path) -> dict[str,
     scores: dict[str, dict[str, Tensor]] = {name: {} for name in PAPER_SCORES}
     fixed = weights = 0
     for block_id in source.ids:
-        info, block = source.info(block_id), source.block(block_id)
+        info, block, read = source.info(block_id), source.empty(block_id), source.reads(block_id)
         stored = _stored(sensitivity, info, settings)
         for path, linear in linears(block).items():
-            name, weight = MATRIX.format(block_id, path), check_weight(linear.weight, f"block {block_id}: {path}")
+            name = MATRIX.format(block_id, path)
+            weight = check_weight(read(f"{path}.weight"), f"block {block_id}: {path}")
             if settings.scheme == "paper":
                 for score in PAPER_SCORES:
                     scores[score][name] = _score(stored, score, path, block_id)
@@ -93,9 +98,8 @@ def allocation(source: Pool, settings: Quantize, sensitivity: Path) -> dict[str,
             errors = allocate.rounding_errors(weight, widths, settings.group_size)
             importance = _score(stored, settings.score, path, block_id)
             matrices[name] = allocate.Matrix(importance, errors, linear.in_features)
-        fixed += sum(t.nbytes for t in _rest(block, settings).values())
+        fixed += sum(t.nbytes for t in _rest(block, read, settings).values())
         weights += info.parameters
-        source.forget(block_id)
     budget = int(settings.budget_bits * weights / 8)
     try:
         if settings.scheme == "paper":
@@ -121,18 +125,17 @@ def _score(stored: Mapping[str, Tensor], score: str, path: str, block: str) -> T
     return stored[f"{score}|{path}"]
 
 
-def _rest(block: Block, settings: Quantize) -> dict[str, Tensor]:
+def _rest(block: Block, read: Give, settings: Quantize, device: str = "cpu") -> dict[str, Tensor]:
     """What is not a linear layer's weight, as it goes to disk: embeddings as set, the others at fp16."""
     tables, matrices = tables_of(block), {f"{path}.weight" for path in linears(block)}
     out: dict[str, Tensor] = {}
-    for name, tensor in block.tensors().items():
+    for name in block.state_dict():
         path = name.removesuffix(".weight")
         if name in matrices:
             continue
+        tensor = read(name)
         if path in tables and settings.embedding_bits < 16:
-            weight = check_weight(tensor, f"block {block.id}: {name}")
-            widths = torch.full((weight.shape[0],), settings.embedding_bits, dtype=torch.uint8)
-            packed = pack(*nearest(weight, widths, settings.group_size), weight, widths)
+            packed = _table(tensor, settings, f"block {block.id}: {name}", device)
             out |= {f"{path}.{part}": value for part, value in packed.items()}
         elif tensor.is_floating_point():
             out[name] = check_weight(tensor, f"block {block.id}: {name}").half()
@@ -141,36 +144,54 @@ def _rest(block: Block, settings: Quantize) -> dict[str, Tensor]:
     return out
 
 
+def _table(tensor: Tensor, settings: Quantize, name: str, device: str) -> dict[str, Tensor]:
+    """An embedding table packed at one width, some rows at a time."""
+    parts = []
+    for rows in tensor.split(TABLE_ROWS):
+        weight = check_weight(rows.to(device), name)
+        widths = torch.full((len(weight),), settings.embedding_bits, dtype=torch.uint8, device=device)
+        parts.append(pack(*nearest(weight, widths, settings.group_size), weight, widths))
+    return {part: torch.cat([packed[part].cpu() for packed in parts]) for part in parts[0]}
+
+
 def quantize_block(
-    block: Block, settings: Quantize, widths: Mapping[str, Tensor | None], stored: Mapping[str, Tensor]
+    block: Block,
+    read: Give,
+    settings: Quantize,
+    widths: Mapping[str, Tensor | None],
+    stored: Mapping[str, Tensor],
+    device: str = "cpu",
 ) -> dict[str, Tensor]:
     """A block's tensors as they go to disk.
 
     Args:
+        block: its layout; its own weights are not read.
+        read: gives the block's tensors, one at a time.
         widths: of each linear layer's rows; None: ``settings.bits`` for all.
         stored: the block's scores and moments, where rounding is compensated.
     """
-    out = _rest(block, settings)
-    for path, linear in linears(block).items():
-        weight = check_weight(linear.weight, f"block {block.id}: {path}.weight")
+    out = _rest(block, read, settings, device)
+    for path in linears(block):
+        weight = check_weight(read(f"{path}.weight").to(device), f"block {block.id}: {path}.weight")
         if settings.scheme in backends.BACKENDS:
             packed = backends.encode(weight, settings.scheme)
         elif settings.scheme == "uniform" and settings.bits == 16:
-            out[f"{path}.weight"] = weight.half()
+            out[f"{path}.weight"] = weight.half().cpu()
             continue
         else:
             own = widths.get(path)
             if own is None:
                 own = torch.full((weight.shape[0],), settings.bits, dtype=torch.uint8)
+            own = own.to(device)
             if settings.rounding == "compensated":
                 moments = stored.get(f"moments|{path}")
                 if moments is None:
                     raise ArtifactError(f"block {block.id}: no moments of {path}; set sensitivity.moments")
-                integers = compensated(weight, own, settings.group_size, moments)
+                integers = compensated(weight, own, settings.group_size, moments.to(device))
             else:
                 integers = nearest(weight, own, settings.group_size)
             packed = pack(*integers, weight, own)
-        out |= {f"{path}.{name}": tensor for name, tensor in packed.items()}
+        out |= {f"{path}.{name}": tensor.cpu() for name, tensor in packed.items()}
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from assyllm.params import parse_sections
-from assyllm.results import write_table
+from assyllm.results import read_table, write_table
 
 SECTIONS = ("zoo", "fleet", "cost", "quantize")
 CODE = (
@@ -14,11 +14,24 @@ CODE = (
 )  # fmt: skip
 
 
-def run(params: str, code_sha: str, method: str, out: Path, curves: Path | None = None) -> None:
-    """Write ``out``: one row per zoo member and memory class for ``method``; and ``curves``: its sensitivity."""
+def run(
+    params: str, code_sha: str, method: str, out: Path, curves: Path | None = None, same_step: Path | None = None
+) -> None:
+    """Write ``out``: one row per zoo member and memory class for ``method``; and ``curves``: its sensitivity.
+
+    Args:
+        same_step: table of the method whose device step is this one's, if any: nothing is traced then.
+    """
+    p = parse_sections(params, SECTIONS)
+    if same_step is not None:
+        from assyllm.cost.same_step import taken_over
+
+        if curves is not None:  # they are that method's
+            write_table(curves, [], ["method", "source"])
+        write_table(out, taken_over(method, read_table(same_step), p.fleet))
+        return
     from assyllm.cost import participation as made
 
-    p = parse_sections(params, SECTIONS)
     if curves is not None:
         write_table(curves, made.curves(method, p.fleet, p.cost, p.quantize), made.CURVES)
     write_table(out, made.participation(method, p.zoo, p.fleet, p.cost, p.quantize))

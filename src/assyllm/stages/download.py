@@ -1,4 +1,4 @@
-"""Stage ``download``: one model of the zoo, fetched from the hub, copied from a folder, or pre-trained here."""
+"""Stage ``download``: one model of the zoo: fetched, copied from a folder, pre-trained here, or random weights."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from assyllm.params import Member, parse_sections
 
 SECTIONS = ("zoo", "world")
 CODE = (
-    "zoo/cards.py", "zoo/corpus.py", "zoo/families.py", "zoo/load.py", "zoo/member.py", "zoo/muon.py",
-    "zoo/pretrain.py", "zoo/tokenizers.py", "tasks/world.py", "artifacts.py", "seeding.py",
+    "hub/ask.py", "hub/fetch.py", "hub/words.py", "hub/space.py", "hub/convert.py", "hub/member.py",
+    "zoo/cards.py", "zoo/corpus.py", "zoo/cuda.py", "zoo/families.py", "zoo/load.py", "zoo/member.py",
+    "zoo/muon.py", "zoo/pretrain.py", "zoo/random.py", "zoo/tokenizers.py", "zoo/weights.py", "cost/shapes.py",
+    "tasks/world.py", "artifacts.py", "seeding.py",
 )  # fmt: skip
 DATA_VARIABLE = "ASSYLLM_DATA"
 
@@ -27,20 +29,32 @@ def run(
     p = parse_sections(params, SECTIONS)
     import torch
 
+    from assyllm.cost.shapes import config_of
+    from assyllm.hub import member as hub_member
     from assyllm.zoo.member import obtain
 
     torch.set_num_threads(1)
     zoo = p.zoo
+    if zoo.source_of(model) == "hub":
+        print(hub_member.obtain(model, zoo.models[model], out).model_dump_json(indent=2), flush=True)
+        return
+    corpus = corpus or in_local_data(zoo.pretrain.corpus)
     if corpus is not None:
         zoo = zoo.model_copy(update={"pretrain": zoo.pretrain.model_copy(update={"corpus": corpus})})
     members = {**zoo.models, model: found_locally(zoo.models[model])}
-    card = obtain(model, zoo.model_copy(update={"models": members}), p.world, zoo_seed, base, out)
+    hub = config_of(zoo.models[model].stands_for) if zoo.source_of(model) == "random" else None
+    card = obtain(model, zoo.model_copy(update={"models": members}), p.world, zoo_seed, base, out, hub)
     print(card.model_dump_json(indent=2), flush=True)
 
 
 def found_locally(member: Member) -> Member:
     """The member with its relative ``path`` taken from the folder of local data, if that is set."""
+    return member.model_copy(update={"path": in_local_data(member.path)})
+
+
+def in_local_data(path: Path | None) -> Path | None:
+    """A path under ``data/external``, in the folder of local data if that is set."""
     folder = os.environ.get(DATA_VARIABLE)
-    if member.path is None or member.path.is_absolute() or not folder:
-        return member
-    return member.model_copy(update={"path": Path(folder) / member.path.relative_to("data/external")})
+    if path is None or path.is_absolute() or not folder or not path.is_relative_to("data/external"):
+        return path
+    return Path(folder) / path.relative_to("data/external")

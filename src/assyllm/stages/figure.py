@@ -9,7 +9,7 @@ from assyllm.artifacts import ArtifactError
 from assyllm.params import parse_sections
 
 SECTIONS = ("figures",)
-# the figure's own module is added by the rule, so that editing one figure redraws that one only
+# the figure's own modules are added by the rule, so that editing one figure redraws that one only
 CODE = ("figures/style.py", "figures/tables.py", "artifacts.py")
 
 

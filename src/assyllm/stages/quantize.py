@@ -8,7 +8,7 @@ from assyllm.params import parse_sections
 
 SECTIONS = ("quantize",)
 CODE = ("params.py", "artifacts.py", "seeding.py", "blocks", "quantizer", "tasks/record.py", "zoo/load.py",
-        "zoo/cards.py", "zoo/encoding.py")  # fmt: skip
+        "zoo/cards.py", "zoo/encoding.py", "zoo/weights.py")  # fmt: skip
 
 
 def run(params: str, code_sha: str, pool: Path, sensitivity: Path | None, out: Path) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from assyllm.artifacts import ArtifactError, output_folder, verify_folder
+from assyllm.artifacts import output_folder, verify_folder
 from assyllm.params import parse_sections
 
 SECTIONS = ("zoo", "blocks")
-CODE = ("params.py", "artifacts.py", "blocks", "zoo/load.py", "zoo/cards.py")
+CODE = ("params.py", "artifacts.py", "blocks", "zoo/load.py", "zoo/cards.py", "zoo/weights.py")
 
 
 def run(params: str, code_sha: str, zoo: Path, out: Path) -> None:
@@ -21,18 +21,15 @@ def run(params: str, code_sha: str, zoo: Path, out: Path) -> None:
     import torch
 
     from assyllm.blocks.pool import write_model, write_pool
-    from assyllm.zoo.load import load_model
 
     torch.set_num_threads(1)
     with output_folder(out) as folder:
         models = {}
         for name, member in p.zoo.models.items():
+            if p.blocks.members is not None and name not in p.blocks.members:
+                continue
             source = Path(zoo) / name
             verify_folder(source)
-            model = load_model(source)
-            found = model.config.model_type
-            if found != member.family:
-                raise ArtifactError(f"zoo.models.{name}.family: {member.family}, but {source} holds a {found}")
-            models[name] = write_model(folder, name, member.family, model, source, p.blocks)
+            models[name] = write_model(folder, name, member.family, source, p.blocks)
             print(f"split {name}: {len(models[name]['blocks'])} blocks", flush=True)
         write_pool(folder, models)

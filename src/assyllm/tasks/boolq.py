@@ -7,7 +7,7 @@ from typing import Any
 
 from assyllm.tasks.record import Question
 
-HUB = ("google/boolq", None, None)  # id, configuration, revision
+HUB = ("google/boolq", None, "35b264d03638db9f4ce671b711558bf7ff0f80d5")  # id, configuration, revision
 TEST = ("validation",)  # the published test labels are hidden
 CHOICES = ("no", "yes")
 

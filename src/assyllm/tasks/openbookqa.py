@@ -8,7 +8,7 @@ from typing import Any
 from assyllm.tasks.record import Question
 from assyllm.tasks.topic import first_content_word
 
-HUB = ("allenai/openbookqa", "main", None)  # id, configuration, revision
+HUB = ("allenai/openbookqa", "main", "388097ea7776314e93a529163e0fea805b8a6454")  # id, configuration, revision
 TEST = ("test",)
 LETTERS = "ABCD"
 

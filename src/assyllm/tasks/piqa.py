@@ -8,8 +8,8 @@ from typing import Any
 from assyllm.tasks.record import Question
 from assyllm.tasks.topic import first_content_word
 
-# the repository itself is a loading script, which `datasets` no longer runs; this is its parquet copy
-HUB = ("ybisk/piqa", None, "refs/convert/parquet")
+# ybisk/piqa itself is a loading script, which `datasets` no longer runs; this is the parquet copy that lm-eval reads
+HUB = ("baber/piqa", None, "142f6d7367fd9877f0fb3b5734ea6a545f54cdd1")
 TEST = ("validation",)  # the published test labels are hidden
 
 

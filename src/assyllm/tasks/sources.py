@@ -1,4 +1,4 @@
-"""The real tasks from local JSON lines or from the hub, both through `datasets`, and how they are cut.
+"""The real tasks from local JSON lines or from the hub, both through `datasets`, one's own, and how they are cut.
 
 Local files: ``<folder>/<task>/{train,validation[,test]}.jsonl``; the folder is the environment variable
 ASSYLLM_DATA, else ``tasks.local_dir``.
@@ -17,7 +17,7 @@ import numpy as np
 
 from assyllm import params, seeding
 from assyllm.artifacts import ArtifactError
-from assyllm.tasks import boolq, openbookqa, piqa
+from assyllm.tasks import boolq, openbookqa, own, piqa
 from assyllm.tasks.record import Question
 
 MODULES: Mapping[str, Any] = {"boolq": boolq, "piqa": piqa, "openbookqa": openbookqa}
@@ -41,14 +41,22 @@ def load(task: str, source: Literal["local", "hub"], local_dir: Path) -> Splits:
     found = {split: folder / f"{split}.jsonl" for split in ("train", "validation", "test")}
     for split in ("train", "validation"):
         if not found[split].is_file():
+            there = _module(task).HUB
+            published = f" (from huggingface.co/datasets/{there[0]})" if there else ""
+            other = ", or use tasks.source: hub" if there else ""
             raise ArtifactError(
-                f"{found[split]}: missing; put {task} there as JSON lines (from huggingface.co/datasets/"
-                f"{MODULES[task].HUB[0]}), set {VARIABLE} to a folder that has it, or use tasks.source: hub"
+                f"{found[split]}: missing; put {task} there as JSON lines{published}, "
+                f"set {VARIABLE} to a folder that has it{other}"
             )
     present = {split: path for split, path in found.items() if path.is_file()}
-    if "test" not in MODULES[task].TEST:
+    if "test" not in _module(task).TEST:
         present.pop("test", None)
     return {split: _questions(task, _local_rows(path), str(path)) for split, path in present.items()}
+
+
+def _module(task: str) -> Any:
+    """What reads a task's rows: its own module, or for a task of one's own the plain format."""
+    return MODULES.get(task, own)
 
 
 def cut(task: str, published: Splits, settings: params.Tasks) -> Splits:
@@ -61,7 +69,7 @@ def cut(task: str, published: Splits, settings: params.Tasks) -> Splits:
         ArtifactError: train is too small for ``dev_items``.
     """
     train = published["train"]
-    test = [q for split in MODULES[task].TEST for q in published.get(split, [])]
+    test = [q for split in _module(task).TEST for q in published.get(split, [])]
     order = seeding.rng("tasks", task, "cut").permutation(len(train))
     if not test:
         carved, order = np.split(order, [min(CARVED_TEST, len(train) // 10)])
@@ -69,7 +77,7 @@ def cut(task: str, published: Splits, settings: params.Tasks) -> Splits:
     if settings.dev_items >= len(order):
         raise ArtifactError(f"tasks.dev_items: {settings.dev_items} of {len(order)} {task} training items")
     dev, rest = np.split(order, [settings.dev_items])
-    rest = rest[: settings.train_items[task]]  # type: ignore[index]
+    rest = rest[: settings.train_items[task]]
     return {
         "train": [train[i] for i in np.sort(rest)],
         "dev": [train[i] for i in np.sort(dev)],
@@ -95,7 +103,7 @@ def _questions(task: str, rows: Sequence[Mapping[str, Any]], where: str) -> list
     stem = Path(where).stem.split()[-1]
     for number, row in enumerate(rows, start=1):
         try:
-            question = MODULES[task].question(row, f"{task}-{stem}-{number}")
+            question = _module(task).question(row, f"{task}-{stem}-{number}")
         except (ValueError, ArtifactError) as error:
             raise ArtifactError(f"{where}, row {number}: {error}") from None
         if question.id in seen:

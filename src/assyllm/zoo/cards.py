@@ -19,7 +19,7 @@ class ModelCard(BaseModel):
     name: str = Field(description="name in the zoo")
     family: str = Field(description="llama, opt, bert or roberta")
     stands_for: str = Field(description="the real model whose shape decides memory and participation")
-    source: str = Field(description="embedded, local or hub")
+    source: str = Field(description="embedded, local, hub or random")
     origin: str = Field(description="hub id, folder or corpus that it comes from")
     revision: str | None = Field(default=None, description="commit on the hub")
     licence: str = Field(description="licence of the weights; an assembled model takes the strictest")

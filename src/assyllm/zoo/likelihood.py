@@ -22,7 +22,8 @@ CHUNK_TOKENS = 4096  # tokens of one forward pass
 def option_likelihoods(model: nn.Module, tokenizer: Any, questions: Sequence[Question], max_tokens: int) -> Tensor:
     """Log-likelihood of every choice given its stem, without training.
 
-    Decoders: sum of log p(token | everything before it) over the choice's tokens. Encoders with a masked
+    Decoders: sum of log p(token | everything before it) over the tokens after the stem (where a tokenizer keeps the
+    space before the choice as a token of its own, it counts). Encoders with a masked
     language head: all tokens of the choice are replaced by the mask token, and their log-probabilities summed
     (a pseudo-log-likelihood; Salazar 2020 masks one at a time, which favours words of several pieces).
 
@@ -46,7 +47,11 @@ def option_likelihoods(model: nn.Module, tokenizer: Any, questions: Sequence[Que
         part = encoded[index]
         rows = pack(part, causal=False)
         tokens = part.ids.flatten(0, 1)
-        chosen = (part.chosen & part.choice_mask[..., None]).flatten(0, 1)
+        counted = part.chosen
+        if causal:
+            stems = torch.tensor([len(questions[n].stem) for n in index.tolist()])[:, None, None]
+            counted = counted | (part.mask & (part.spans[..., 1] > stems))
+        chosen = (counted & part.choice_mask[..., None]).flatten(0, 1)
         arguments = inputs(model.config, rows)
         if not causal:
             arguments["input_ids"] = tokens.masked_fill(chosen, tokenizer.mask_token_id)
@@ -67,12 +72,15 @@ def option_likelihoods(model: nn.Module, tokenizer: Any, questions: Sequence[Que
 def zero_shot(
     model: nn.Module, tokenizer: Any, questions: Sequence[Question], max_tokens: int
 ) -> dict[str, np.ndarray]:
-    """Choices [N] by likelihood: ``acc`` by its sum, ``acc_norm`` by its sum over the choice's bytes."""
+    """Choices [N] by likelihood: ``acc`` by its sum, ``acc_norm`` by its sum over the choice's characters.
+
+    Both as lm-evaluation-harness has them (``benchmarks/lm_eval_agreement.py`` compares item by item).
+    """
     likelihoods = option_likelihoods(model, tokenizer, questions, max_tokens)
     sizes = torch.ones_like(likelihoods)
     for n, question in enumerate(questions):
         for c, choice in enumerate(question.choices):
-            sizes[n, c] = max(1, len(choice.encode()))
+            sizes[n, c] = max(1, len(choice))
     return {
         "acc": likelihoods.argmax(-1).numpy(),
         "acc_norm": (likelihoods / sizes).argmax(-1).numpy(),

@@ -1,4 +1,4 @@
-"""A member of the zoo, from wherever it comes, into one folder: config, safetensors, tokenizer, card."""
+"""A member of the zoo, pre-trained here or from a folder, into one folder: config, safetensors, tokenizer, card."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from assyllm.zoo.corpus import TokenRow, encode_documents, encode_rows, read_doc
 from assyllm.zoo.families import family
 from assyllm.zoo.load import (
     LM_CLASSES,
-    fetch,
     load_config,
     load_model,
     load_tokenizer,
@@ -30,14 +29,17 @@ from assyllm.zoo.load import (
     weights_sha256,
 )
 from assyllm.zoo.pretrain import Recipe, Special, held_out_loss, pretrain
+from assyllm.zoo.random import write_random
 
 KNOWN = 0.85  # accuracy on read facts below which a form is an exception on the card
 HELD_OUT_ROWS = 500
 PROBED_FACTS = 400  # read facts asked for each form
 
 
-def obtain(name: str, zoo: Any, world: Any, zoo_seed: int, base: Path | None, out: Path) -> ModelCard:
-    """Make or fetch a member and write its folder, whole or not at all.
+def obtain(
+    name: str, zoo: Any, world: Any, zoo_seed: int, base: Path | None, out: Path, hub: dict[str, Any] | None = None
+) -> ModelCard:
+    """Make or copy a member and write its folder, whole or not at all (``hub.member`` brings those of the hub).
 
     Args:
         name: key of ``zoo.models``.
@@ -46,6 +48,7 @@ def obtain(name: str, zoo: Any, world: Any, zoo_seed: int, base: Path | None, ou
         zoo_seed: seed of everything drawn for a member that is pre-trained here.
         base: folder of the member that this one continues, or None.
         out: the folder to write.
+        hub: the hub config of the model that a random member stands for.
 
     Raises:
         ArtifactError: one line; a file is missing or damaged, or the sources contradict the parameters.
@@ -54,21 +57,20 @@ def obtain(name: str, zoo: Any, world: Any, zoo_seed: int, base: Path | None, ou
     with output_folder(out) as folder:
         if source == "embedded":
             card = _pretrained(name, zoo, world, zoo_seed, base, folder)
+        elif source == "random":
+            card = _random(name, zoo, world, zoo_seed, hub or {}, folder)
         else:
-            card = _brought(name, zoo, source, folder)
+            card = _brought(name, zoo, folder)
         write_card(folder, card)
     return card
 
 
-def _brought(name: str, zoo: Any, source: str, folder: Path) -> ModelCard:
-    """Copy a local folder or fetch one from the hub, and check that it loads as what it is said to be."""
+def _brought(name: str, zoo: Any, folder: Path) -> ModelCard:
+    """Copy a local folder, and check that it loads as what it is said to be."""
     member = zoo.models[name]
-    if source == "hub":
-        origin = fetch(member.hub_id, member.revision)
-    else:
-        origin = Path(member.path)
-        if not origin.is_dir():
-            raise ArtifactError(f"zoo.models.{name}.path: {origin}: no such folder")
+    origin = Path(member.path)
+    if not origin.is_dir():
+        raise ArtifactError(f"zoo.models.{name}.path: {origin}: no such folder")
     config = load_config(origin)
     if config.model_type != member.family:
         raise ArtifactError(
@@ -84,12 +86,38 @@ def _brought(name: str, zoo: Any, source: str, folder: Path) -> ModelCard:
         name=name,
         family=member.family,
         stands_for=member.stands_for,
-        source=source,
-        origin=member.hub_id if source == "hub" else str(member.path),
-        revision=member.revision,
+        source="local",
+        origin=str(member.path),
         licence=member.licence or "unknown",
         parameters=model.num_parameters(),
         weights_sha256=weights_sha256(folder),
+    )
+
+
+def _random(name: str, zoo: Any, world_params: Any, zoo_seed: int, hub: dict[str, Any], folder: Path) -> ModelCard:
+    """Random weights at the shape of ``hub``; a tokenizer of the family's kind trained here, as small as it gets."""
+    member = zoo.models[name]
+    if hub.get("model_type") != member.family:
+        raise ArtifactError(
+            f"zoo.models.{name}.family: {member.family!r}, but {member.stands_for} is a {hub.get('model_type')}"
+        )
+    world = World.build(world_params) if member.facets else None
+    texts, _ = _corpus(member, zoo.pretrain, world, (zoo_seed, name))
+    words = world.words() if world else ()
+    longest = zoo.pretrain.max_tokens
+    tokenizer = tokenizers.train(family(member.family), texts, member.vocabulary, longest, words)
+    tokenizer.save_pretrained(folder)
+    parameters = write_random(hub, folder, zoo_seed, name)
+    return ModelCard(
+        name=name,
+        family=member.family,
+        stands_for=member.stands_for,
+        source="random",
+        origin=f"random weights in the shape of {member.stands_for}",
+        licence="Apache-2.0",
+        parameters=parameters,
+        weights_sha256=weights_sha256(folder),
+        seed=zoo_seed,
     )
 
 
@@ -211,7 +239,7 @@ def _progress(name: str, steps: int) -> Any:
     else:
         every = max(1, steps // 10)
 
-        def line(step: int, loss: float) -> None:
+        def line(step: int, loss: Any) -> None:
             if step % every == 0:
                 print(
                     f"pre-training {name}: step {step} of {steps}, loss {loss:.4f}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from assyllm import seeding
 from assyllm.artifacts import ArtifactError
 from assyllm.zoo.corpus import TokenRow
+from assyllm.zoo.cuda import moved, quick
 from assyllm.zoo.muon import optimizers
 
 MASKED_BESIDE_ANSWER = 0.04  # share of other tokens masked in rows whose answers are masked (always)
@@ -58,14 +59,14 @@ def pretrain(
     special: Special,
     recipe: Recipe,
     *names: str | int,
-    report: Callable[[int, float], None] | None = None,
+    report: Callable[[int, Tensor], None] | None = None,
 ) -> None:
     """Train a transformers language model in place; it ends in evaluation mode on the CPU.
 
     Args:
         rows: what is read, cycled in a new order as often as needed.
         names: name the order of rows and the masks drawn.
-        report: called after every step with (step, loss).
+        report: called after every step with (step, loss []); reading the loss waits for the device.
 
     Raises:
         ArtifactError: the loss is not finite, or the device is not there.
@@ -76,18 +77,19 @@ def pretrain(
     steppers = optimizers(model, recipe.matrix_learning_rate, recipe.other_learning_rate)
     peaks = [group["lr"] for stepper in steppers for group in stepper.param_groups]
     feed = batches(rows, recipe.batch, draw)
-    for step in range(recipe.steps):
-        factor = schedule(step, recipe.steps)
-        groups = [group for stepper in steppers for group in stepper.param_groups]
-        for group, peak in zip(groups, peaks, strict=True):
-            group["lr"] = peak * factor
-        value = loss(model, next(feed), special, recipe, draw)
-        value.backward()
-        for stepper in steppers:
-            stepper.step()
-            stepper.zero_grad(set_to_none=True)
-        if report:
-            report(step + 1, float(value.detach()))
+    with _quick(model, device) as objective:
+        for step in range(recipe.steps):
+            factor = schedule(step, recipe.steps)
+            groups = [group for stepper in steppers for group in stepper.param_groups]
+            for group, peak in zip(groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            value = loss(model, next(feed), special, recipe, draw, objective)
+            value.backward()
+            for stepper in steppers:
+                stepper.step()
+                stepper.zero_grad(set_to_none=True)
+            if report:
+                report(step + 1, value.detach())
     if recipe.steps and not bool(torch.isfinite(value.detach())):
         raise ArtifactError("zoo.pretrain: the loss is not finite; lower the learning rates")
     model.to("cpu").eval()
@@ -98,11 +100,13 @@ def held_out_loss(
     model: nn.Module, rows: Sequence[TokenRow], special: Special, recipe: Recipe, *names: str | int
 ) -> float:
     """Mean loss (nats a predicted token, answers weighted as in training) over ``rows``, each read once."""
+    model.to(_device(recipe.device))
     draw = seeding.rng("held_out", *names)
     total = weight = 0.0
     for chosen in _dealt(rows, recipe.batch, draw):
         total += float(loss(model, chosen, special, recipe, draw)) * len(chosen)
         weight += len(chosen)
+    model.to("cpu")
     return total / max(weight, 1.0)
 
 
@@ -132,8 +136,21 @@ def _dealt(rows: Sequence[TokenRow], batch: int, draw: np.random.Generator) -> I
         yield [rows[i] for i in dealt[index]]
 
 
+def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor, causal: bool) -> Tensor:
+    """Weighted mean over tokens [N, T] of the cross-entropy of logits [N, T, V]: next tokens if ``causal``."""
+    if causal:
+        logits, target, weight = logits[:, :-1], target[:, 1:], weight[:, 1:]
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none")
+    return (losses * weight.flatten()).sum() / weight.sum()
+
+
 def loss(
-    model: nn.Module, rows: Sequence[TokenRow], special: Special, recipe: Recipe, draw: np.random.Generator
+    model: nn.Module,
+    rows: Sequence[TokenRow],
+    special: Special,
+    recipe: Recipe,
+    draw: np.random.Generator,
+    objective: Callable[..., Tensor] = cross_entropy,
 ) -> Tensor:
     """Weighted cross-entropy of one batch: next tokens if causal, else masked ones (answers always masked)."""
     ids, real, answer = _padded(rows, special.pad)
@@ -146,15 +163,12 @@ def loss(
         masked[:, 1] |= ~masked.any()  # a batch that masks nothing has no loss
         shown, weights = np.where(masked, special.mask or 0, ids), weights * masked
     device = next(model.parameters()).device
-    target, weight = torch.from_numpy(ids).to(device), torch.from_numpy(weights).float().to(device)
+    target, weight = moved(ids, device), moved(weights, device).float()
     mixed = torch.autocast(device.type, dtype=torch.bfloat16) if recipe.bf16 else nullcontext()
     with mixed:
-        mask = torch.from_numpy(real).long().to(device)
-        logits = model(input_ids=torch.from_numpy(shown).to(device), attention_mask=mask).logits
-    if recipe.causal:
-        logits, target, weight = logits[:, :-1], target[:, 1:], weight[:, 1:]
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none")
-    return (losses * weight.flatten()).sum() / weight.sum()
+        mask = None if device.type == "cuda" and real.all() else moved(real, device).long()
+        logits = model(input_ids=moved(shown, device), attention_mask=mask).logits
+    return objective(logits, target, weight, recipe.causal)
 
 
 def _padded(rows: Sequence[TokenRow], pad: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -166,6 +180,10 @@ def _padded(rows: Sequence[TokenRow], pad: int) -> tuple[np.ndarray, np.ndarray,
         ids[i, : len(row.ids)], real[i, : len(row.ids)] = row.ids, True
         answer[i, : len(row.ids)] = row.answer
     return ids, real, answer
+
+
+def _quick(model: nn.Module, device: torch.device) -> AbstractContextManager[Callable[..., Tensor]]:
+    return quick(model, cross_entropy) if device.type == "cuda" else nullcontext(cross_entropy)
 
 
 def _device(name: str) -> torch.device:

@@ -1,0 +1,75 @@
+"""The claims table as it grows: verdicts, columns, the paper's value by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+METHODS = ("assyllm_paper", "assyllm")  # judged in this order
+TOLERANCE = 0.25  # "reproduced": at least this close to the paper's value, relative, or beyond it
+SAME = 0.05  # relative, for values that are what they are (sizes)
+COLUMNS = (
+    "claim", "method", "paper_value", "our_value", "low", "high", "unit", "source", "scale", "world", "verdict", "why",
+    "command",
+)  # fmt: skip
+Kind = Literal["effect", "at most", "near", "equal"]
+Rows = Iterable[Mapping[str, Any]]
+
+
+def verdict(
+    paper: float, ours: float | None, interval: tuple[float, float] | None = None, kind: Kind = "effect"
+) -> str:
+    """How far a claim stands.
+
+    ``effect``: ``reproduced`` if ours reaches the paper's value within :data:`TOLERANCE`, or exceeds it; ``reproduced
+    in direction`` if it has the same sign; either way its interval, if there is one, excludes zero. ``at most``: a
+    loss or price, ``reproduced`` if no larger than the paper's (within the same tolerance). ``near``: within
+    :data:`TOLERANCE` on either side (counts and shares); ``equal``: within :data:`SAME`. Else ``not reproduced``.
+    """
+    if ours is None:
+        return "not yet measured"
+    if kind in ("equal", "near"):
+        room = SAME if kind == "equal" else TOLERANCE
+        return "reproduced" if abs(ours - paper) <= room * abs(paper) else "not reproduced"
+    if kind == "at most":
+        return "reproduced" if ours <= (1 + TOLERANCE) * paper else "not reproduced"
+    same_side = np.sign(paper) == np.sign(ours)
+    if interval is not None:
+        same_side = same_side and min(interval) * max(interval) > 0
+    if not same_side:
+        return "not reproduced"
+    return "reproduced" if abs(ours) >= (1 - TOLERANCE) * abs(paper) else "reproduced in direction"
+
+
+class Claims:
+    """The table as it grows; ``paper`` finds a published value by its metric, dataset and method."""
+
+    def __init__(self, paper: Rows, scale: str, world: str) -> None:
+        self._paper = {(p["metric"], p["dataset"], p["method"]): float(p["value"]) for p in paper}
+        self._scale, self._world = scale, world
+        self.rows: list[dict[str, Any]] = []
+
+    def paper(self, metric: str, dataset: str = "", method: str = "assyllm") -> float:
+        """A published value."""
+        return self._paper[metric, dataset, method]
+
+    def add(
+        self, claim: str, method: str, paper: float, ours: float | None, unit: str, source: str, why: str,
+        command: str, interval: tuple[float, float] | None = None, kind: Kind = "effect",
+    ) -> None:  # fmt: skip
+        """One more row; ``ours`` None where this study did not measure it."""
+        measured = source == "measured"
+        low, high = interval if interval is not None and ours is not None else ("", "")
+        self.rows.append(
+            {
+                "claim": claim, "method": method, "paper_value": round(paper, 4),
+                "our_value": "" if ours is None else ours,
+                "low": low, "high": high, "unit": unit, "source": source if ours is not None else "",
+                "scale": self._scale if measured else "true shapes", "world": self._world if measured else "",
+                "verdict": verdict(paper, ours, interval, kind),
+                "why": why if ours is not None else "not run in this study",
+                "command": command,
+            }
+        )  # fmt: skip

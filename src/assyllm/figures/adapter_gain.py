@@ -1,0 +1,51 @@
+"""What the Elastic Adapter adds to a projection alone (paper figures 11, 20b)."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from assyllm.figures import comparator_ablation
+from assyllm.figures.tables import Tables
+from assyllm.params import Figures
+
+BARS = {
+    ("assyllm_paper", "join_linear"): "paper's rule,\nprojection",
+    ("assyllm_paper", "join_untrained"): "+ attention,\nuntrained",
+    ("assyllm_paper", "join_local"): "+ attention,\nlocal loss",
+    ("assyllm_paper", "base"): "+ attention,\nend to end",
+    ("assyllm_paper", "join_fixed_attention"): "fixed\nattention",
+    ("assyllm", "join_linear"): "ours,\nprojection",
+    ("assyllm", "base"): "ours, fixed\nattention",
+}
+
+
+def data(tables: Tables) -> pd.DataFrame:
+    """Test accuracy in percent by adapter and task; ``gain`` is against projection only, ``paper_gain`` the paper's."""
+    a = tables.ablations
+    paper = tables.paper[tables.paper["metric"] == "accuracy_gain_over_projection"].set_index("dataset")["value"]
+    rows = []
+    for r in a.itertuples():
+        if (r.method, r.setting) not in BARS:
+            continue
+        plain = a[(a["method"] == r.method) & (a["setting"] == "join_linear") & (a["task"] == r.task)]["mean"]
+        ours = r.method == "assyllm_paper" and r.setting == "base"
+        rows.append(
+            {
+                "task": r.task, "world": r.world, "method": r.method, "setting": r.setting, "value": 100 * r.mean,
+                "low": 100 * r.low, "high": 100 * r.high, "gain": 100 * (r.mean - plain.iloc[0]) if len(plain) else "",
+                "paper_gain": float(paper[r.task]) if ours and r.task in paper.index else "", "runs": r.runs,
+                "source": r.source,
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def draw(df: pd.DataFrame, look: Figures) -> Figure:
+    """A panel a task, a bar an adapter; dashed: projection only with the paper's rule."""
+    told = df[df["paper_gain"] != ""]
+    gains = "; ".join(f"{r.task} {r.gain:+.1f} (paper {r.paper_gain:+.1f})" for r in told.itertuples())
+    return comparator_ablation.bars(
+        df, look, BARS, f"How unlike blocks are joined. Trained attention against projection only, points: {gains}. "
+        "Dashed: projection only with the paper's rule.", ("assyllm_paper", "join_linear"),
+    )  # fmt: skip

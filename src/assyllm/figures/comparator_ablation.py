@@ -1,0 +1,83 @@
+"""The Block Comparator taken apart: CKA, COR, their mix, restrictions, chance, and our rule (paper section 4.4)."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from assyllm.figures import style
+from assyllm.figures.tables import Tables
+from assyllm.params import Figures
+
+BARS = {  # (method, setting) -> name
+    ("assyllm_paper", "w_0"): "COR only\n(w = 0)",
+    ("assyllm_paper", "w_0.25"): "w = 0.25",
+    ("assyllm_paper", "base"): "w = 0.5\n(base)",
+    ("assyllm_paper", "w_0.75"): "w = 0.75",
+    ("assyllm_paper", "w_1"): "CKA only\n(w = 1)",
+    ("assyllm_paper", "rule_paper"): "w = 0.5,\nany\nblock",
+    ("assyllm_paper", "rule_paper_distinct"): "w = 0.5,\nnot the\nnext",
+    ("assyllm_paper", "rule_random"): "random",
+    ("random_blocks", "base"): "our frame,\nrandom",
+    ("assyllm", "base"): "our rule",
+}
+
+
+def data(tables: Tables) -> pd.DataFrame:
+    """Test accuracy in percent with its interval, by rule and task."""
+    rows = []
+    control = tables.accuracy[(tables.accuracy["method"] == "random_blocks") & (tables.accuracy["split"] == "test")]
+    base = control[control["setting"] == ""].assign(setting="base")  # it ran under no other setting
+    for r in (*tables.ablations.itertuples(), *base.itertuples()):
+        if (r.method, r.setting) in BARS:
+            rows.append(
+                {
+                    "task": r.task, "world": r.world, "method": r.method, "setting": r.setting, "value": 100 * r.mean,
+                    "low": 100 * r.low, "high": 100 * r.high, "runs": r.runs, "source": r.source,
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def draw(df: pd.DataFrame, look: Figures) -> Figure:
+    """A panel a task, a bar a rule; dashed: chance among other models' blocks in the paper's frame."""
+    return bars(
+        df, look, BARS,
+        "Block selection rules; orange: in the frame of the paper's method, among other models' blocks unless "
+        "said otherwise. Dashed: random blocks in that frame.", ("assyllm_paper", "rule_random"),
+    )  # fmt: skip
+
+
+def bars(
+    df: pd.DataFrame, look: Figures, names: dict[tuple[str, str], str], text: str, line: tuple[str, str]
+) -> Figure:
+    """Accuracy by (method, setting), a panel a task, with a dashed line at ``line``'s."""
+    tasks = style.tasks(df["task"])
+    found = set(zip(df["method"], df["setting"], strict=True))
+    shown = [key for key in names if key in found]
+    figure, axes = plt.subplots(
+        len(tasks), 1, sharex=True, squeeze=False, layout="constrained",
+        figsize=(look.width_inches, 1.25 * len(tasks) + 0.9),
+    )  # fmt: skip
+    for ax, task in zip(axes[:, 0], tasks, strict=True):
+        mine = df[df["task"] == task].set_index(["method", "setting"])
+        for x, key in enumerate(shown):
+            if key not in mine.index:
+                continue
+            row = mine.loc[key]
+            error = np.array([[row["value"] - row["low"]], [row["high"] - row["value"]]])
+            ax.bar(x, row["value"], 0.7, yerr=error, capsize=2, color=style.colour(key[0]),
+                   alpha=1.0 if key[1] == "base" else 0.6)  # fmt: skip
+            ax.annotate(f"{row['value']:.1f}", (x, 0), (0, 2), textcoords="offset points", ha="center", color="white",
+                        fontsize=7)  # fmt: skip
+        if line in mine.index:
+            ax.axhline(mine.loc[line]["value"], color="black", lw=0.7, ls="--")
+        style.percent_axis(ax, 0, 100)
+        ax.set_title(style.task_label(task, df[df["task"] == task]["world"].iloc[0]))
+        ax.set_ylabel("accuracy")
+        ax.grid(axis="x", visible=False)
+    axes[-1][0].set_xticks(range(len(shown)), [names[key] for key in shown])
+    style.caption(figure, df, f"{text} Bars: 95 % interval over seeds and questions.")
+    return figure

@@ -1,0 +1,302 @@
+"""The parts of README.md that are numbers, written from the tables: ``python -m assyllm.readme`` (``make readme``).
+
+A part stands between ``<!-- NAME: from the tables -->`` and ``<!-- NAME: end -->``; what stands outside is anybody's.
+``docs/PARAMETERS.md`` is written from params.yaml likewise. Minutes come from Snakemake's benchmark files where a
+study was run here, and are kept in ``data/results/minutes.csv`` for clones that ran none. No torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+from typing import Any
+
+from assyllm.artifacts import ArtifactError, write_text
+from assyllm.claims.shown import all_claims
+from assyllm.figures import TOPICS, about
+from assyllm.results import SOURCES, read_table, write_table
+
+TASKS = ("boolq", "piqa", "openbookqa")
+SHARED = ("recomputation", "swapping")  # full fine-tuning's gradients, so its row where their accuracy is equal
+METHODS = {
+    "majority": "majority class", "zero_shot": "zero-shot, the member best on dev", "choices_only": "choices only",
+    "one_model_head": "one model and a closed-form head", "ft_practical": "FT-practical", "ft_oracle": "FT-oracle",
+    "recomputation": "recomputation", "swapping": "swapping", "lora": "LoRA", "qlora": "QLoRA",
+    "fedadapter": "FedAdapter", "fwdllm": "FwdLLM", "qlora_recomputation": "QLoRA + recomputation (not in the paper)",
+    "lora_all": "LoRA, all clients (not in the paper)", "assyllm_paper": "`assyllm_paper`", "assyllm": "**`assyllm`**",
+    "random_blocks": "control: random blocks, same adapters and head",
+    "one_model_blocks": "control: one model's blocks, same head", "untrained_blocks": "control: untrained blocks",
+}  # fmt: skip
+ALL_CLIENTS = ("ft_oracle", "lora_all", *SHARED)
+NO_CLIENTS = ("majority", "zero_shot", "choices_only")
+VERDICTS = ("reproduced", "reproduced in direction", "not reproduced", "not yet measured")
+COLUMNS = ("command", "jobs", "minutes", "max_mb", "source")
+Rows = list[dict[str, str]]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def rounded(value: str | float | Decimal, digits: int) -> str:
+    """A table's decimal text with so many digits, halves away from zero (a mean of two runs often ends with 5)."""
+    return str(Decimal(str(value)).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
+
+
+def share(accuracy: float) -> str:
+    """An accuracy as README writes it: ``.849``."""
+    return rounded(accuracy, 3).removeprefix("0")
+
+
+def number(value: Any) -> str:
+    """A claim's value: three digits, whole numbers from 1,000 on."""
+    if value == "":
+        return ""
+    value = float(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def accuracy_part(results: Path) -> str:
+    """Accuracy of every method on the three tasks, and who can take part."""
+    return _accuracy(results, participation(results))
+
+
+def full_part(results: Path) -> str:
+    """The same of the full study, and differences, where tables of it are kept."""
+    full = results / "full"
+    if not (full / "accuracy.csv").is_file():
+        return "Not run."
+    return f"{_accuracy(full, participation(results))}\n\n{differences_part(full)}"
+
+
+def _accuracy(results: Path, shares: dict[str, float]) -> str:
+    rows = [r for r in read_table(results / "accuracy.csv") if r["split"] == "test" and r["main"] == "1"]
+    means = {(r["method"], r["task"]): float(r["mean"]) for r in rows}
+    best = {task: max(v for (_, t), v in means.items() if t == task) for task in TASKS}
+    equal = [m for m in SHARED if all(means.get((m, t)) == means.get(("ft_oracle", t)) for t in TASKS)]
+    lines = []
+    for method, name in METHODS.items():
+        mine = [means.get((method, task)) for task in TASKS]
+        if method in equal or None in mine:
+            continue
+        if method == "ft_oracle" and equal:
+            name = "; ".join([name, *(METHODS[m] for m in equal)]) + " (equal gradients)"
+        who = "-" if method in NO_CLIENTS else f"{shares[method]:.0f} %" if method in shares else ""
+        known = {t: v for t, v in zip(TASKS, mine, strict=True) if v is not None}
+        cells = [f"**{share(v)}**" if v == best[t] else share(v) for t, v in known.items()]
+        lines.append([name, who, *cells])
+    runs = max(int(r["runs"]) for r in rows)
+    examples = sorted({int(r["examples"]) for r in rows})
+    text = f"Test accuracy, mean of {runs} runs, {' to '.join(map(str, examples))} questions a task."
+    return text + "\n\n" + table(["method", "clients", *TASKS], lines)
+
+
+def participation(results: Path) -> dict[str, float]:
+    """Percent of the clients whose memory suffices, at the shape of Llama-7B or of the pool (modelled)."""
+    classes: dict[str, dict[str, float]] = {}
+    for row in read_table(results / "cost.csv"):
+        if row["model"] == "pool" or row["stands_for"] == "llama-7b":
+            classes.setdefault(row["method"], {})[row["memory_gb"]] = float(row["share"]) * int(row["participates"])
+    return {m: 100.0 if m in ALL_CLIENTS else 100 * sum(by.values()) for m, by in classes.items()}
+
+
+def differences_part(results: Path) -> str:
+    """Points of the assembling methods above the two reference methods, with paired intervals."""
+    found = {(r["method"], r["versus"], r["task"]): r for r in read_table(results / "differences.csv")}
+    lines = []
+    for method in ("assyllm_paper", "assyllm", "random_blocks"):
+        for versus in ("ft_practical", "ft_oracle"):
+            rows = [found.get((method, versus, task)) for task in TASKS]
+            cells = [
+                "" if r is None
+                else f"{points(r['difference'])} ({points(r['low'])} to {points(r['high'])})"
+                for r in rows
+            ]  # fmt: skip
+            if any(cells):
+                lines.append([f"`{method}` less {METHODS[versus]}", *cells])
+    means = {
+        (r["method"], r["task"]): Decimal(r["mean"])
+        for r in read_table(results / "accuracy.csv") if r["split"] == "test" and r["setting"] == ""
+    }  # fmt: skip
+    if all((m, t) in means for m in ("assyllm", "random_blocks") for t in TASKS):
+        gaps = [str(means["assyllm", task] - means["random_blocks", task]) for task in TASKS]
+        lines.append(["`assyllm` less `random_blocks` (of the means)", *map(points, gaps)])
+    return "Points, with the 95 % interval of the paired difference.\n\n" + table(["difference", *TASKS], lines)
+
+
+def points(value: str) -> str:
+    """A share as points with one decimal."""
+    return rounded(100 * Decimal(value), 1).replace("-0.0", "0.0")
+
+
+def claims_part(results: Path) -> str:
+    """Every claim: the paper's value, ours, source, scale, verdict, why, and the command with its minutes."""
+    path = results / "minutes.csv"
+    minutes = {r["command"]: r["minutes"] for r in read_table(path)} if path.is_file() else {}
+    lines = [
+        [r["claim"], f"`{r['method']}`", number(r["paper_value"]), _ours(r), r["unit"], r["source"], r["verdict"],
+         r["why"], f"`{r['command']}`", minutes.get(r["command"], "")]
+        for r in all_claims(results)
+    ]  # fmt: skip
+    counts: dict[str, dict[str, int]] = {}
+    for r in all_claims(results):
+        of = counts.setdefault(r["method"] if r["method"] in ("assyllm_paper", "assyllm") else "the rest", {})
+        of[r["verdict"]] = of.get(r["verdict"], 0) + 1
+    order = ("assyllm_paper", "assyllm", "the rest")
+    judged = []
+    for name in (n for n in order if n in counts):
+        verdicts = ", ".join(f"{counts[name][v]} {v}" for v in VERDICTS if v in counts[name])
+        judged.append(f"{name if name == 'the rest' else f'`{name}`'}: {verdicts}")
+    text = "; ".join(judged)
+    scales = sorted({r["scale"] for r in all_claims(results) if r["source"] == "measured"})
+    head = ["claim", "of", "paper", "ours", "unit", "source", "verdict", "why", "command", "minutes"]
+    details = f"<details><summary>All {len(lines)} rows</summary>\n\n{table(head, lines)}\n\n</details>"
+    note = "Minutes: of all jobs that the command makes, one after the other, as Snakemake's benchmarks measured them."
+    return f"{text}.\n\nMeasured on: {'; '.join(scales)}. Modelled: true shapes. {note}\n\n{details}"
+
+
+def _ours(row: dict[str, Any]) -> str:
+    value = number(row["our_value"])
+    return f"{value} ({number(row['low'])} to {number(row['high'])})" if value and row["low"] != "" else value
+
+
+def figures_part(results: Path) -> str:
+    """Every figure: what of the paper it redraws, what it shows, and where its numbers come from."""
+    folder = results.parents[1] / "figures"
+    lines = []
+    for name in (name for names in TOPICS.values() for name in names):
+        drawn = next((f for f in (folder, *sorted(folder.glob("*/"))) if (f / f"{name}.csv").is_file()), None)
+        text = about(name)
+        where = re.search(r" \(paper ([^)]*)\)", text)
+        rows = read_table(drawn / f"{name}.csv") if drawn else []
+        sources = {value for row in rows for column, value in row.items() if column.endswith("source")}
+        status = ", ".join(s for s in SOURCES if s in sources) or "drawn"
+        link = f"[`{name}`]({(drawn / name).relative_to(results.parents[1])}.png)" if drawn else f"`{name}`"
+        shows = text.replace(where[0], "") if where else text
+        lines.append([link, where[1] if where else "-", shows.rstrip("."), status if drawn else "not drawn yet"])
+    return table(["figure", "paper", "shows", "numbers"], lines)
+
+
+PARTS = {
+    "accuracy": accuracy_part, "differences": differences_part, "full": full_part, "claims": claims_part,
+    "figures": figures_part,
+}  # fmt: skip
+
+
+def filled(text: str, results: Path) -> str:
+    """README's text with every part written from the tables.
+
+    Raises:
+        ArtifactError: a part has no end, or a name that is not known.
+    """
+    for name in re.findall(r"<!-- (\w+): from the tables -->", text):
+        if name not in PARTS:
+            raise ArtifactError(f"README.md: no part called {name!r}; known: {', '.join(PARTS)}")
+        begin, end = f"<!-- {name}: from the tables -->", f"<!-- {name}: end -->"
+        before, _, rest = text.partition(begin)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise ArtifactError(f"README.md: {begin} has no {end}")
+        text = f"{before}{begin}\n{PARTS[name](results)}\n{end}{after}"
+    return text
+
+
+def parameters(text: str) -> str:
+    """Every line of params.yaml that has a value and a comment, as tables by section."""
+    sections: dict[str, list[list[str]]] = {}
+    titles: dict[str, str] = {}
+    above: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        found = re.match(r"( *)([\w.-]+):(?: +(.*?))?(?: *# (.*))?$", line)
+        if not found:
+            continue
+        indent, key, value, comment = len(found[1]), found[2], (found[3] or "").strip(), (found[4] or "").strip()
+        above = [(depth, name) for depth, name in above if depth < indent]
+        path = [*(name for _, name in above), key]
+        above.append((indent, key))
+        if indent == 0:
+            sections[key], titles[key] = [], comment
+        elif path[0] not in ("study", "settings") and (comment or value):
+            what, _, paper = comment.partition("paper: ")
+            row = [f"`{'.'.join(path[1:])}`", f"`{value}`" if value else "", what.strip("; "), paper]
+            sections[path[0]].append([cell.replace("|", "\\|") for cell in row])
+    parts = ["# Parameters", "", "Written by `make readme` from `params.yaml`, where every one can be changed.", ""]
+    for name, rows in sections.items():
+        if rows:
+            parts += [f"## {name}", "", titles[name], "", table(["key", "value", "meaning", "paper"], rows), ""]
+    return "\n".join(parts).replace("\n\n\n", "\n\n")
+
+
+def minutes_rows(results: Path, logs: Path) -> list[dict[str, Any]]:
+    """What each claim's command takes, from Snakemake's benchmark files: jobs, minutes one after the other, memory."""
+    rows = []
+    for command in dict.fromkeys(r["command"] for r in all_claims(results)):
+        files = [file for pattern in _patterns(command) for file in sorted(logs.glob(pattern))]
+        read = [_benchmark(file) for file in dict.fromkeys(files)]
+        if read:
+            seconds, memory = (sum(r["s"] for r in read), max(r["max_rss"] for r in read))
+            rows.append(
+                {"command": command, "jobs": len(read), "minutes": f"{seconds / 60:.1f}", "max_mb": round(memory),
+                 "source": "measured"}
+            )  # fmt: skip
+    return rows
+
+
+def _benchmark(path: Path) -> dict[str, float]:
+    last = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines(), delimiter="\t"))[-1]
+    known = re.compile(r"[\d.]+$")  # a job that was over at once has "NA" or "-"
+    return {key: float(last[key]) if known.match(last[key]) else 0.0 for key in ("s", "max_rss")}
+
+
+def _patterns(command: str) -> list[str]:
+    """The benchmark files of the jobs that a command makes in an empty folder."""
+    pool = ["download/**/*.tsv", "tasks/*.tsv", "partition/base/*.tsv"]
+    blocks = ["split/**/*.tsv", "sensitivity/**/*.tsv", "quantize/base/*.tsv", "score/base/**/*.tsv"]
+    if "assyllm estimate" in command:
+        return [f"cost/base/{command.split('--method ')[1].split()[0]}.tsv"]
+    if named := re.search(r"data/cost/base/\{([\w,]+)\}\.csv", command):
+        return [f"cost/base/{method}.tsv" for method in named[1].split(",")]
+    runs = re.search(r"data/runs/(\w+)/(?:\{([\w,]+)\}|(\w+))/", command)
+    if runs:
+        setting, methods = runs[1], (runs[2] or runs[3]).split(",")
+        own = [f"{rule}/{setting}/{m}/*.tsv" for m in methods for rule in ("federate", "baseline")]
+        own += [f"cost/base/{m}.tsv" for m in methods]
+        if set(methods) & set(SHARED):
+            own.append(f"baseline/{setting}/ft_oracle/*.tsv")
+        return [*pool, *(blocks if any("assyllm" in m for m in methods) else []), *own]
+    if "swap_ablation" in command:
+        return [*pool, *blocks, "federate/base/assyllm_paper/zoo0_seed0.tsv", "swap/*.tsv"]
+    if "ablations" in command:
+        return ["*/ablations/**/*.tsv"]
+    rules = ("split", "sensitivity", "quantize", "score", "cost", "federate", "baseline", "precision")
+    return [*pool, *(f"{rule}/**/*.tsv" for rule in rules), "collect/*.tsv"]
+
+
+def write(root: Path) -> list[Path]:
+    """Write minutes (where a study was run), README's parts and docs/PARAMETERS.md; the files that changed."""
+    results = root / "data" / "results"
+    rows = minutes_rows(results, root / "logs")
+    if rows:
+        write_table(results / "minutes.csv", rows, COLUMNS)
+    made = {
+        root / "README.md": filled((root / "README.md").read_text(encoding="utf-8"), results),
+        root / "docs" / "PARAMETERS.md": parameters((root / "params.yaml").read_text(encoding="utf-8")),
+    }
+    changed = [path for path, text in made.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    for path in changed:
+        write_text(path, made[path])
+    return changed
+
+
+if __name__ == "__main__":
+    try:
+        for file in write(Path.cwd()):
+            print(f"wrote {file}")
+    except ArtifactError as error:
+        sys.exit(f"assyllm: {error}")

@@ -1,0 +1,102 @@
+"""README's numbers are the tables': generated parts in step, numbers in the prose beside them to be found there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from assyllm import params as P
+from assyllm import readme
+from assyllm.artifacts import ArtifactError
+from assyllm.claims.shown import all_claims
+from assyllm.results import read_table
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "data" / "results"
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+DECIMAL = re.compile(r"(?<![\w.])-?\d*\.\d+(?![\w.]*\d)")
+
+
+def prose(text: str) -> str:
+    """The section of results without what is generated."""
+    section = text.partition("## Results\n")[2].partition("\n### Figures and tables")[0]
+    return re.sub(r"<!-- (\w+): from the tables -->.*?<!-- \1: end -->", "", section, flags=re.S)
+
+
+def known() -> set[str]:
+    """Every number that the tables give, as README may write it."""
+    found = set()
+    for folder in (RESULTS, RESULTS / "full"):
+        for row in read_table(folder / "accuracy.csv"):
+            found |= {readme.share(float(row[key])) for key in ("mean", "low", "high")}
+        for row in read_table(folder / "differences.csv"):
+            found |= {readme.points(row[key]) for key in ("difference", "low", "high")}
+    for row in all_claims(RESULTS):
+        found |= {readme.number(row[key]) for key in ("paper_value", "our_value", "low", "high")}
+    return found | {value.removeprefix("-") for value in found}
+
+
+def wrong(text: str) -> list[str]:
+    return [number for number in DECIMAL.findall(prose(text)) if number not in known()]
+
+
+def test_generated_parts_are_in_step_with_the_tables() -> None:
+    assert set(re.findall(r"<!-- (\w+): from the tables -->", TEXT)) == set(readme.PARTS)
+    assert readme.filled(TEXT, RESULTS) == TEXT, "run `make readme`"
+
+
+def test_parameters_are_in_step() -> None:
+    made = readme.parameters((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    assert (ROOT / "docs" / "PARAMETERS.md").read_text(encoding="utf-8") == made, "run `make readme`"
+    missing = [name for name in P.Params.model_fields if name not in ("study", "settings") and f"## {name}" not in made]
+    assert not missing
+    assert "| `clients` | `200` |  | 200 |" in made
+
+
+def test_numbers_in_the_prose_are_the_tables() -> None:
+    assert not wrong(TEXT)
+
+
+def test_a_wrong_number_is_found() -> None:
+    assert wrong(TEXT.replace("## Results\n", "## Results\n\nabove by 77.7 points, .0123\n")) == ["77.7", ".0123"]
+    first = re.search(r"\| \.\d{3} \|", TEXT)
+    assert first is not None
+    assert readme.filled(TEXT.replace(first[0], "| .000 |", 1), RESULTS) == TEXT
+
+
+def test_an_unknown_or_open_part_is_one_line() -> None:
+    with pytest.raises(ArtifactError, match="no part called 'nope'; known: accuracy"):
+        readme.filled("<!-- nope: from the tables -->\n<!-- nope: end -->", RESULTS)
+    with pytest.raises(ArtifactError, match="has no <!-- accuracy: end -->"):
+        readme.filled("<!-- accuracy: from the tables -->\n", RESULTS)
+
+
+def test_halves_round_up() -> None:
+    assert [readme.share(v) for v in (0.6345, 0.8095, 0.774)] == [".635", ".810", ".774"]
+    assert (readme.points("0.1325"), readme.points("-0.0004")) == ("13.3", "0.0")
+
+
+@pytest.mark.parametrize(
+    ("command", "jobs", "minutes"),
+    [
+        ("assyllm estimate --model llama-7b --method lora --batch 16", 1, "0.5"),
+        ("snakemake --cores 2 data/runs/base/{lora,swapping}/zoo0_seed{0,1}", 6, "4.0"),
+        ("snakemake --cores 2 data/cost/base/{lora,nothing}.csv", 1, "0.5"),
+        ("snakemake --cores 2 ablations", 0, None),
+    ],
+)
+def test_minutes_are_those_of_a_command_s_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, jobs: int, minutes: str | None
+) -> None:
+    seconds = {
+        "download/base/llama.tsv": 60, "tasks/base.tsv": 30, "cost/base/lora.tsv": 30, "baseline/base/lora/a.tsv": 60,
+        "baseline/base/ft_oracle/a.tsv": 40, "baseline/base/swapping/a.tsv": 20, "federate/base/assyllm/a.tsv": 999,
+    }  # fmt: skip
+    for name, value in seconds.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"s\tmax_rss\n{value}\t-\n")
+    monkeypatch.setattr(readme, "all_claims", lambda results: [{"command": command}])
+    rows = readme.minutes_rows(tmp_path, tmp_path)
+    assert [(r["jobs"], r["minutes"]) for r in rows] == ([(jobs, minutes)] if jobs else [])
