@@ -467,6 +467,7 @@ class Baselines(Section):
 
     model: str
     evaluate_every: Count
+    test_every: Count
     closed_form: ClosedForm
     ft_oracle: dict[Task, Tuning] = Field(default_factory=dict)  # a run is given its own method's only
     ft_practical: dict[Task, Tuning] = Field(default_factory=dict)
@@ -476,6 +477,12 @@ class Baselines(Section):
     qlora_recomputation: dict[Task, LoraTuning] = Field(default_factory=dict)
     fedadapter: dict[Task, FedAdapterTuning] = Field(default_factory=dict)
     fwdllm: dict[Task, FwdLLMTuning] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _judged_together(self) -> Baselines:
+        if self.test_every % self.evaluate_every:
+            raise ValueError(f"test_every: {self.test_every} is no multiple of evaluate_every: {self.evaluate_every}")
+        return self
 
 
 class Tune(Section):

@@ -32,7 +32,7 @@ def tiny_params() -> dict:
     for method in ("ft_oracle", "ft_practical"):
         for tuning in raw["baselines"][method].values():
             tuning["rounds"] = 4
-    raw["baselines"]["evaluate_every"] = 2
+    raw["baselines"]["evaluate_every"] = raw["baselines"]["test_every"] = 2
     for dotted, value in changes.items():
         node = raw
         *parents, leaf = dotted.split(".")

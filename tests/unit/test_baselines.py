@@ -226,7 +226,10 @@ def sections(names: tuple[str, ...], method: str) -> str:
     raw["federated"]["clients_per_round"] = 4
     raw["fleet"]["memory_gb"] = {64: 0.5, 4: 0.5}
     tuning = {"learning_rate": 0.005, "rounds": 4, "local_epochs": 1, "batch": 16}
-    raw["baselines"] = {key: raw["baselines"][key] for key in ("closed_form", "model")} | {"evaluate_every": 2}
+    raw["baselines"] = {key: raw["baselines"][key] for key in ("closed_form", "model")} | {
+        "evaluate_every": 2,
+        "test_every": 2,
+    }
     method = P.SHARES.get(method, method)
     if method in P.TUNED:
         raw["baselines"][method] = dict.fromkeys(("boolq", "openbookqa"), tuning)

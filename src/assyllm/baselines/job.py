@@ -49,7 +49,7 @@ def encode_task(files: TaskFiles, tokenizer: Any, method: Method, max_tokens: in
     return Data(packed["train"], packed["dev"], packed["test"], files.owned), shortened
 
 
-def plan(tuning: P.Tuning, federated: P.Federated, evaluate_every: int) -> Plan:
+def plan(tuning: P.Tuning, federated: P.Federated, baselines: P.Baselines) -> Plan:
     """The round loop's settings."""
     local = Local(
         learning_rate=tuning.learning_rate,
@@ -59,8 +59,8 @@ def plan(tuning: P.Tuning, federated: P.Federated, evaluate_every: int) -> Plan:
         head_factor=tuning.head_factor,
     )
     return Plan(
-        tuning.rounds, federated.clients_per_round, evaluate_every, local, federated.dropout, tuning.server,
-        tuning.server_rate,
+        tuning.rounds, federated.clients_per_round, baselines.evaluate_every, local, federated.dropout, tuning.server,
+        tuning.server_rate, baselines.test_every,
     )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 Each round samples ``clients_per_round`` of the clients that take part in the method at all, lets some drop
 out, trains the rest and averages their weights by number of items (McMahan 2017). Every ``evaluate_every``
-rounds the accuracy on dev and test is taken; the reported test accuracy is that of the round best on dev.
+rounds the accuracy on dev is taken, every ``test_every`` that on test, for the curve; the reported test accuracy is
+that of the round best on dev, judged once at the end.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Plan:
     dropout: float = 0.0
     server: str = "fedavg"
     server_rate: float = 1.0
+    test_every: int = 1
 
 
 @dataclass(slots=True)
@@ -45,7 +47,7 @@ class Outcome:
     """What a run leaves: one dict a round, and the predictions of the round that was best on dev.
 
     A round has ``round, loss, participants, bytes_up, bytes_down`` (bytes of one participant) and, where
-    evaluated, ``dev`` and ``test`` accuracies. ``seconds`` are wall times of the rounds' training.
+    evaluated, a ``dev`` and perhaps a ``test`` accuracy. ``seconds`` are wall times of the rounds' training.
     """
 
     rounds: list[dict[str, Any]] = field(default_factory=list)
@@ -118,6 +120,9 @@ def run_rounds(
         outcome.seconds.append(time.perf_counter() - began)
         if round_ % plan.evaluate_every == 0 or round_ == rounds:
             best = _evaluate(method, weights, best, data, row, outcome)
+            # a tuning run is given no test questions
+            if len(data.test) and (round_ % plan.test_every == 0 or round_ == rounds):
+                row["test"] = float((choose(method, weights, data.test) == data.test.answer.numpy()).mean())
         outcome.rounds.append(row)
         if checkpoint and "dev" in row:
             _save(checkpoint, method, weights, best, server, outcome)
@@ -125,21 +130,20 @@ def run_rounds(
             report(row)
     if not eligible:
         best = _evaluate(method, weights, best, data, {"round": 0}, outcome)
+    outcome.test_chosen = choose(method, best, data.test).tolist()
     return best, outcome
 
 
 def _evaluate(
     method: Method, weights: Weights, best: Weights, data: Data, row: dict[str, Any], outcome: Outcome
 ) -> Weights:
-    """Add a round's accuracies to its row; the weights of the best round so far (the earliest at a tie)."""
-    dev, test = choose(method, weights, data.dev), choose(method, weights, data.test)
+    """Add a round's accuracy on dev to its row; the weights of the best round so far (the earliest at a tie)."""
+    dev = choose(method, weights, data.dev)
     row["dev"] = float((dev == data.dev.answer.numpy()).mean())
-    if len(test):  # a tuning run is given no test questions
-        row["test"] = float((test == data.test.answer.numpy()).mean())
     if row["dev"] <= outcome.best_dev:
         return best
     outcome.best_dev, outcome.best_round = row["dev"], row["round"]
-    outcome.dev_chosen, outcome.test_chosen = dev.tolist(), test.tolist()
+    outcome.dev_chosen = dev.tolist()
     return {name: tensor.clone() for name, tensor in weights.items()}
 
 

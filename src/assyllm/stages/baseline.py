@@ -175,7 +175,7 @@ class Job:
         if self.method in P.HEADS:
             return p.baselines.closed_form, head_plan(p.baselines.closed_form, p.federated)
         tuning = getattr(p.baselines, P.SHARES.get(self.method, self.method))[task]
-        return tuning, plan(tuning, p.federated, p.baselines.evaluate_every)
+        return tuning, plan(tuning, p.federated, p.baselines)
 
     def run(self) -> tuple[str, str, Rows]:
         """Every task's rounds: the budget, no shared trajectory, and the rows."""

@@ -66,7 +66,7 @@ def run(
             if tuning in tried:  # a method whose clients make one step has no epochs
                 continue
             tried.append(tuning)
-            settings = plan(tuning, p.federated, p.baselines.evaluate_every)
+            settings = plan(tuning, p.federated, p.baselines)
             outcome = Outcome(best_dev=0.0)  # what a setting that diverges is worth
             with contextlib.suppress(Diverged):
                 _, outcome = run_rounds(METHODS[method](model, tuning), data, settings, seed, eligible)
