@@ -259,8 +259,9 @@ class Job:
 
 
 def _say(task: str, row: dict[str, Any]) -> None:
-    if "dev" in row:
-        print(f"{task} round {row['round']}: dev {row['dev']:.3f}, test {row['test']:.3f}", flush=True)
+    judged = ", ".join(f"{split} {row[split]:.3f}" for split in ("dev", "test") if split in row)
+    if judged:
+        print(f"{task} round {row['round']}: {judged}", flush=True)
 
 
 def _round_rows(label: Label, rounds: list[dict[str, Any]], loss_unit: str) -> list[Metric]:
