@@ -13,6 +13,7 @@ Needs torch, transformers, tokenizers, safetensors, pydantic, typer, pandas; ``d
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import importlib.util
 import json
@@ -111,11 +112,10 @@ def on_gpu(device: str) -> None:
         """An adapter's ``forward`` with its tensors where the states are."""
 
         def call(self: Any, states: Tensor, *given: Any) -> Tensor:
-            own = dict([*self.named_parameters(), *self.named_buffers()])
-            if all(tensor.device == states.device for tensor in own.values()):
-                return forward(self, states, *given)
-            moved = {name: tensor.to(states.device) for name, tensor in own.items()}
-            return torch.func.functional_call(self, moved, (states, *given))
+            twin = copy.copy(self)
+            twin._parameters = {name: tensor.to(states.device) for name, tensor in self._parameters.items()}
+            twin._buffers = {name: tensor.to(states.device) for name, tensor in self._buffers.items()}
+            return forward(twin, states, *given)
 
         return call
 
@@ -501,6 +501,8 @@ def main() -> None:
 
     # majority and zero_shot read no table, but a file has to be there
     for method in sorted({SAME_STEP.get(m, m) for m in options.methods}):
+        while len(jobs.running) >= max(1, (os.cpu_count() or 1) - 1):
+            jobs.wait(*list(jobs.running)[-1:])
         jobs.start(f"cost-{method}", "cost", method)
     jobs.wait(*(name for name in jobs.running if name.startswith("cost-")))
     for method in options.methods:
