@@ -1,8 +1,9 @@
 """The cost model's predictions beside what a GPU measured: peak memory, and step time with fitted efficiencies.
 
-    python benchmarks/cost_against_gpu.py measured.json ... [--out benchmarks/cost_against_gpu.csv]
+    python benchmarks/cost_against_gpu.py measured.json ... [--keep] [--out benchmarks/cost_against_gpu.csv]
 
 ``measured.json`` comes from ``tests/gpu/cost_h200.py``; of several files the later ones' rows replace the earlier's.
+With ``--keep`` the table's rows of what was not measured now stay as they are.
 Two efficiencies (products, bandwidth) are fitted to the step times by least squares on their logarithms; put them into
 ``cost/devices.py``. About a minute on one core.
 """
@@ -16,16 +17,17 @@ import math
 from pathlib import Path
 from typing import Any
 
-from assyllm.cost.devices import compute_seconds, devices
+from assyllm.cost.devices import EFFICIENCY, compute_seconds, devices
 from assyllm.cost.point import Point, measure_point
 from assyllm.cost.selection import Residency
 from assyllm.cost.shapes import config_of
 from assyllm.cost.step import Reading
-from assyllm.results import write_table
+from assyllm.results import read_table, write_table
 
 GIB = 2**30
 READING = ("batch", "tokens", "optimizer", "bytes_per_weight", "attention")
 KEY = ("method", *READING, "residency")
+ROW = ("method", "batch", "tokens", "optimizer", "residency")  # what a row of the table is about
 PRODUCTS = [n / 100 for n in range(50, 91)]  # of matrix products and attention: at most 3 % of a step is attention
 BANDWIDTH = [n / 20 for n in range(8, 21)]
 
@@ -56,6 +58,7 @@ def main() -> None:
     parser.add_argument(
         "--code", default="", help="Commit of the code that was measured and predicts, if not this one."
     )
+    parser.add_argument("--keep", action="store_true", help="keep the table's other rows")
     options = parser.parse_args()
     files = [json.loads(path.read_text()) for path in options.measured]
     measured = files[0]
@@ -63,9 +66,12 @@ def main() -> None:
     on = devices()["h200" if "H200" in measured["device"] else "a100" if "A100" in measured["device"] else "h100"]
     done = [row for row in latest.values() if row["status"] == "ok"]
     points = [predicted(row) for row in done]
-    # streamed methods and packed weights draw random numbers or unpack with plain torch there: not what is modelled
+    # streamed methods, adapter training among them, draw random numbers there, and packed weights are unpacked with
+    # plain torch: not what is modelled
     plain = [i for i, row in enumerate(done) if row["method"] in ("ft_oracle", "lora", "fedadapter", "fwdllm")]
-    efficiency = fit([points[i] for i in plain], [done[i]["step_s"] for i in plain], on)
+    efficiency = EFFICIENCY
+    if plain:
+        efficiency = fit([points[i] for i in plain], [done[i]["step_s"] for i in plain], on)
     rows = []
     for row, point in zip(done, points, strict=True):
         seconds = compute_seconds(point.operations, on, efficiency)
@@ -83,7 +89,9 @@ def main() -> None:
         print("{method:20s}{tokens:5d} {optimizer:10s}{measured_gib:8.2f}{predicted_gib:8.2f} GiB "
               "{memory_error_percent:+6.2f} %{measured_s:8.3f}{predicted_s:8.3f} s {time_error_percent:+6.1f} %".format(
                   **rows[-1]), flush=True)  # fmt: skip
-    write_table(options.out, rows)
+    kept = read_table(options.out) if options.keep and options.out.is_file() else []
+    new = {tuple(str(row[k]) for k in ROW) for row in rows}
+    write_table(options.out, [*(row for row in kept if tuple(row[k] for k in ROW) not in new), *rows])
     large = [abs(r["memory_error_percent"]) for r in rows if r["measured_gib"] > 4]
     small = [abs(r["memory_error_percent"]) for r in rows if r["measured_gib"] <= 4]
     print(f"efficiency {efficiency}; workspace {measured['workspace']}; rates {measured['rates']}")

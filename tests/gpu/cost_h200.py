@@ -3,8 +3,9 @@
     PYTHONPATH=src python tests/gpu/cost_h200.py --out measured.json      (about 5 minutes, an 80 GB device or larger)
 
 Weights are drawn at random on the device, in 16 bit. ``benchmarks/cost_against_gpu.py`` puts the cost model's
-prediction beside each row. A row that does not fit the device says so. Needs torch, transformers, accelerate; peft
-for the methods with adapters.
+prediction beside each row. ``--methods adapter_tuning`` measures the training of the paper's adapters alone
+(``cost/tuning.py``: 128, 256 and 512 tokens, a minute). A row that does not fit the device says so. Needs torch,
+transformers, accelerate; peft for the methods with adapters.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if importlib.util.find_spec("pydantic") is None:  # it checks params.yaml, which
     stand_in.model_validator = lambda **kwargs: lambda function: function
     sys.modules["pydantic"] = stand_in
 
-from assyllm.cost.methods import STEPS, step_of
+from assyllm.cost.methods import STEPS, TUNING, step_of
 from assyllm.cost.selection import Residency
 from assyllm.cost.shapes import config_of
 from assyllm.cost.step import Reading
@@ -45,6 +46,7 @@ TIMED = 2
 def rows() -> list[tuple[str, Reading, Residency | None]]:
     """What is measured, the rows that matter most first."""
     found: list[tuple[str, Reading, Residency | None]] = []
+    found += [(TUNING, Reading(tokens=tokens), Residency(1, 1, 16)) for tokens in LENGTHS]  # a layer at a time
     once = [method for method in STEPS if method not in ("ft_practical", "lora_all")]  # the same steps again
     for tokens in LENGTHS:
         for method in once:

@@ -7,18 +7,21 @@ FOLDER of text holds ``*_train.txt.xz`` and ``*_valid.txt.xz``. Shapes and recip
 speed of a trial, so that the whole command ends in time (leave out ``--seconds`` for the preset's steps). With two
 devices Llama and Vicuna train on the first, the others on the second. Under ``--keep`` remain the models
 (``zoo/``), their int8 exports (``export/``) and, for machines that give back small files only, one archive of the
-exports cut into parts (``parts/``). Needs torch, transformers, tokenizers, safetensors, pydantic.
+exports cut into parts (``parts/``). ``--trials`` times optimizer variants on the speed test's shape and trains nothing
+(a minute and a half). Needs torch, transformers, tokenizers, safetensors, pydantic.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,10 @@ PART_BYTES = 15 * 2**20
 # the shape whose speed is compared with the prototype's: 46.9 M weights multiply (the prototype tied its embeddings)
 SPEED = {"family": "llama", "stands_for": "llama-7b", "hidden_size": 512, "intermediate_size": 1408, "layers": 12,
          "heads": 8, "vocabulary": 16384}  # fmt: skip
+
+# what may make a step quicker, each with all before it: AdamW in one kernel; Newton-Schulz in bf16, as Muon's authors
+# have it; twice the rows a step
+TRIALS = ("plain", "fused_adamw", "bf16_newton_schulz", "twice_the_rows")
 
 began = time.perf_counter()
 
@@ -129,6 +136,69 @@ class Clock:
 def tables_weights(model: Any) -> int:
     """Weights that are looked up, not multiplied with: embeddings that no output layer shares."""
     return 0 if model.config.tie_word_embeddings else model.get_input_embeddings().weight.numel()
+
+
+@contextlib.contextmanager
+def quicker(label: str) -> Iterator[None]:
+    """The optimizers of a trial, for as long as the ``with`` lasts."""
+    import torch
+
+    from assyllm.zoo import muon
+    from assyllm.zoo import pretrain as loop
+
+    made, turned, level = loop.optimizers, muon.orthogonalise, TRIALS.index(label)
+
+    def optimizers(*given: Any) -> list[Any]:
+        first, second = made(*given)
+        group = second.param_groups[0]
+        kept = {name: group[name] for name in ("lr", "betas", "weight_decay")}
+        return [first, torch.optim.AdamW(group["params"], fused=True, **kept)]
+
+    try:
+        if level >= TRIALS.index("fused_adamw"):
+            loop.optimizers = optimizers
+        if level >= TRIALS.index("bf16_newton_schulz"):
+            muon.orthogonalise = lambda matrices: turned(matrices.bfloat16()).to(matrices.dtype)
+        yield
+    finally:
+        loop.optimizers, muon.orthogonalise = made, turned
+
+
+def trials(options: argparse.Namespace) -> None:
+    """Tokens a second of every trial on the speed test's shape, and the loss after its steps."""
+    import torch
+
+    from assyllm.params import load
+    from assyllm.zoo.families import family as kind_of
+    from assyllm.zoo.load import load_tokenizer
+    from assyllm.zoo.pretrain import Recipe, Special, pretrain
+
+    settings = load(PRESET).zoo
+    member, shared = member_of("speed", settings), settings.pretrain
+    kind, rows = kind_of(member.family), rows_of(member.family, "train", options)
+    tokenizer = load_tokenizer(options.keep / "tokens" / member.family)
+    found: dict[str, Any] = {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}
+    for label in TRIALS:
+        batch = (options.batch or shared.batch) * (2 if label == "twice_the_rows" else 1)
+        steps = options.trial or WARM + 2 * TIMED
+        recipe = Recipe(kind.causal, steps, batch, shared.matrix_learning_rate, shared.other_learning_rate,
+                        device="cuda" if torch.cuda.is_available() else "cpu", bf16=shared.bf16)  # fmt: skip
+        model = kind.build(kind.config(member, tokenizer, shared.max_tokens), 0)
+        clock, losses = Clock(min(WARM, steps - 1)), []
+
+        def report(step: int, loss: Any, clock: Clock = clock, losses: list[Any] = losses) -> None:
+            clock(step, loss)
+            losses.append(loss)
+
+        whole = rows[: len(rows) - len(rows) % recipe.batch]
+        with quicker(label):
+            pretrain(model, whole, Special.of(tokenizer), recipe, "trials", report=report)
+        speed = clock.rate(batch * shared.max_tokens)
+        found[label] = {"tokens_per_s": speed, "tokens_a_step": batch * shared.max_tokens, "steps": steps,
+                        "tflops": 6 * (model.num_parameters() - tables_weights(model)) * speed / 1e12,
+                        "last_losses": [float(loss) for loss in losses[-5:]]}  # fmt: skip
+        say(label, json.dumps(found[label]))
+        (options.out / "trials.json").write_text(json.dumps(found, indent=1))
 
 
 def train(name: str, seconds: float | None, options: argparse.Namespace) -> dict[str, Any]:
@@ -265,6 +335,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="rows a step, instead of the preset's")
     parser.add_argument("--steps", type=int, help="of each model, whatever the seconds")
     parser.add_argument("--trial", type=int, help="steps of the trial")
+    parser.add_argument("--trials", action="store_true", help="time variants of the optimizers and stop")
     parser.add_argument("--held", type=int, help="held-out rows; all of the text if not given")
     parser.add_argument("--only", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--tokens", help=argparse.SUPPRESS)
@@ -280,6 +351,10 @@ def main() -> None:
     devices = options.devices or min(2, max(1, torch.cuda.device_count()))
     again = [sys.executable, *sys.argv]
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "true"}
+    if options.trials:
+        if not (options.keep / "tokens/llama/train.npy").is_file():
+            subprocess.run([*again, "--tokens", "llama"], env=environment, check=True)
+        return trials(options)
     families = () if options.again else ("llama", "opt", "bert", "roberta")
     writers = [subprocess.Popen([*again, "--tokens", family], env=environment) for family in families]
     running = []

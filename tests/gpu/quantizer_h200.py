@@ -4,15 +4,19 @@
 
 Middle blocks of Llama-7B and OPT-6.7B, random weights: Student's t with 5 degrees of freedom (heavier tails than a
 normal), scaled to .02, columns of unlike size; inputs with a few outlier channels, as real hidden states have them.
-Also the whole pool's bytes, from the shapes. Needs torch and transformers; writes one JSON object.
+Packed layers are timed as plain torch unpacks them and by the kernel of ``assyllm.quantizer.cuda``, whose values are
+compared (``--speed`` alone: a minute). Needs torch and transformers; writes one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
+import traceback
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -198,6 +202,52 @@ def study(family: str, layers: int, device: str) -> dict:
     return out
 
 
+def fused_speed(layer: PackedLinear, x: Tensor, device: str) -> dict[str, Any]:
+    """The same with rows made float by one kernel: milliseconds, and the largest difference of any value."""
+    try:
+        from assyllm.quantizer.cuda import fused
+    except ImportError as error:
+        return {"fused": f"not here: {error}"}
+    xg = x.clone().requires_grad_()
+
+    def both() -> tuple[Tensor, Tensor]:
+        out = layer(xg)
+        return out.detach(), torch.autograd.grad(out.float().square().sum(), xg)[0]
+
+    try:
+        rows, plain = layer.dense(), both()
+        with fused():
+            pairs = zip((rows, *plain), (layer.dense(), *both()), strict=True)
+            differences = [float((a - b).abs().max()) for a, b in pairs]
+            forward = timed(lambda: layer(x), device, 10)
+            backward = timed(lambda: layer(xg).sum().backward(), device, 10)
+            made = timed(lambda: layer.weight_rows(0, layer.out_features, x.dtype), device, 10)
+        made_plainly = timed(lambda: layer.weight_rows(0, layer.out_features, x.dtype), device, 10)
+    except Exception:  # the other measurements are worth more
+        return {"fused": traceback.format_exc()[-1500:]}
+    return {
+        "fused_ms": 1e3 * forward, "fused_backward_ms": 1e3 * backward, "fused_rows_ms": 1e3 * made,
+        "packed_rows_ms": 1e3 * made_plainly,
+        "fused_differences": dict(zip(("rows", "forward", "backward"), differences, strict=True)),
+        "largest_values": dict(zip(("rows", "forward", "backward"), (float(t.abs().max()) for t in (rows, *plain)),
+                                   strict=True)),
+    }  # fmt: skip
+
+
+def only_speed(family: str, layers: int, device: str, bits: list[int]) -> dict:
+    """Packed layers' times with nothing scored: rows of each of ``bits`` in equal parts, rounded plainly."""
+    torch.manual_seed(0)
+    block = random_block(family, layers, device)
+    found = {}
+    for label, each in {f"int{bits[0]}": bits[:1], "mix": bits}.items():
+        widths = {
+            path: torch.tensor(each, dtype=torch.uint8).repeat(-(-m.out_features // len(each)))[: m.out_features]
+            for path, m in linears(block).items()
+        }
+        found[label] = speed(block, packed_copy(block, widths, None), device)
+    return found
+
+
 def speed(block: Block, layers: dict[str, PackedLinear], device: str) -> dict:
     """Seconds of single layers and ratios, dense bf16 over packed, batch 16 x 128 tokens; peak memory of a forward."""
     found = {}
@@ -213,6 +263,8 @@ def speed(block: Block, layers: dict[str, PackedLinear], device: str) -> dict:
         dense_back = timed(lambda: (xg @ dense.T).sum().backward(), device, 10)  # noqa: B023
         found[path] = {"packed_ms": 1e3 * ours, "bf16_ms": 1e3 * theirs, "dense_over_ours": theirs / ours,
                        "packed_backward_ms": 1e3 * back, "bf16_backward_ms": 1e3 * dense_back}  # fmt: skip
+        found[path] |= fused_speed(packed, x, device)
+        print(block.family, path, json.dumps(found[path]), file=sys.stderr, flush=True)
         try:
             import bitsandbytes.functional as bnb
 
@@ -237,11 +289,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--families", nargs="*", default=["llama", "opt"])
+    parser.add_argument("--speed", action="store_true", help="packed layers' times alone")
     given = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = False
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    print(json.dumps({"device": name, **{f: study(f, given.layers, device) for f in given.families}}, indent=2))
+    found: dict[str, Any] = {"device": name}
+    for family in given.families:
+        made = only_speed(family, given.layers, device, [4, 3, 6, 8]) if given.speed else None
+        found[family] = made or study(family, given.layers, device)
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,16 @@
 
     PYTHONPATH=src python tests/gpu/random_zoo_h200.py --keep /tmp/random --out random_zoo.json      (about 8 minutes)
 
+A pool under ``--keep`` is taken as it is; else it is made.
+
 For each model: random weights into shards, split, quantized to INT4 (groups of 128, tables INT8), the 16-bit files
 deleted as soon as they have been read (about 45 GB of disk at once). Then, with every block in GPU memory and with
 budgets of 8 and 4 GB through the swapper (1 GB of each kept for activations): a pass of all models over public
 rows, an adapter fitted for every candidate on the chain of Llama's first block, and one selection round by what a
 candidate adds to a head on the labels (``federated.probing``): 20 clients together as the simulator does it, and one
-client alone as a device would. Peaks stand beside the cost model's. Needs torch, transformers, accelerate, pydantic.
+client alone as a device would. Peaks stand beside the cost model's, bytes read beside the least that any
+schedule reads. Adapters and the server's eigenvalue problems are solved on the GPU in float64.
+Needs torch, transformers, accelerate, pydantic.
 ``--tiny`` runs the same on a CPU at toy width.
 """
 
@@ -19,6 +23,7 @@ import json
 import shutil
 import time
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,19 +33,20 @@ from torch import Tensor
 
 from assyllm.adapter.linear import LinearAdapter, LinearSums
 from assyllm.artifacts import output_folder, read_json
-from assyllm.assembly.head import sketched
+from assyllm.assembly.head import HeadSums, sketched
 from assyllm.blocks.pool import Pool, write_model, write_pool
 from assyllm.comparator import compatibility as by
 from assyllm.cost.point import measure_point
 from assyllm.cost.selection import Residency
 from assyllm.cost.shapes import CONFIGS
-from assyllm.cost.step import Reading
+from assyllm.cost.step import WORKSPACE, Reading
 from assyllm.federated.messages import ProbeTask
 from assyllm.federated.probing import probe_step
 from assyllm.federated.secure_sum import secure_sum
 from assyllm.params import Blocks, Quantize, read_yaml
 from assyllm.quantizer.packed import PackedEmbedding
 from assyllm.quantizer.pool import prepare, quantize_pool
+from assyllm.swapper.ablation import optimum_bytes
 from assyllm.swapper.swapper import Swapper
 from assyllm.zoo.cards import ModelCard, write_card
 from assyllm.zoo.encoding import combine
@@ -52,6 +58,7 @@ ORDER = ("llama-7b", "bert-base", "roberta-large", "opt-6.7b", "vicuna-7b")
 GROUP, BITS = 128, 4
 CLIENTS, QUESTIONS, CHOICES, TOKENS = 20, 8, 2, 256  # 16 rows of 256 tokens a client, as the paper's batch
 PUBLIC = 128  # rows of public text
+THREADS = 4  # a machine's cores may be shared, and a matrix of 256 columns gains nothing from more
 SKETCH, GRID, RIDGE = 256, (0.001, 0.01, 0.1, 1.0, 10.0), 0.01
 RESERVE = 1e9  # of a budget, for activations
 TINY = {"hidden_size": 64, "intermediate_size": 128, "ffn_dim": 128, "word_embed_proj_dim": 64, "vocab_size": 500,
@@ -180,10 +187,16 @@ class Device:
         self.pool, self.device = pool, device
         self.swapper = Swapper(pool, int(budget), (), device=device, host=host, record=False)
         self.half = device == "cuda"
+        self.asked: list[str] = []  # units, in the order of the walks so far
         for block in pool.ids if self.half else ():
             for module in self.swapper.block(block).embed.modules():
                 if isinstance(module, PackedEmbedding):  # it gives float32; what follows is stored in 16 bit
                     module.register_forward_hook(lambda module, given, out: out.half())
+
+    def plan(self, blocks: list[str]) -> None:
+        """Say what will run next."""
+        self.swapper.extend(blocks)
+        self.asked += self.swapper.accesses(blocks)
 
     def run(self, block: str, states: list[Tensor], batches: list[Batch]) -> list[Tensor]:
         """A block over all batches, layer by layer."""
@@ -194,7 +207,7 @@ class Device:
     def native(self, public: Batch) -> dict[str, Tensor]:
         """Every block's pooled output [rows * 2, d] inside its own model."""
         found = {}
-        self.swapper.extend(self.pool.ids)
+        self.plan(self.pool.ids)
         for model in self.pool.models:
             states = [public.ids[model]]
             for info in self.pool.of_model(model):
@@ -207,7 +220,7 @@ class Device:
     ) -> tuple[dict[str, list[Tensor]], dict[str, float]]:
         """Features of the chain and of every candidate, a list entry a client; seconds of each block."""
         ((chain, candidates),) = task.candidates.items()
-        self.swapper.extend([*chain, *candidates])
+        self.plan([*chain, *candidates])
         model = self.pool.info(chain[0]).model
         states = [b.ids[model] for b in batches]
         features, seconds = {}, {}
@@ -215,11 +228,9 @@ class Device:
             start = time.perf_counter()
             given = states
             if (adapter := adapters.get(block)) is not None:
-                there = adapter.to(self.device)
-                weight, bias = (t.half() if self.half else t for t in (there.weight, there.bias))
+                weight, bias = adapter.weight.to(self.device), adapter.bias.to(self.device)
                 given = [s @ weight + bias for s in states]
-                adapters[block] = adapter.cpu()
-                del there, weight, bias
+                del weight, bias
             out = self.run(block, given, batches)
             if block in chain:
                 states = out
@@ -228,6 +239,18 @@ class Device:
             del given, out
             seconds[block] = time.perf_counter() - start
         return features, seconds
+
+
+def fitted(x: Tensor, y: Tensor, device: str) -> LinearAdapter:
+    """The adapter from rows [n, d] to [n, e], solved in float64 on the device; kept on the CPU as it will compute."""
+    with torch.device(device):
+        made = LinearSums.of(x.to(device), y.to(device)).fit(RIDGE)
+    return made.to(dtype=torch.float16 if device == "cuda" else torch.float32).cpu()
+
+
+def evidence(sums: HeadSums, device: str) -> float:
+    """Nats a row that a candidate adds; the eigenvalue problem on the device, in float64."""
+    return HeadSums(*(part.to(device) for part in sums.parts())).evidence(GRID)[0]
 
 
 def peak(device: str, reset: bool = False) -> int:
@@ -257,6 +280,10 @@ def search(
     row["open_s"] = time.perf_counter() - start
     try:
         row |= _searched(at, budget_gb, device, predicted, adapters, cohorts, one_a_width)
+        least = optimum_bytes(at.asked, at.swapper.engine.sizes, int(budget))
+        row |= {"bytes_read": at.swapper.bytes_read, "least_bytes": least,
+                "reads_over_least": at.swapper.bytes_read / least}  # fmt: skip
+        say(budget_gb, "GB: read", at.swapper.bytes_read, "over the least", row["reads_over_least"])
     finally:
         at.swapper.close()
         del at
@@ -286,7 +313,7 @@ def _searched(
         if alike is not None:
             adapters[block] = alike
             continue
-        adapters[block] = LinearSums.of(native[chain[-1]], native[before]).fit(RIDGE)  # type: ignore[index]
+        adapters[block] = fitted(native[chain[-1]], native[before], device)  # type: ignore[index]
         fits.append(time.perf_counter() - one)
     row |= {"adapters_s": time.perf_counter() - start, "adapter_fits": len(fits) - 1, "adapter_fit_s": max(fits)}
     del public
@@ -302,13 +329,15 @@ def _searched(
         views = [View({b: parts[c] for b, parts in features.items()}, c) for c in range(clients)]
         replies = [(c, probe_step(task, view)) for c, view in enumerate(views)]  # type: ignore[arg-type]
         totals, refused = secure_sum(replies)
-        scores = {block: totals["+".join(chain), block].evidence(GRID)[0] for block in candidates}
+        scores = {block: evidence(totals["+".join(chain), block], device) for block in candidates}
         whole = time.perf_counter() - start
         measured = peak(device)
         weights = at.swapper.peak_bytes
         # a batch's states: what the block was given, and those before and after a layer; and the chain's end
-        states = predicted["states"] * (3 * (clients - 1) + clients)
-        ours = weights + predicted["temporary"] + states
+        layer = predicted["temporary"] + predicted["states"] * (3 * (clients - 1) + clients)
+        # an end block's norm holds one list more (all batches pass a layer first), its sums in float32, and masks
+        norm = WORKSPACE + predicted["states"] * (5 * clients + 3) + clients * QUESTIONS * CHOICES * TOKENS**2
+        ours = weights + max(layer, norm)
         row[f"round_{clients}"] = {
             "clients": clients, "candidates": len(candidates), "refused": refused, "best": by.best(scores, 3),
             "seconds": whole, "walk_s": computed, "s_per_client_and_candidate": whole / clients / len(candidates),
@@ -323,6 +352,15 @@ def _searched(
         say(budget_gb, json.dumps(brief))
         del batches, features
     return row
+
+
+def kernel(wanted: bool) -> AbstractContextManager[None]:
+    """What a search runs in: the kernel for packed rows, or nothing."""
+    if not wanted:
+        return nullcontext()
+    from assyllm.quantizer.cuda import fused
+
+    return fused()
 
 
 def prediction(tiny: bool) -> dict[str, float]:
@@ -350,13 +388,15 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="*", default=["all", "8", "4"], help="GB of GPU memory; all: no limit")
     parser.add_argument("--cohorts", type=int, nargs="*", default=[CLIENTS, 1], help="clients of a round")
     parser.add_argument("--one-adapter-a-width", action="store_true", help="fit one for each pair of widths only")
+    parser.add_argument("--fused", action="store_true", help="packed layers by the kernel of assyllm.quantizer.cuda")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() and not options.tiny else "cpu"
+    torch.set_num_threads(min(THREADS, torch.get_num_threads()))
     options.keep.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "torch": torch.__version__,
-        "disk_free_bytes": shutil.disk_usage(options.keep).free, "models": [], "searches": [],
+        "disk_free_bytes": shutil.disk_usage(options.keep).free, "fused": options.fused, "models": [], "searches": [],
     }  # fmt: skip
     say(found)
 
@@ -385,7 +425,8 @@ def main() -> None:
             if time.perf_counter() - began > options.seconds:
                 raise TimeoutError("no time left")
             how = (options.host, found["predicted"], adapters, options.cohorts, options.one_adapter_a_width)
-            found["searches"].append(search(folder, budget, device, *how))
+            with kernel(options.fused):
+                found["searches"].append(search(folder, budget, device, *how))
         except Exception as error:  # one budget's failure must not cost the others their slot
             found["searches"].append({"budget_gb": budget, "status": f"{type(error).__name__}: {error}",
                                       "trace": traceback.format_exc()[-2000:]})  # fmt: skip
