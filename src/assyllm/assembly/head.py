@@ -70,11 +70,7 @@ class HeadSums:
             answer: ``[N]`` int64.
             explained: ``[N, C]`` scores of another head; the sums then are those of what it leaves unexplained.
         """
-        x = centred(features.double(), choice_mask).flatten(0, 1)
-        y = target(choice_mask, answer)
-        if explained is not None:
-            y = y - centred(explained.double().unsqueeze(-1), choice_mask).squeeze(-1)
-        y = y.flatten()
+        x, y = (part.flatten(0, 1) for part in rows_of(features, choice_mask, answer, explained))
         questions = torch.tensor(float(len(answer)), dtype=torch.float64)
         return cls(x.T @ x, x.T @ y, y @ y, choice_mask.sum().double(), questions)
 
@@ -141,6 +137,16 @@ class HeadSums:
         """Mean squared error of a head per choice on these sums."""
         w = head.weight.double()
         return float((self.yy - 2 * w @ self.xy + w @ self.xx @ w) / self.n.clamp(min=1))
+
+
+def rows_of(
+    features: Tensor, choice_mask: Tensor, answer: Tensor, explained: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What the head's sums are of, float64, zero at padding choices: x ``[N, C, F]`` and y ``[N, C]``."""
+    y = target(choice_mask, answer)
+    if explained is not None:
+        y = y - centred(explained.double().unsqueeze(-1), choice_mask).squeeze(-1)
+    return centred(features.double(), choice_mask), y
 
 
 def target(choice_mask: Tensor, answer: Tensor) -> Tensor:

@@ -36,10 +36,10 @@ from assyllm.blocks.split import split
 from assyllm.comparator import compatibility as by
 from assyllm.comparator.activations import native
 from assyllm.comparator.public import Public
-from assyllm.federated.client import client_step
 from assyllm.federated.data import Cohort, TaskData
 from assyllm.federated.messages import ScoreTask
 from assyllm.federated.server import Tally, decide, server_step
+from assyllm.federated.simulate import score_cohort
 from assyllm.zoo.encoding import Encoded
 
 MEMBERS = {  # family, layers (one block each), width, heads: the paper's 6/6/6/4/6 blocks
@@ -176,8 +176,8 @@ class RandomAdapters(dict[str, "Adapter | None"]):
         return self[name]
 
     def scoring(self, chain: tuple[str, ...], block: str) -> Adapter | None:
-        """The adapter that a candidate is tried with: the one that it keeps."""
-        return self[edge(chain, block)]
+        """The adapter that a candidate is tried with: the one that it keeps; None for a chain's first block."""
+        return self[edge(chain, block)] if chain else None
 
 
 def walk(pool: Pool, data: TaskData, evaluated: int) -> dict[str, float]:
@@ -208,7 +208,7 @@ def walk(pool: Pool, data: TaskData, evaluated: int) -> dict[str, float]:
             _ = [adapters[name] for name in (*edges(blocks), *(edge(blocks, b) for b in names))]
         cohort = Cohort(pool, data, clients, walker, adapters, head)
         began = time.thread_time()
-        replies = [client_step(task, cohort.view(client)) for client in clients]
+        replies = score_cohort(task, cohort)
         stepped = time.thread_time()
         tally, _ = server_step(Tally(), task, replies)
         winners = decide(tally, task)

@@ -30,6 +30,7 @@ from assyllm.federated.context import Context, Settings
 from assyllm.federated.data import TaskData
 from assyllm.federated.messages import ID
 from assyllm.federated.secure_sum import secure_sum
+from assyllm.federated.simulate import head_sums
 from assyllm.federated.state import State
 
 Save = Callable[[State], None]
@@ -77,11 +78,11 @@ class Rounds(Context):
         replies: list[tuple[int, dict[str, HeadSums]]] = []
         if clients:
             cohort = self.cohort(state, clients)
-            views = [cohort.view(client) for client in clients]
-            replies = [(view.client, {}) for view in views]
+            replies = [(client, {}) for client in clients]
             for chain in sorted(state.finished, key=lambda c: c.id):
-                for view, (_, sums) in zip(views, replies, strict=True):
-                    sums[chain.id] = HeadSums.of(view.features(chain.blocks), view.choice_mask, view.answer)
+                found = head_sums(cohort, cohort.features(chain.blocks))
+                for (_, sums), part in zip(replies, found, strict=True):
+                    sums[chain.id] = part
                 cohort.walker.forget(chain.blocks)
         totals, _ = secure_sum(replies)
         heads = dict(state.heads)
