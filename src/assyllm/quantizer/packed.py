@@ -46,9 +46,9 @@ class Packed(nn.Module):
         """Some rows in packed order as floating point."""
         return self.layout.rows_of(self.packed(), start, stop, dtype)
 
-    def dense(self) -> Tensor:
-        """The float32 matrix that the packed one stands for, rows in their own order."""
-        rows = self.weight_rows(0, self.layout.rows, torch.float32)
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The matrix that the packed one stands for, rows in their own order."""
+        rows = self.weight_rows(0, self.layout.rows, dtype)
         return torch.empty_like(rows).index_copy_(0, self.order(), rows) if self.mixed else rows
 
     def extra_repr(self) -> str:
@@ -57,12 +57,17 @@ class Packed(nn.Module):
 
 
 class _PackedMatmul(torch.autograd.Function):
-    """x W' tile by tile, each made float on the fly, in the backward pass again: no float copy of W is kept."""
+    """x W' tile by tile, each made float on the fly, in the backward pass again.
+
+    A matrix that is one tile is put in its own order before the product, a larger one's products after it.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: PackedLinear) -> Tensor:
         ctx.layer = layer
         flat = x.reshape(-1, x.shape[-1])
+        if len(layer.tiles()) == 1:
+            return (flat @ layer.whole(x.dtype).T).view(*x.shape[:-1], -1)
         out = flat.new_empty(flat.shape[0], layer.out_features)
         order = layer.order() if layer.mixed else None
         for low, high in layer.tiles():
@@ -79,6 +84,10 @@ class _PackedMatmul(torch.autograd.Function):
         flat = grad.reshape(-1, grad.shape[-1])
         if layer.mixed:
             flat = flat.index_select(-1, layer.order())
+        if len(layer.tiles()) == 1:
+            weight = layer.whole(grad.dtype)
+            out = flat @ (weight.index_select(0, layer.order()) if layer.mixed else weight)
+            return out.view(*grad.shape[:-1], -1), None
         out = flat.new_zeros(flat.shape[0], layer.in_features)
         for low, high in layer.tiles():
             out.addmm_(flat[:, low:high], layer.weight_rows(low, high, grad.dtype))
@@ -86,9 +95,14 @@ class _PackedMatmul(torch.autograd.Function):
 
 
 class PackedLinear(Packed):
-    """``nn.Linear`` with a packed, frozen weight; ``bias`` fp16 or absent."""
+    """``nn.Linear`` with a packed, frozen weight; ``bias`` fp16 or absent.
+
+    ``keeps``: whether the float matrix stays once it was made (it is no part of the layer's state).
+    """
 
     bias: Tensor | None
+    keeps = False
+    _whole: Tensor | None = None
 
     def __init__(
         self, counts: Mapping[int, int], in_features: int, group_size: int, bias: bool, device: Any = None
@@ -102,6 +116,14 @@ class PackedLinear(Packed):
         """Row ranges that are made float together."""
         step = max(1, TILE_WEIGHTS.get(self.widths.device.type, 1 << 20) // self.in_features)
         return [(low, min(low + step, self.out_features)) for low in range(0, self.out_features, step)]
+
+    def whole(self, dtype: torch.dtype) -> Tensor:
+        """:meth:`dense`, made once if the layer ``keeps`` it."""
+        if not self.keeps:
+            return self.dense(dtype)
+        if self._whole is None or self._whole.dtype != dtype:
+            self._whole = self.dense(dtype)
+        return self._whole
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]`` in the input's dtype; gradients reach the input."""

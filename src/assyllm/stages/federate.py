@@ -55,7 +55,7 @@ def run(
     from assyllm.swapper.swapper import lend
 
     torch.set_num_threads(1)
-    opened = lend(open_pool(Path(pool)), p.swapper)
+    opened = lend(open_pool(Path(pool), keep=p.swapper.budget_gb is None), p.swapper)
     if method == "untrained_blocks":
         opened = UntrainedPool(Path(pool), zoo_seed)
     for folder in (tasks, *scores):
