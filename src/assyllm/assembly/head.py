@@ -96,15 +96,21 @@ class HeadSums:
         Raises:
             ArtifactError: no rows, or sums that are not finite.
         """
+        return self.fits([ridge])[0]
+
+    def fits(self, grid: Sequence[float]) -> list[Head]:
+        """:meth:`fit` at every ridge of a grid."""
         if float(self.n) < 1:
             raise ArtifactError("a head cannot be fitted to no questions")
         if not bool(torch.isfinite(self.xx).all() and torch.isfinite(self.xy).all()):
             raise ArtifactError("head sums are not finite")
         scale = (self.xx.diagonal() / self.n).clamp(min=1e-12).sqrt()
-        xx = self.xx / self.n / torch.outer(scale, scale)
-        identity = torch.eye(len(scale), dtype=torch.float64)
-        weight = torch.linalg.solve(xx + ridge * identity, self.xy / self.n / scale) / scale
-        return Head(weight.float())
+        xx, xy = self.xx / self.n / torch.outer(scale, scale), self.xy / self.n / scale
+        along, heads = xx.diagonal().clone(), []
+        for ridge in grid:
+            xx.diagonal().copy_(along + ridge)
+            heads.append(Head((torch.linalg.solve(xx, xy) / scale).float()))
+        return heads
 
     def evidence(self, grid: Sequence[float]) -> tuple[float, Head]:
         """How much more probable the features make the labels, and the ridge head that says so.
@@ -185,7 +191,7 @@ def fit_on_dev(
     Returns:
         The head, its ridge, its accuracy on the development split.
     """
-    tried = [(sums.fit(ridge), ridge) for ridge in sorted(grid)]
+    tried = zip(sums.fits(grid), grid, strict=True)
     scored = [(accuracy(head, features, choice_mask, answer), ridge, head) for head, ridge in tried]
     best = max(scored, key=lambda entry: (entry[0], entry[1]))
     return best[2], best[1], best[0]

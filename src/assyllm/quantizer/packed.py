@@ -56,41 +56,45 @@ class Packed(nn.Module):
         return f"rows={self.layout.rows}, columns={self.layout.columns}, widths={self.layout.counts}"
 
 
-class _PackedMatmul(torch.autograd.Function):
-    """x W' tile by tile, each made float on the fly, in the backward pass again.
+class _PackedLinear(torch.autograd.Function):
+    """x W' + b tile by tile, each made float on the fly, in the backward pass again.
 
-    A matrix that is one tile is put in its own order before the product, a larger one's products after it.
+    On a CPU a matrix that is one tile is put in its own order before the product, else the products are after it.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: PackedLinear) -> Tensor:
         ctx.layer = layer
         flat = x.reshape(-1, x.shape[-1])
-        if len(layer.tiles()) == 1:
-            return (flat @ layer.whole(x.dtype).T).view(*x.shape[:-1], -1)
-        out = flat.new_empty(flat.shape[0], layer.out_features)
-        order = layer.order() if layer.mixed else None
-        for low, high in layer.tiles():
-            part = flat @ layer.weight_rows(low, high, x.dtype).T
-            if order is None:
-                out[:, low:high] = part
-            else:
-                out.index_copy_(-1, order[low:high], part)
+        if layer.small:
+            out = flat @ layer.whole(x.dtype).T
+        else:
+            out = flat.new_empty(flat.shape[0], layer.out_features)
+            order = layer.order() if layer.mixed else None
+            for low, high in layer.tiles():
+                part = flat @ layer.weight_rows(low, high, x.dtype).T
+                if order is None:
+                    out[:, low:high] = part
+                else:
+                    out.index_copy_(-1, order[low:high], part)
+        if layer.bias is not None:
+            out += layer.bias.to(x.dtype)
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         layer, grad = ctx.layer, grads[0]
         flat = grad.reshape(-1, grad.shape[-1])
-        if layer.mixed:
-            flat = flat.index_select(-1, layer.order())
-        if len(layer.tiles()) == 1:
+        order = layer.order() if layer.mixed else None
+        if order is not None:
+            flat = flat.index_select(-1, order)
+        if layer.small:
             weight = layer.whole(grad.dtype)
-            out = flat @ (weight.index_select(0, layer.order()) if layer.mixed else weight)
-            return out.view(*grad.shape[:-1], -1), None
-        out = flat.new_zeros(flat.shape[0], layer.in_features)
-        for low, high in layer.tiles():
-            out.addmm_(flat[:, low:high], layer.weight_rows(low, high, grad.dtype))
+            out = flat @ (weight if order is None else weight.index_select(0, order))
+        else:
+            out = flat.new_zeros(flat.shape[0], layer.in_features)
+            for low, high in layer.tiles():
+                out.addmm_(flat[:, low:high], layer.weight_rows(low, high, grad.dtype))
         return out.view(*grad.shape[:-1], -1), None
 
 
@@ -117,6 +121,11 @@ class PackedLinear(Packed):
         step = max(1, TILE_WEIGHTS.get(self.widths.device.type, 1 << 20) // self.in_features)
         return [(low, min(low + step, self.out_features)) for low in range(0, self.out_features, step)]
 
+    @property
+    def small(self) -> bool:
+        """Whether the whole matrix is one tile of a CPU's."""
+        return self.widths.device.type == "cpu" and self.layout.rows * self.in_features <= TILE_WEIGHTS["cpu"]
+
     def whole(self, dtype: torch.dtype) -> Tensor:
         """:meth:`dense`, made once if the layer ``keeps`` it."""
         if not self.keeps:
@@ -127,8 +136,7 @@ class PackedLinear(Packed):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]`` in the input's dtype; gradients reach the input."""
-        out = _PackedMatmul.apply(x, self)
-        return out if self.bias is None else out + self.bias.to(x.dtype)
+        return _PackedLinear.apply(x, self)
 
 
 class PackedEmbedding(Packed):

@@ -88,7 +88,7 @@ def run(
             )
 
         state = rounds.run(State.load(*stored) if stored else None, save, report)
-        outcomes.append(outcome(opened, data, settings, state))
+        outcomes.append(outcome(opened, data, settings, state, rounds.judged))
     world = "embedded" if p.tasks.source == "world" else "real"
     with output_folder(out, unlisted=("timings.csv",)) as folder:
         write_run(
