@@ -36,6 +36,7 @@ def run(
     A run that was killed goes on from its last round if params, code and inputs are the same.
     """
     p = parse_sections(params, SECTIONS)
+    import gc
     import shutil
 
     import torch
@@ -55,6 +56,7 @@ def run(
     from assyllm.swapper.swapper import lend
 
     torch.set_num_threads(1)
+    gc.freeze()  # what was imported stays: collections need not look through it
     opened = lend(open_pool(Path(pool), keep=p.swapper.budget_gb is None), p.swapper)
     if method == "untrained_blocks":
         opened = UntrainedPool(Path(pool), zoo_seed)
