@@ -50,6 +50,9 @@ def test_the_scoring_bench_counts_what_the_walker_saves() -> None:
     assert all(float(states.std()) > 0 for states in data.native.values())
     found = bench.walk(pool, data, 3)
     assert 1 < found["saved"] <= (bench.PLACES + 1) / 2
+    assert found["saved"] == pytest.approx(found["reachable"]), "every distinct prefix passes once"
+    alone = bench.SHORTLIST / (bench.SHORTLIST + (bench.PLACES - 1) / 2)  # of the bound, no prefix shared
+    assert alone < found["reachable"] / ((bench.PLACES + 1) / 2) < alone + 0.1
     assert found["overhead_ms"] > 0
 
 

@@ -19,6 +19,7 @@ from assyllm.federated.cohort import device_memory, partitioned, sample
 from assyllm.federated.context import Settings
 from assyllm.federated.messages import CandidateSums, ScoreReply, ScoreTask, Vote
 from assyllm.federated.rounds import Rounds, reported
+from assyllm.federated.secure_sum import secure_sum
 from assyllm.federated.server import Tally, decide, server_step
 from assyllm.federated.state import State
 from assyllm.federated.task import open_task
@@ -94,6 +95,19 @@ def test_order_of_replies_changes_nothing() -> None:
     one, other = server_step(Tally(), TASK, replies)[0], server_step(Tally(), TASK, replies[::-1])[0]
     assert one.weight == other.weight
     assert {k: float(t.xy[0]) for k, t in one.hsic.items()} == {k: float(t.xy[0]) for k, t in other.hsic.items()}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_client_whose_sums_are_not_finite_is_left_out_whole(bad) -> None:
+    sound = {"a": HeadSums(*(part + 1 for part in HeadSums.zeros(3).parts()))}
+    broken = {
+        "a": sound["a"],
+        "b": HeadSums(sound["a"].xx.index_fill(0, torch.tensor(1), bad), *sound["a"].parts()[1:]),
+    }
+    totals, refused = secure_sum([(4, broken), (2, sound), (1, sound)])
+    assert refused == [4]
+    assert list(totals) == ["a"]
+    assert torch.equal(totals["a"].xx, 2 * sound["a"].xx)
 
 
 def test_fleet_shares_are_exact_and_cohorts_are_reproducible() -> None:

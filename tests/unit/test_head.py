@@ -37,6 +37,15 @@ def test_sums_over_clients_are_the_pooled_sums() -> None:
     assert abs(whole.loss(whole.fit(0.1)) - total.loss(total.fit(0.1))) < 1e-6
 
 
+def test_heads_of_a_grid_are_those_of_each_ridge() -> None:
+    sums = HeadSums.of(*data())
+    grid = [0.01, 10.0, 1.0]
+    before = sums.xx.clone()
+    for ridge, head in zip(grid, sums.fits(grid), strict=True):
+        assert torch.equal(head.weight, sums.fit(ridge).weight)
+    assert torch.equal(sums.xx, before)
+
+
 def test_what_choices_share_does_not_matter() -> None:
     features, mask, answer = data()
     shifted = features + 1000 * torch.randn(120, 1, 9)

@@ -91,6 +91,43 @@ def test_no_tile_is_the_whole_matrix(monkeypatch) -> None:
     torch.testing.assert_close(x.grad, layer.dense().sum(0).expand(4, -1))
 
 
+@pytest.mark.parametrize("tile", [1 << 20, 640])
+def test_a_layer_that_keeps_its_matrix_computes_the_same_bits(monkeypatch, tile) -> None:
+    """Kept only where the matrix is one tile: 64 x 50 weights are five tiles of 640."""
+    monkeypatch.setattr("assyllm.quantizer.packed.TILE_WEIGHTS", {"cpu": tile})
+    torch.manual_seed(0)
+    widths = torch.tensor(WIDTHS, dtype=torch.uint8)[torch.randint(len(WIDTHS), (50,))]
+    layer = packed_linear(nn.Linear(64, 50), widths, 32)
+    x = torch.randn(7, 64, requires_grad=True)
+
+    def results() -> tuple[torch.Tensor, torch.Tensor]:
+        out = layer(x)
+        return out, torch.autograd.grad(out.square().sum(), x)[0]
+
+    plain, calls = results(), []
+    monkeypatch.setattr(type(layer), "keeps", True)
+    unpack = type(layer).weight_rows
+    monkeypatch.setattr(type(layer), "weight_rows", lambda *a: calls.append(1) or unpack(*a))
+    before = set(layer.state_dict())
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(plain, results(), strict=True))
+    assert len(calls) == (1 if tile == 1 << 20 else 3 * 2 * 5)
+    assert set(layer.state_dict()) == before
+
+
+def test_only_small_pools_keep_their_float_matrices(tiny_folder, tmp_path, monkeypatch) -> None:
+    quantized(tiny_folder, tmp_path / "pool", scheme="uniform", bits=4, rounding="nearest")
+
+    def keeping(**options) -> set[bool]:
+        pool = open_pool(tmp_path / "pool", **options)
+        return {m.keeps for b in pool.ids for m in pool.block(b).modules() if isinstance(m, PackedLinear)}
+
+    assert keeping() == {False}
+    assert keeping(keep=True) == {True}
+    monkeypatch.setattr("assyllm.quantizer.pool.KEPT_BYTES", 1000)
+    assert keeping(keep=True) == {False}
+
+
 @pytest.mark.parametrize(("backend", "kind", "limit"), [("nf4", Nf4Linear, 0.12), ("llm_int8", Int8Linear, 0.02)])
 def test_bitsandbytes_back_ends_compute_and_pass_gradients_in_eval_mode(backend, kind, limit) -> None:
     torch.manual_seed(0)

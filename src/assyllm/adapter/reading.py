@@ -57,6 +57,7 @@ class Readings:
         self._rows = {same(lead): self._lead}
         self._embedded: dict[str, list[Tensor]] = {}
         self._aligned: dict[tuple[str, str], list[Tensor]] = {}
+        self._joins: dict[tuple[str, str, bool], list[Join]] = {}
 
     def rows(self, model: str) -> Rows:
         """The questions in a model's tokens."""
@@ -74,7 +75,13 @@ class Readings:
 
     def joins(self, arriving: str, model: str, causal: bool) -> list[Join]:
         """Per chunk, what an adapter sees that puts a block of ``model`` on a stream in ``arriving``'s tokens."""
-        arriving, own = self.same(arriving), self.same(model)
+        key = self.same(arriving), model, causal
+        if key not in self._joins:
+            self._joins[key] = self._made_joins(*key)
+        return self._joins[key]
+
+    def _made_joins(self, arriving: str, model: str, causal: bool) -> list[Join]:
+        own = self.same(model)
         aligned = self._alignments(arriving, own)
         chunks = zip(self.rows(arriving).chunks, self.rows(own).chunks, self.embedded(model), strict=True)
         joins = []

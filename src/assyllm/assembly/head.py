@@ -70,11 +70,7 @@ class HeadSums:
             answer: ``[N]`` int64.
             explained: ``[N, C]`` scores of another head; the sums then are those of what it leaves unexplained.
         """
-        x = centred(features.double(), choice_mask).flatten(0, 1)
-        y = target(choice_mask, answer)
-        if explained is not None:
-            y = y - centred(explained.double().unsqueeze(-1), choice_mask).squeeze(-1)
-        y = y.flatten()
+        x, y = (part.flatten(0, 1) for part in rows_of(features, choice_mask, answer, explained))
         questions = torch.tensor(float(len(answer)), dtype=torch.float64)
         return cls(x.T @ x, x.T @ y, y @ y, choice_mask.sum().double(), questions)
 
@@ -100,15 +96,21 @@ class HeadSums:
         Raises:
             ArtifactError: no rows, or sums that are not finite.
         """
+        return self.fits([ridge])[0]
+
+    def fits(self, grid: Sequence[float]) -> list[Head]:
+        """:meth:`fit` at every ridge of a grid."""
         if float(self.n) < 1:
             raise ArtifactError("a head cannot be fitted to no questions")
         if not bool(torch.isfinite(self.xx).all() and torch.isfinite(self.xy).all()):
             raise ArtifactError("head sums are not finite")
         scale = (self.xx.diagonal() / self.n).clamp(min=1e-12).sqrt()
-        xx = self.xx / self.n / torch.outer(scale, scale)
-        identity = torch.eye(len(scale), dtype=torch.float64)
-        weight = torch.linalg.solve(xx + ridge * identity, self.xy / self.n / scale) / scale
-        return Head(weight.float())
+        xx, xy = self.xx / self.n / torch.outer(scale, scale), self.xy / self.n / scale
+        along, heads = xx.diagonal().clone(), []
+        for ridge in grid:
+            xx.diagonal().copy_(along + ridge)
+            heads.append(Head((torch.linalg.solve(xx, xy) / scale).float()))
+        return heads
 
     def evidence(self, grid: Sequence[float]) -> tuple[float, Head]:
         """How much more probable the features make the labels, and the ridge head that says so.
@@ -141,6 +143,16 @@ class HeadSums:
         """Mean squared error of a head per choice on these sums."""
         w = head.weight.double()
         return float((self.yy - 2 * w @ self.xy + w @ self.xx @ w) / self.n.clamp(min=1))
+
+
+def rows_of(
+    features: Tensor, choice_mask: Tensor, answer: Tensor, explained: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What the head's sums are of, float64, zero at padding choices: x ``[N, C, F]`` and y ``[N, C]``."""
+    y = target(choice_mask, answer)
+    if explained is not None:
+        y = y - centred(explained.double().unsqueeze(-1), choice_mask).squeeze(-1)
+    return centred(features.double(), choice_mask), y
 
 
 def target(choice_mask: Tensor, answer: Tensor) -> Tensor:
@@ -179,7 +191,7 @@ def fit_on_dev(
     Returns:
         The head, its ridge, its accuracy on the development split.
     """
-    tried = [(sums.fit(ridge), ridge) for ridge in sorted(grid)]
+    tried = zip(sums.fits(grid), grid, strict=True)
     scored = [(accuracy(head, features, choice_mask, answer), ridge, head) for head, ridge in tried]
     best = max(scored, key=lambda entry: (entry[0], entry[1]))
     return best[2], best[1], best[0]

@@ -128,6 +128,29 @@ def _gram(x: Tensor, y: Tensor, above: Tensor, beside: Tensor, estimator: Estima
     return gram
 
 
+def centred_padded(grams: Tensor, real: Tensor, estimator: Estimator) -> Tensor:
+    """:func:`centred_grams` of minibatches of unlike sizes at once, from Gram matrices that are not centred.
+
+    Args:
+        grams: ``[..., b, n, n]`` float64 of b minibatches, padded to n examples, zero at padding.
+        real: ``[b, n]`` bool, False: padding; each minibatch has at least four examples.
+
+    Returns:
+        ``[..., b, n, n]``, zero at padding.
+    """
+    pairs = real.unsqueeze(-1) & real.unsqueeze(-2)
+    count = real.sum(-1).double()[:, None, None]
+    if estimator == "unbiased":  # U-centring
+        pairs = pairs & ~torch.eye(real.shape[-1], dtype=torch.bool)
+        grams, by, freedom = grams * pairs, count - 2, count * (count - 3)
+        whole = (count - 1) * (count - 2)
+    else:
+        by, whole, freedom = count, count.square(), (count - 1).square()
+    rows = grams.sum(-1, keepdim=True) / by
+    centred = grams - rows - rows.mT + grams.sum((-1, -2), keepdim=True) / whole
+    return centred.masked_fill_(~pairs, 0) / freedom.sqrt()
+
+
 def paired_terms(x: Tensor, y: Tensor, batch: int, estimator: Estimator = "unbiased") -> HsicTerms:
     """HSIC sums of m pairs: the i-th of ``x`` against the i-th of ``y``.
 

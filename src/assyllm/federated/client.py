@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, cast
+from collections.abc import Mapping
+from typing import Protocol, cast
 
 from torch import Tensor
 
 from assyllm.adapter.linear import LinearSums
 from assyllm.comparator import compatibility as by
-from assyllm.comparator.cka import paired_terms
+from assyllm.comparator.cka import Estimator, paired_terms
 from assyllm.federated.messages import CandidateSums, ScoreReply, ScoreTask, Vote
 
 
 class ClientData(Protocol):
-    """What a client can compute on its own examples; the simulator computes it for a whole cohort at once.
+    """What a client can compute on its own examples.
 
     Rows are examples: (question, choice) for features, and each of their pooled vectors for adapters.
     """
@@ -40,27 +41,32 @@ class ClientData(Protocol):
 def client_step(task: ScoreTask, data: ClientData) -> ScoreReply:
     """Score every candidate (paper section 3.2), vote for the K best, add the adapters' statistics for those.
 
-    A client with too few examples for CKA has no score, so it votes for nothing; its terms are zero.
+    A client with too few examples for CKA has no score, so it votes for nothing; its terms are zero. The simulator asks
+    a whole cohort at once (:mod:`assyllm.federated.simulate`).
     """
     votes: list[Vote] = []
     sums: dict[tuple[str, str], CandidateSums] = {}
-    estimator = cast(Literal["unbiased", "biased"], task.estimator)
     for chain, blocks in task.candidates.items():
-        name = "+".join(chain)
-        scores: dict[str, float | None] = {}
         terms = {}
         for block in blocks:
-            x, y = data.assembled(chain, block), data.native(block)
-            terms[block] = paired_terms(x[None], y[None], task.batch, estimator)
-            known = float(terms[block].cka()[0]) if terms[block].scored()[0] else None
-            scores[block] = by.compatibility(known, task.cor[name, block], task.weight)
-            if task.random:
-                scores[block] = task.random[name, block]
-        best = by.best(scores, task.ballot(chain))
-        votes += [Vote(name, block, round(scores[block] or 0.0, by.DECIMALS)) for block in best]
+            x, y = data.assembled(chain, block).double(), data.native(block).double()
+            terms[block] = paired_terms(x[None], y[None], task.batch, cast(Estimator, task.estimator))
+        said = ballot(task, chain, {b: float(t.cka()[0]) if t.scored()[0] else None for b, t in terms.items()})
+        votes += said
         for block in blocks:
-            wanted = block in best[: task.kept] and not data.natural(chain, block)
+            wanted = block in [vote.block for vote in said[: task.kept]] and not data.natural(chain, block)
             target = data.received(block) if wanted else None
             adapter = LinearSums.of(data.arriving(chain), target) if target is not None else None
-            sums[name, block] = CandidateSums(terms[block], adapter)
+            sums["+".join(chain), block] = CandidateSums(terms[block], adapter)
     return ScoreReply(data.client, task.round, data.examples, tuple(votes), sums)
+
+
+def ballot(task: ScoreTask, chain: tuple[str, ...], cka: Mapping[str, float | None]) -> list[Vote]:
+    """A client's votes on a chain, best first, from the CKA that it measured (None: no score)."""
+    name = "+".join(chain)
+    scores = {
+        block: task.random[name, block] if task.random else by.compatibility(known, task.cor[name, block], task.weight)
+        for block, known in cka.items()
+    }
+    best = by.best(scores, task.ballot(chain))
+    return [Vote(name, block, round(scores[block] or 0.0, by.DECIMALS)) for block in best]

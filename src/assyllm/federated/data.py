@@ -133,6 +133,7 @@ class Cohort:
         self._assembled: dict[tuple[tuple[str, ...], str], Tensor] = {}
         self._tried: dict[tuple[tuple[str, ...], str], Tensor] = {}
         self._features: dict[tuple[str, ...], Tensor] = {}
+        self._pooled: dict[str, Tensor] = {}
 
     def assembled(self, chain: tuple[str, ...], block: str) -> Tensor:
         """Features ``[n, C, F]`` of a candidate's output on the chain, outlier dimensions tamed."""
@@ -147,6 +148,16 @@ class Cohort:
             vectors = self.walker.candidate(chain, block, self.joins.scoring(chain, block))
             self._tried[chain, block] = sketched(combine(vectors), self.head.sketch_dims, block)
         return self._tried[chain, block]
+
+    def pooled(self, block: str) -> Tensor:
+        """What a block gives in its own model ``[n, C, P, d]``."""
+        if block not in self._pooled:
+            self._pooled[block] = self.data.native[block][self.items]
+        return self._pooled[block]
+
+    def native(self, block: str) -> Tensor:
+        """Features ``[n, C, F]`` of that, outlier dimensions tamed."""
+        return combine(self.pooled(block)) * self.data.public.scale[block]
 
     def features(self, chain: tuple[str, ...]) -> Tensor:
         """The head's features ``[n, C, F]`` of a chain."""
@@ -167,8 +178,7 @@ class ClientView:
         self.client = client
         self._place = cohort.places[client]
         self._real = cohort.real[self._place]
-        self._items = cohort.items[self._place]
-        self.examples = len(self._items)
+        self.examples = self._place.stop - self._place.start
         self.choice_mask = self._real
         self.answer = cohort.answer[self._place]
 
@@ -182,8 +192,7 @@ class ClientView:
 
     def native(self, block: str) -> Tensor:
         """Y ``[rows, F]``."""
-        data = self._cohort.data
-        return self._rows(combine(data.native[block][self._items]) * data.public.scale[block])
+        return self._rows(self._cohort.native(block)[self._place])
 
     def arriving(self, chain: tuple[str, ...]) -> Tensor:
         """Pooled states at the chain's end ``[rows * P, d]``."""
@@ -199,14 +208,14 @@ class ClientView:
 
     def explained(self, chain: tuple[str, ...], head: Tensor) -> Tensor:
         """Scores ``[n, C]`` of the chain's head so far."""
-        return self.features(chain) @ head
+        return self.features(chain).double() @ head.double()
 
     def received(self, block: str) -> Tensor | None:
         """Pooled states that the block natively receives ``[rows * P, e]``."""
         before = self._cohort.pool.before(block)
         if before is None:
             return None
-        return self._rows(self._cohort.data.native[before][self._items]).flatten(0, 1)
+        return self._rows(self._cohort.pooled(before)[self._place]).flatten(0, 1)
 
     def natural(self, chain: tuple[str, ...], block: str) -> bool:
         """Whether the block follows the chain's last block in its own model."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,17 +59,24 @@ class Outcome:
         return self.models[0]
 
 
-def outcome(pool: Pool, data: TaskData, settings: Settings, state: State) -> Outcome:
-    """Choose each finished model's ridge on the development split and answer the test split."""
+def outcome(
+    pool: Pool, data: TaskData, settings: Settings, state: State, judged: Mapping[str, Tensor] | None = None
+) -> Outcome:
+    """Choose each finished model's ridge on the development split and answer the test split.
+
+    Args:
+        judged: dev and test -> the reported model's features ``[N, C, F]``, where the rounds have them already.
+    """
     made: dict[str, Assembled] = {}
     dev, test = (data.encoded(pool, next(iter(pool.models)), split) for split in ("dev", "test"))
     walkers = {
         split: Walker(pool, readings(pool, partial(data.encoded, pool, split=split)), state.joined)
         for split in ("dev", "test")
     }
+    ranked = search.ranked(state.finished, settings.rule.probe)
     for chain in sorted(state.finished, key=lambda c: c.id):
-        features: dict[str, Tensor] = {}
-        for split, walker in walkers.items():
+        features = dict(judged or {}) if chain == ranked[0] else {}
+        for split, walker in walkers.items() if not features else ():
             features[split] = walker.features(chain.blocks, settings.head.scope, settings.head.sketch_dims)
             walker.forget(chain.blocks)
         head, ridge, on_dev = fit_on_dev(
@@ -84,7 +91,7 @@ def outcome(pool: Pool, data: TaskData, settings: Settings, state: State) -> Out
             chosen=head(features["test"], test.choice_mask).argmax(-1).numpy(),
             size_bytes=size_bytes(pool, chain, state),
         )
-    return Outcome(data, state, [made[chain.id] for chain in search.ranked(state.finished, settings.rule.probe)])
+    return Outcome(data, state, [made[chain.id] for chain in ranked])
 
 
 def size_bytes(pool: Pool, chain: Chain, state: State) -> int:

@@ -25,6 +25,7 @@ from assyllm.federated.context import Context
 from assyllm.federated.data import ClientView
 from assyllm.federated.messages import ProbeTask
 from assyllm.federated.secure_sum import secure_sum
+from assyllm.federated.simulate import probe_cohort
 from assyllm.federated.state import State
 from assyllm.swapper.walks import walk
 
@@ -43,7 +44,7 @@ def select(run: Context, state: State) -> State:
     run.pool.expect(walk(list(task.candidates.items()), "candidate"))
     clients = run.sample(state.round)
     cohort = run.cohort(state, clients)
-    replies = [] if task.random else [(client, probe_step(task, cohort.view(client))) for client in clients]
+    replies = [] if task.random else probe_cohort(task, cohort)
     totals, refused = secure_sum(replies)
     state.dropped += [
         {"round": state.round, "client": c, "chain": "", "block": "", "why": "sums that are not finite"}

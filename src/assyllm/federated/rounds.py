@@ -30,6 +30,7 @@ from assyllm.federated.context import Context, Settings
 from assyllm.federated.data import TaskData
 from assyllm.federated.messages import ID
 from assyllm.federated.secure_sum import secure_sum
+from assyllm.federated.simulate import head_sums
 from assyllm.federated.state import State
 
 Save = Callable[[State], None]
@@ -40,7 +41,7 @@ class Rounds(Context):
 
     def __init__(self, pool: Pool, data: TaskData, settings: Settings, seed: int, eligible: Sequence[int]) -> None:
         super().__init__(pool, data, settings, seed, eligible)
-        self._judged: dict[str, Tensor] = {}  # the reported model's features on dev and test
+        self.judged: dict[str, Tensor] = {}  # split -> the reported model's features
 
     def run(self, state: State | None = None, save: Save | None = None, report: Save | None = None) -> State:
         """All rounds from ``state`` (a fresh one if None); ``save`` is called after each."""
@@ -77,11 +78,11 @@ class Rounds(Context):
         replies: list[tuple[int, dict[str, HeadSums]]] = []
         if clients:
             cohort = self.cohort(state, clients)
-            views = [cohort.view(client) for client in clients]
-            replies = [(view.client, {}) for view in views]
+            replies = [(client, {}) for client in clients]
             for chain in sorted(state.finished, key=lambda c: c.id):
-                for view, (_, sums) in zip(views, replies, strict=True):
-                    sums[chain.id] = HeadSums.of(view.features(chain.blocks), view.choice_mask, view.answer)
+                found = head_sums(cohort, cohort.features(chain.blocks))
+                for (_, sums), part in zip(replies, found, strict=True):
+                    sums[chain.id] = part
                 cohort.walker.forget(chain.blocks)
         totals, _ = secure_sum(replies)
         heads = dict(state.heads)
@@ -105,11 +106,11 @@ class Rounds(Context):
         """The reported model so far: mean squared error on the sums, accuracies with the ridge best on dev."""
         model, chosen = self.pool.info(best.blocks[0]).model, self.settings.head
         dev, test = (self.data.encoded(self.pool, model, split) for split in ("dev", "test"))
-        if not self._judged:
+        if not self.judged:
             for split in ("dev", "test"):
                 walker = self.walker(state, split)
-                self._judged[split] = walker.features(best.blocks, chosen.scope, chosen.sketch_dims)
-        sums, features = state.heads[best.id], self._judged
+                self.judged[split] = walker.features(best.blocks, chosen.scope, chosen.sketch_dims)
+        sums, features = state.heads[best.id], self.judged
         head, _, on_dev = fit_on_dev(sums, chosen.ridge_grid, features["dev"], dev.choice_mask, dev.answer)
         on_test = accuracy(head, features["test"], test.choice_mask, test.answer)
         return {"loss": sums.loss(head), "dev": on_dev, "test": on_test}

@@ -15,10 +15,10 @@ from assyllm.assembly import search
 from assyllm.assembly.walk import edge, edges
 from assyllm.comparator import compatibility as by
 from assyllm.comparator.native import NativeTable
-from assyllm.federated.client import client_step
 from assyllm.federated.context import Context
 from assyllm.federated.messages import ID, NUMBER, ScoreTask
 from assyllm.federated.server import Tally, decide, server_step
+from assyllm.federated.simulate import score_cohort
 from assyllm.federated.state import State
 from assyllm.swapper.walks import walk
 
@@ -44,7 +44,7 @@ def select(run: Context, state: State) -> State:
     run.pool.expect(walk(list(task.candidates.items()), "candidate"))
     clients = run.sample(state.round)
     cohort = run.cohort(state, clients)
-    replies = [client_step(task, cohort.view(client)) for client in clients]
+    replies = score_cohort(task, cohort)
     state.tally, dropped = server_step(state.tally, task, replies)
     state.dropped += [asdict(entry) for entry in dropped]
     votes = sum(reply.vote_bytes for reply in replies) / max(1, len(replies))

@@ -46,9 +46,9 @@ class Packed(nn.Module):
         """Some rows in packed order as floating point."""
         return self.layout.rows_of(self.packed(), start, stop, dtype)
 
-    def dense(self) -> Tensor:
-        """The float32 matrix that the packed one stands for, rows in their own order."""
-        rows = self.weight_rows(0, self.layout.rows, torch.float32)
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The matrix that the packed one stands for, rows in their own order."""
+        rows = self.weight_rows(0, self.layout.rows, dtype)
         return torch.empty_like(rows).index_copy_(0, self.order(), rows) if self.mixed else rows
 
     def extra_repr(self) -> str:
@@ -56,39 +56,57 @@ class Packed(nn.Module):
         return f"rows={self.layout.rows}, columns={self.layout.columns}, widths={self.layout.counts}"
 
 
-class _PackedMatmul(torch.autograd.Function):
-    """x W' tile by tile, each made float on the fly, in the backward pass again: no float copy of W is kept."""
+class _PackedLinear(torch.autograd.Function):
+    """x W' + b tile by tile, each made float on the fly, in the backward pass again.
+
+    On a CPU a matrix that is one tile is put in its own order before the product, else the products are after it.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: PackedLinear) -> Tensor:
         ctx.layer = layer
         flat = x.reshape(-1, x.shape[-1])
-        out = flat.new_empty(flat.shape[0], layer.out_features)
-        order = layer.order() if layer.mixed else None
-        for low, high in layer.tiles():
-            part = flat @ layer.weight_rows(low, high, x.dtype).T
-            if order is None:
-                out[:, low:high] = part
-            else:
-                out.index_copy_(-1, order[low:high], part)
+        if layer.small:
+            out = flat @ layer.whole(x.dtype).T
+        else:
+            out = flat.new_empty(flat.shape[0], layer.out_features)
+            order = layer.order() if layer.mixed else None
+            for low, high in layer.tiles():
+                part = flat @ layer.weight_rows(low, high, x.dtype).T
+                if order is None:
+                    out[:, low:high] = part
+                else:
+                    out.index_copy_(-1, order[low:high], part)
+        if layer.bias is not None:
+            out += layer.bias.to(x.dtype)
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         layer, grad = ctx.layer, grads[0]
         flat = grad.reshape(-1, grad.shape[-1])
-        if layer.mixed:
-            flat = flat.index_select(-1, layer.order())
-        out = flat.new_zeros(flat.shape[0], layer.in_features)
-        for low, high in layer.tiles():
-            out.addmm_(flat[:, low:high], layer.weight_rows(low, high, grad.dtype))
+        order = layer.order() if layer.mixed else None
+        if order is not None:
+            flat = flat.index_select(-1, order)
+        if layer.small:
+            weight = layer.whole(grad.dtype)
+            out = flat @ (weight if order is None else weight.index_select(0, order))
+        else:
+            out = flat.new_zeros(flat.shape[0], layer.in_features)
+            for low, high in layer.tiles():
+                out.addmm_(flat[:, low:high], layer.weight_rows(low, high, grad.dtype))
         return out.view(*grad.shape[:-1], -1), None
 
 
 class PackedLinear(Packed):
-    """``nn.Linear`` with a packed, frozen weight; ``bias`` fp16 or absent."""
+    """``nn.Linear`` with a packed, frozen weight; ``bias`` fp16 or absent.
+
+    ``keeps``: whether the float matrix stays once it was made (it is no part of the layer's state).
+    """
 
     bias: Tensor | None
+    keeps = False
+    _whole: Tensor | None = None
 
     def __init__(
         self, counts: Mapping[int, int], in_features: int, group_size: int, bias: bool, device: Any = None
@@ -103,10 +121,22 @@ class PackedLinear(Packed):
         step = max(1, TILE_WEIGHTS.get(self.widths.device.type, 1 << 20) // self.in_features)
         return [(low, min(low + step, self.out_features)) for low in range(0, self.out_features, step)]
 
+    @property
+    def small(self) -> bool:
+        """Whether the whole matrix is one tile of a CPU's."""
+        return self.widths.device.type == "cpu" and self.layout.rows * self.in_features <= TILE_WEIGHTS["cpu"]
+
+    def whole(self, dtype: torch.dtype) -> Tensor:
+        """:meth:`dense`, made once if the layer ``keeps`` it."""
+        if not self.keeps:
+            return self.dense(dtype)
+        if self._whole is None or self._whole.dtype != dtype:
+            self._whole = self.dense(dtype)
+        return self._whole
+
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]`` in the input's dtype; gradients reach the input."""
-        out = _PackedMatmul.apply(x, self)
-        return out if self.bias is None else out + self.bias.to(x.dtype)
+        return _PackedLinear.apply(x, self)
 
 
 class PackedEmbedding(Packed):

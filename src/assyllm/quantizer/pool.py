@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from assyllm.quantizer.sizes import matrix_bytes
 from assyllm.zoo.weights import Give
 
 MATRIX = "{}|{}"  # block id and path: a matrix's name in allocation
+KEPT_BYTES = 1 << 28  # of float matrices beside the packed ones
 TABLE_ROWS = 4096  # of an embedding table that are made float together
 PAPER_SCORES = ("sparsity", "masking", "correlation")
 
@@ -195,22 +197,31 @@ def quantize_block(
     return out
 
 
-def open_pool(folder: Path) -> Pool:
+def open_pool(folder: Path, keep: bool = False) -> Pool:
     """Open a pool, quantized or not, so that its blocks compute from the weights as stored.
+
+    Args:
+        keep: make packed matrices float once and not at every pass, if those of the whole pool take no more than
+            :data:`KEPT_BYTES`: for the simulator, which passes through small blocks thousands of times. The same bits.
 
     Raises:
         ArtifactError: a file is missing, truncated or altered.
     """
-    return Pool.open(folder, prepare)
+    opened = Pool.open(folder, prepare)
+    if keep and 4 * sum(opened.info(block).parameters for block in opened.ids) <= KEPT_BYTES:
+        opened = Pool(folder, partial(prepare, keep=True))
+    return opened
 
 
-def prepare(block: Block, info: BlockInfo, tensors: dict[str, Tensor]) -> None:
+def prepare(block: Block, info: BlockInfo, tensors: dict[str, Tensor], keep: bool = False) -> None:
     """Put layers that compute from packed weights where the block's file holds such (in place)."""
     for path, linear in linears(block).items():
         if f"{path}.widths" in tensors:
             counts = _counts(tensors[f"{path}.widths"])
             bias = linear.bias is not None
-            _replace(block, path, PackedLinear(counts, linear.in_features, info.group_size, bias, device="meta"))
+            packed = PackedLinear(counts, linear.in_features, info.group_size, bias, device="meta")
+            packed.keeps = keep
+            _replace(block, path, packed)
         elif (layer := backends.layer_for(tensors, path, linear)) is not None:
             _replace(block, path, layer)
     for path, table in tables_of(block).items():

@@ -36,6 +36,7 @@ def run(
     A run that was killed goes on from its last round if params, code and inputs are the same.
     """
     p = parse_sections(params, SECTIONS)
+    import gc
     import shutil
 
     import torch
@@ -55,7 +56,8 @@ def run(
     from assyllm.swapper.swapper import lend
 
     torch.set_num_threads(1)
-    opened = lend(open_pool(Path(pool)), p.swapper)
+    gc.freeze()  # what was imported stays: collections need not look through it
+    opened = lend(open_pool(Path(pool), keep=p.swapper.budget_gb is None), p.swapper)
     if method == "untrained_blocks":
         opened = UntrainedPool(Path(pool), zoo_seed)
     for folder in (tasks, *scores):
@@ -88,7 +90,7 @@ def run(
             )
 
         state = rounds.run(State.load(*stored) if stored else None, save, report)
-        outcomes.append(outcome(opened, data, settings, state))
+        outcomes.append(outcome(opened, data, settings, state, rounds.judged))
     world = "embedded" if p.tasks.source == "world" else "real"
     with output_folder(out, unlisted=("timings.csv",)) as folder:
         write_run(

@@ -30,7 +30,7 @@ def run(params: str, code_sha: str, pool: Path, tasks: Path, partition: Path, se
     from assyllm.tasks.record import read_questions
 
     torch.set_num_threads(1)
-    opened = lend(open_pool(Path(pool)), p.swapper)
+    opened = lend(open_pool(Path(pool), keep=p.swapper.budget_gb is None), p.swapper)
     verify_folder(Path(tasks))
     with output_folder(out) as folder:
         for task in p.tasks.names:

@@ -120,10 +120,13 @@ def encode(tokenizer: Any, questions: Sequence[Question], max_tokens: int, slot:
             mask[n, c, : len(row)] = True
             chosen[n, c, len(row) - len(suffix) - len(tokens) + stem : len(row) - len(suffix)] = True
             last = end + 1 + len(questions[n].choices[c])
-            places = [[0, 0]] * len(prefix), offsets[:stem], [[end, end]] * len(between), offsets[stem:]
-            spans[n, c, : len(row)] = np.concatenate(
-                [np.reshape(part, (-1, 2)) for part in (*places, [[last, last]] * len(suffix))]
-            )
+            at = 0
+            for size, places in (
+                (len(prefix), 0), (stem, offsets[:stem]), (len(between), end),
+                (len(tokens) - stem, offsets[stem:]), (len(suffix), last),
+            ):  # fmt: skip
+                spans[n, c, at : at + size] = places
+                at += size
     return Encoded(
         ids=torch.from_numpy(ids),
         mask=torch.from_numpy(mask),
@@ -162,16 +165,18 @@ def _shorten(
         is_choice = offsets[:, 1] > stem_end + 1
         if len(ids) and not is_choice.any():
             is_choice[-1] = True  # an empty choice is read at the stem's last token
+        if over <= 0:
+            out.append((ids, is_choice, offsets))
+            continue
         keep = np.ones(len(ids), dtype=bool)
-        if over > 0:
-            context = np.flatnonzero(~is_choice & (offsets[:, 1] <= context_end) & (context_end > 0))
-            keep[context[max(0, len(context) - over) :]] = False
-            question = np.flatnonzero(keep & ~is_choice)
-            still = max(0, int(keep.sum()) - room)
-            keep[question[:still]] = False
-            still = max(0, int(keep.sum()) - room)
-            keep[np.flatnonzero(keep)[len(np.flatnonzero(keep)) - still :]] = False
-            harmed = harmed or len(context) < over
+        context = np.flatnonzero(~is_choice & (offsets[:, 1] <= context_end) & (context_end > 0))
+        keep[context[max(0, len(context) - over) :]] = False
+        question = np.flatnonzero(keep & ~is_choice)
+        still = max(0, int(keep.sum()) - room)
+        keep[question[:still]] = False
+        still = max(0, int(keep.sum()) - room)
+        keep[np.flatnonzero(keep)[len(np.flatnonzero(keep)) - still :]] = False
+        harmed = harmed or len(context) < over
         out.append(([i for i, k in zip(ids, keep, strict=True) if k], is_choice[keep], offsets[keep]))
     return out, harmed
 

@@ -1,0 +1,133 @@
+"""A cohort simulated at once answers as its clients do one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate, pairwise
+
+import pytest
+import torch
+
+from assyllm import params
+from assyllm.adapter.reading import Readings
+from assyllm.assembly.walk import Walker
+from assyllm.bench import scoring as bench
+from assyllm.federated.client import client_step
+from assyllm.federated.data import Cohort
+from assyllm.federated.messages import ProbeTask, ScoreReply, ScoreTask
+from assyllm.federated.probing import probe_step
+from assyllm.federated.simulate import head_sums, probe_cohort, score_cohort
+
+SIZES = (1, 2, 4, 7, 3, 23, 40)  # questions of each client: the first has too few rows for CKA
+CHAINS = {
+    ("llama:0-1",): ("llama:1-2", "opt:2-3", "bert:3-4"),
+    ("roberta:0-1", "opt:1-2"): ("opt:3-4", "vicuna:1-2"),
+}
+PAIRS = [("+".join(chain), block) for chain, blocks in CHAINS.items() for block in blocks]
+
+
+@pytest.fixture(scope="module")
+def pool():
+    return bench.RandomPool()
+
+
+@pytest.fixture(scope="module")
+def data(pool):
+    """Clients of unlike sizes, some questions with one real choice only."""
+    data = bench.task_data(pool, 0)
+    ends = list(accumulate(SIZES, initial=0))
+    data.owned = [range(a, b) for a, b in pairwise(ends)]
+    real = torch.ones(ends[-1], 2, dtype=torch.bool)
+    real[::5, 1] = False
+    encoded = data.encoded(pool, "llama", "train")[range(ends[-1])]
+    data._encoded = {(model, "train"): replace(encoded, choice_mask=real) for model in pool.models}
+    return data
+
+
+def cohort(pool, data, clients: Sequence[int] = range(len(SIZES))) -> Cohort:
+    adapters = bench.RandomAdapters(pool)
+
+    def walker(items: Sequence[int]) -> Walker:
+        encoded = data.encoded(pool, "llama", "train")[list(items)]
+        return Walker(pool, Readings(lambda m: encoded, pool.embedding, "llama", lambda m: "llama"), adapters)
+
+    return Cohort(pool, data, clients, walker, adapters, params.Head(scope="last_block", ridge_grid=[1.0], rounds=1))
+
+
+def score_task(**changes) -> ScoreTask:
+    cor = {pair: 0.3 + 0.1 * i for i, pair in enumerate(PAIRS)}
+    values = {"round": 1, "candidates": CHAINS, "cor": cor, "kept": 2, "weight": 0.5, "batch": 32,
+              "estimator": "unbiased", "adapter_bytes": 0}  # fmt: skip
+    return ScoreTask(**(values | changes))
+
+
+def agree(one: ScoreReply, other: ScoreReply) -> None:
+    assert (one.client, one.round, one.examples) == (other.client, other.round, other.examples)
+    assert one.votes == other.votes
+    assert list(one.sums) == list(other.sums)
+    for key, part in one.sums.items():
+        a, b = part.hsic, other.sums[key].hsic
+        assert a.rows == b.rows
+        for left, right in ((a.xy, b.xy), (a.xx, b.xx), (a.yy, b.yy)):
+            assert left.shape == right.shape == (1,)
+            assert float(left[0]) == pytest.approx(float(right[0]), rel=1e-9, abs=1e-12 * float(a.xx[0]))
+        assert (part.adapter is None) == (other.sums[key].adapter is None)
+        if part.adapter is not None:
+            close(part.adapter.parts(), other.sums[key].adapter.parts())
+
+
+def close(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> None:
+    for left, right in zip(one, other, strict=True):
+        assert left.shape == right.shape
+        torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"batch": 5}, {"estimator": "biased"}, {"weight": 0.0}, {"weight": 1.0}, {"vote": "median", "kept": 1},
+     {"random": {pair: i / 7 for i, pair in enumerate(PAIRS)}}],
+    ids=["default", "small minibatches", "biased", "COR", "CKA", "median", "random"],
+)  # fmt: skip
+def test_a_cohort_scores_as_its_clients_do(pool, data, changes) -> None:
+    task, whole = score_task(**changes), cohort(pool, data)
+    replies = score_cohort(task, whole)
+    assert [reply.client for reply in replies] == list(range(len(SIZES)))
+    for reply in replies:
+        agree(client_step(task, whole.view(reply.client)), reply)
+    assert bool(replies[0].votes) == (task.weight == 0 or bool(task.random))
+    assert any(part.adapter is not None for part in replies[-1].sums.values())
+    assert score_cohort(task, cohort(pool, data, [])) == []
+
+
+def test_a_clients_broken_states_stay_its_own(pool, data) -> None:
+    """Padding points at the first client's rows; what is not finite there must reach nobody else."""
+    broken = replace(data, native={b: s.index_fill(0, torch.arange(3), float("nan")) for b, s in data.native.items()})
+    sound, harmed = (score_cohort(score_task(), cohort(pool, d, [1, 0, 2, 3, 6])) for d in (data, broken))
+    for before, after in zip(sound[2:], harmed[2:], strict=True):
+        agree(before, after)
+    assert not harmed[0].votes
+
+
+def test_clients_in_any_order_and_threads_give_the_same_votes(pool, data) -> None:
+    task, order = score_task(), [6, 2, 0, 5, 1, 4, 3]
+    torch.set_num_threads(2)
+    try:
+        shuffled = {reply.client: reply for reply in score_cohort(task, cohort(pool, data, order))}
+    finally:
+        torch.set_num_threads(1)
+    for reply in score_cohort(task, cohort(pool, data)):
+        assert reply.votes == shuffled[reply.client].votes
+
+
+def test_a_cohort_probes_as_its_clients_do(pool, data) -> None:
+    candidates = {(): ("llama:0-1", "bert:0-1"), **CHAINS}
+    heads = {"+".join(chain): torch.linspace(-1, 1, 2 * pool.info(chain[-1]).width) for chain in CHAINS}
+    task, whole = ProbeTask(1, candidates, heads, 0), cohort(pool, data)
+    for client, sums in probe_cohort(task, whole):
+        alone = probe_step(task, whole.view(client))
+        assert list(alone) == list(sums)
+        for key in alone:
+            close(alone[key].parts(), sums[key].parts())
+    assert len(head_sums(whole, whole.features(("llama:0-1",)))) == len(SIZES)
+    assert probe_cohort(task, cohort(pool, data, [])) == []
