@@ -202,6 +202,7 @@ class Partition(Section):
     clients: Count
     alpha: Positive
     by: Literal["label", "topic", "quantity"]
+    items_per_client: Count | None
 
 
 # ------------------------------------------------------------------------------------------- the components
@@ -390,6 +391,11 @@ class Federated(Section):
 
     clients_per_round: Count
     dropout: Fraction
+    stragglers: Fraction
+    liars: Fraction
+    lie: Literal["votes", "sums"]
+    row_norm: Positive | None
+    max_examples: Count | None
     shards: Count
 
 

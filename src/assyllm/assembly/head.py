@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from assyllm import seeding
+from assyllm.adapter.limit import SLACK, Limit, broken, shortened
 from assyllm.artifacts import ArtifactError
 
 NEGATIVE = -1e30  # score of a padding choice
@@ -61,7 +62,14 @@ class HeadSums:
         return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
 
     @classmethod
-    def of(cls, features: Tensor, choice_mask: Tensor, answer: Tensor, explained: Tensor | None = None) -> HeadSums:
+    def of(
+        cls,
+        features: Tensor,
+        choice_mask: Tensor,
+        answer: Tensor,
+        explained: Tensor | None = None,
+        limit: Limit | None = None,
+    ) -> HeadSums:
         """The sums of N questions.
 
         Args:
@@ -69,14 +77,20 @@ class HeadSums:
             choice_mask: ``[N, C]`` bool, False = padding choice.
             answer: ``[N]`` int64.
             explained: ``[N, C]`` scores of another head; the sums then are those of what it leaves unexplained.
+            limit: rows (a choice's centred features) and targets (a question's, over its choices) are cut to it, and
+                where questions are more than it allows, each counts less.
         """
         x = centred(features.double(), choice_mask).flatten(0, 1)
         y = target(choice_mask, answer)
         if explained is not None:
             y = y - centred(explained.double().unsqueeze(-1), choice_mask).squeeze(-1)
+        if limit is not None:
+            x, y = shortened(x, limit.x), shortened(y, limit.y)
         y = y.flatten()
         questions = torch.tensor(float(len(answer)), dtype=torch.float64)
-        return cls(x.T @ x, x.T @ y, y @ y, choice_mask.sum().double(), questions)
+        sums = cls(x.T @ x, x.T @ y, y @ y, choice_mask.sum().double(), questions)
+        share = 1.0 if limit is None else limit.share(float(sums.n), len(answer))
+        return sums if share == 1 else cls(*(part * share for part in sums.parts()))
 
     def __add__(self, other: HeadSums) -> HeadSums:
         return HeadSums(*(a + b for a, b in zip(self.parts(), other.parts(), strict=True)))
@@ -84,6 +98,13 @@ class HeadSums:
     def parts(self) -> tuple[Tensor, ...]:
         """The five tensors, in the order of the fields."""
         return self.xx, self.xy, self.yy, self.n, self.questions
+
+    def breaks(self, limit: Limit) -> str:
+        """Which bound a device's sums break, "" if none."""
+        n, questions = float(self.n), float(self.questions)
+        if not 0 <= questions <= min(n, limit.examples * SLACK):
+            return "sums of more examples than allowed"
+        return broken(limit, self.xx, self.xy, self.yy, n, questions)
 
     @property
     def bytes(self) -> int:

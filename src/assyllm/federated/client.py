@@ -40,7 +40,8 @@ class ClientData(Protocol):
 def client_step(task: ScoreTask, data: ClientData) -> ScoreReply:
     """Score every candidate (paper section 3.2), vote for the K best, add the adapters' statistics for those.
 
-    A client with too few examples for CKA has no score, so it votes for nothing; its terms are zero.
+    A client with too few examples for CKA has no score, so it votes for nothing; its terms are zero. It keeps the
+    task's limits: long rows are cut, and it claims no more examples than it may.
     """
     votes: list[Vote] = []
     sums: dict[tuple[str, str], CandidateSums] = {}
@@ -61,6 +62,8 @@ def client_step(task: ScoreTask, data: ClientData) -> ScoreReply:
         for block in blocks:
             wanted = block in best[: task.kept] and not data.natural(chain, block)
             target = data.received(block) if wanted else None
-            adapter = LinearSums.of(data.arriving(chain), target) if target is not None else None
+            adapter = None
+            if target is not None:
+                adapter = LinearSums.of(data.arriving(chain), target, task.limit((name, block)))
             sums[name, block] = CandidateSums(terms[block], adapter)
-    return ScoreReply(data.client, task.round, data.examples, tuple(votes), sums)
+    return ScoreReply(data.client, task.round, int(min(data.examples, task.most)), tuple(votes), sums)

@@ -11,9 +11,11 @@ from assyllm.artifacts import ArtifactError
 from assyllm.assembly.walk import Walker
 from assyllm.blocks.pool import Pool
 from assyllm.comparator import compatibility as by
-from assyllm.federated.cohort import sample
+from assyllm.federated.cohort import in_time, sample
 from assyllm.federated.data import Cohort, TaskData
 from assyllm.federated.joins import Joins
+from assyllm.federated.liars import Liars
+from assyllm.federated.limits import Limits
 from assyllm.federated.state import Phase, State
 
 
@@ -55,16 +57,19 @@ class Context:
         if not self.eligible:
             raise ArtifactError(f"{data.task}: no client has both the memory and the data to take part")
         self.joins = Joins(pool, data, settings.adapter)
+        self.limits = Limits(pool, data, settings.federated, settings.head)
+        self.liars = Liars(seed, len(data.owned), settings.federated)
 
     @property
     def after_search(self) -> Phase:
         """What follows the search."""
         return "head" if self.settings.adapter.tuning == "none" else "tune"
 
-    def sample(self, round_: int) -> list[int]:
-        """The clients that answer in a round."""
+    def sample(self, round_: int) -> tuple[list[int], list[int]]:
+        """The clients that answer in a round: those whose reply counts, and those that are too late."""
         federated = self.settings.federated
-        return sample(self.seed, round_, self.eligible, federated.clients_per_round, federated.dropout)
+        answering = sample(self.seed, round_, self.eligible, federated.clients_per_round, federated.dropout)
+        return in_time(self.seed, round_, answering, federated.stragglers)
 
     def cohort(self, state: State, clients: Sequence[int]) -> Cohort:
         """The clients' questions, their forward passes batched."""
@@ -90,12 +95,13 @@ class Context:
     def log(
         state: State,
         clients: Sequence[int],
+        late: Sequence[int],
         up_votes: float = 0.0,
         up_sums: float = 0.0,
         down: float = 0.0,
         head: int = 0,
     ) -> None:
-        """Add a round's row: who took part, and mean bytes a client by channel."""
+        """Add a round's row: who took part, who was late, and mean bytes a client by channel (late ones as many)."""
         state.rows.append(
             {
                 "round": state.round,
@@ -108,3 +114,5 @@ class Context:
                 "head": head,
             }
         )
+        if late:
+            state.rows[-1]["stragglers"] = len(late)

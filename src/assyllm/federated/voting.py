@@ -25,15 +25,15 @@ from assyllm.swapper.walks import walk
 
 def native(run: Context, state: State) -> State:
     """The first round: what blocks are like in their own models."""
-    clients = run.sample(state.round)
+    clients, late = run.sample(state.round)
     blocks = run.data.blocks
     if not clients:  # a whole cohort lost: ask the next one
-        run.log(state, clients)
+        run.log(state, clients, late)
         return state
     state.hsic = run.data.hsic[clients].sum(0)
     state.histograms = {b: run.data.histograms[b][clients].sum(0) for b in blocks}
     bins = sum(counts.size for counts in state.histograms.values())
-    run.log(state, clients, up_sums=NUMBER * (len(blocks) * (len(blocks) + 1) // 2 + bins), down=ID)
+    run.log(state, clients, late, up_sums=NUMBER * (len(blocks) * (len(blocks) + 1) // 2 + bins), down=ID)
     state.open, state.phase = search.roots(run.pool), "select"
     return state
 
@@ -42,14 +42,14 @@ def select(run: Context, state: State) -> State:
     """A round of voting on the candidates of every open chain."""
     task = score_task(run, state)
     run.pool.expect(walk(list(task.candidates.items()), "candidate"))
-    clients = run.sample(state.round)
+    clients, late = run.sample(state.round)
     cohort = run.cohort(state, clients)
-    replies = [client_step(task, cohort.view(client)) for client in clients]
+    replies = run.liars.replies(task, [client_step(task, cohort.view(client)) for client in clients])
     state.tally, dropped = server_step(state.tally, task, replies)
     state.dropped += [asdict(entry) for entry in dropped]
     votes = sum(reply.vote_bytes for reply in replies) / max(1, len(replies))
     sums = sum(reply.sum_bytes for reply in replies) / max(1, len(replies))
-    run.log(state, clients, up_votes=votes, up_sums=sums, down=task.bytes)
+    run.log(state, clients, late, up_votes=votes, up_sums=sums, down=task.bytes)
     state.rows[-1]["walk"] = [[list(chain), list(blocks)] for chain, blocks in task.candidates.items()]
     state.tried += 1
     if state.tried < run.settings.selection.rounds_per_block:
@@ -89,6 +89,8 @@ def score_task(run: Context, state: State) -> ScoreTask:
         adapter_bytes=sum(a.sent_bytes for a in [*tried, *own.values()] if a is not None),
         random=random,
         vote=chosen.vote,
+        limits={(c.id, b): run.limits.join(c.blocks[-1], b) for c in state.open for b in candidates[c.blocks]},
+        most=run.limits.examples,
     )
 
 
