@@ -697,11 +697,6 @@ def with_setting(raw: dict[str, Any], setting: str) -> Params:
     return validate(Params, merged)
 
 
-def touched_sections(raw: dict[str, Any], setting: str) -> set[str]:
-    """The sections that a named setting overrides."""
-    return {dotted.split(".")[0] for dotted in (raw["settings"][setting] or {})}
-
-
 def setting_text(raw: dict[str, Any], setting: str, zoo_seed: int = 0) -> str:
     """A setting as canonical ``key=value`` text, sorted; ``""`` for the base setting on zoo 0."""
     pairs = dict(raw["settings"][setting] or {})

@@ -15,7 +15,7 @@ from assyllm.assembly.assembled import AssembledModel
 from assyllm.assembly.head import HeadSums
 from assyllm.checkpoint import Checkpoint
 from assyllm.comparator.cka import HsicTerms
-from assyllm.federated.cohort import device_memory, partitioned, sample
+from assyllm.federated.cohort import device_memory, in_time, partitioned, sample
 from assyllm.federated.context import Settings
 from assyllm.federated.messages import CandidateSums, ScoreReply, ScoreTask, Vote
 from assyllm.federated.rounds import Rounds, reported

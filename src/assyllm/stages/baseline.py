@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 SECTIONS = ("zoo", "tasks", "partition", "federated", "baselines", "fleet")
 CODE = (
     "baselines", "adapter/limit.py", "assembly/head.py", "blocks/families.py", "federated/cohort.py",
-    "zoo/encoding.py", "zoo/forward.py", "zoo/likelihood.py", "zoo/load.py", "tasks/record.py", "tasks/partition.py", "evaluate.py", "results.py",
-    "artifacts.py", "checkpoint.py", "seeding.py",
+    "zoo/encoding.py", "zoo/forward.py", "zoo/likelihood.py", "zoo/load.py", "tasks/record.py", "tasks/partition.py",
+    "evaluate.py", "results.py", "artifacts.py", "checkpoint.py", "seeding.py",
 )  # fmt: skip
 Rows = tuple[list[Metric], list[Prediction], list[dict[str, Any]]]
 

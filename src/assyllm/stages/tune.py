@@ -14,8 +14,8 @@ from assyllm.results import write_table
 SECTIONS = ("zoo", "tasks", "partition", "federated", "baselines", "fleet", "tune")
 CODE = (
     "baselines", "adapter/limit.py", "assembly/head.py", "blocks/families.py", "federated/cohort.py",
-    "zoo/encoding.py", "zoo/forward.py", "zoo/likelihood.py", "zoo/load.py", "tasks/record.py", "tasks/partition.py", "evaluate.py", "results.py",
-    "artifacts.py", "checkpoint.py", "seeding.py",
+    "zoo/encoding.py", "zoo/forward.py", "zoo/likelihood.py", "zoo/load.py", "tasks/record.py", "tasks/partition.py",
+    "evaluate.py", "results.py", "artifacts.py", "checkpoint.py", "seeding.py",
 )  # fmt: skip
 COLUMNS = (
     "task", "method", "model", "rank", "dev_accuracy", "best_round", "learning_rate", "local_epochs", "rounds",
