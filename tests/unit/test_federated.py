@@ -255,7 +255,7 @@ def test_bounds_that_nothing_breaks_change_no_bit(scored, method) -> None:
     free = rounds(scored, **changes, federated={"row_norm": None, "max_examples": None}).run()
     assert summary(default) == summary(free)
     tight = rounds(scored, **changes, federated={"row_norm": 0.1, "max_examples": 1}).run()
-    assert not tight.dropped, "an honest device keeps the bounds"
+    assert {row["why"] for row in tight.dropped} <= {"no vote on this chain"}, "an honest device keeps the bounds"
     assert summary(tight)[1] != summary(free)[1]
 
 

@@ -178,7 +178,7 @@ def test_a_liar_that_is_not_bounded_is_refused_by_one_that_bounds() -> None:
 def test_liars_turn_round_adapters_and_terms_within_the_bounds() -> None:
     draw = torch.Generator().manual_seed(0)
     x, y = torch.randn(8, 5, generator=draw), torch.randn(8, 3, generator=draw)
-    limit = Limit(x=9.0, y=9.0, rows=80, examples=10)
+    limit = Limit(x=9.0, y=9.0, rows=80, examples=10, choices=40)
     part = CandidateSums(HsicTerms(np.ones(1), np.ones(1), np.ones(1), 8), LinearSums.of(x, y, limit))
     reply = ScoreReply(0, 1, 2, (), {(NAME, "b:1-2"): part})
     task = replace(TASK, limits={(NAME, "b:1-2"): limit})
@@ -188,6 +188,9 @@ def test_liars_turn_round_adapters_and_terms_within_the_bounds() -> None:
     assert float(sent.hsic.cka()[0]) == pytest.approx(-1)
     along = torch.nn.functional.cosine_similarity(sent.adapter.xy.flatten(), part.adapter.xy.flatten(), dim=0)
     assert float(along) == pytest.approx(-1)
+    assert sent.hsic.rows == 40
+    many = CandidateSums(HsicTerms(np.ones(1), np.ones(1), np.ones(1), 41), None)
+    assert many.breaks(limit) == "terms of more rows than allowed"
     long = LinearSums(*part.adapter.parts()[:2], part.adapter.x * 1e3, *part.adapter.parts()[3:])
     assert long.breaks(limit) == "sums that no rows have"
 

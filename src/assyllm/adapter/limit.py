@@ -22,6 +22,7 @@ class Limit:
     y: float = math.inf  # norm of a target: of a question's (head), of a row's (adapter)
     rows: float = math.inf
     examples: float = math.inf
+    choices: float = math.inf  # of all examples: the rows of HSIC terms
 
     def share(self, rows: float, examples: float = 0.0) -> float:
         """What each row of a device with that many counts: 1, or less where they are more than allowed."""

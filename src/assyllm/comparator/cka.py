@@ -46,6 +46,10 @@ class HsicTerms:
     def __add__(self, other: HsicTerms) -> HsicTerms:
         return HsicTerms(self.xy + other.xy, self.xx + other.xx, self.yy + other.yy, self.rows + other.rows)
 
+    def scaled(self, factor: float) -> HsicTerms:
+        """The terms as if every row counted ``factor`` times."""
+        return HsicTerms(factor * self.xy, factor * self.xx, factor * self.yy, int(factor * self.rows + 1e-9))
+
     @classmethod
     def zeros(cls, *shape: int) -> HsicTerms:
         """No data yet."""

@@ -62,8 +62,9 @@ def client_step(task: ScoreTask, data: ClientData) -> ScoreReply:
         for block in blocks:
             wanted = block in best[: task.kept] and not data.natural(chain, block)
             target = data.received(block) if wanted else None
-            adapter = None
-            if target is not None:
-                adapter = LinearSums.of(data.arriving(chain), target, task.limit((name, block)))
-            sums[name, block] = CandidateSums(terms[block], adapter)
+            limit = task.limit((name, block))
+            adapter = LinearSums.of(data.arriving(chain), target, limit) if target is not None else None
+            share = min(1.0, limit.choices / max(1, terms[block].rows))
+            sent = terms[block] if share == 1 else terms[block].scaled(share)
+            sums[name, block] = CandidateSums(sent, adapter)
     return ScoreReply(data.client, task.round, int(min(data.examples, task.most)), tuple(votes), sums)

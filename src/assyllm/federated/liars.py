@@ -101,8 +101,8 @@ def _lie_in_votes(task: ScoreTask, reply: ScoreReply, worst: Mapping[tuple[str, 
 def _turned(part: CandidateSums, limit: Limit) -> CandidateSums:
     """HSIC terms and adapter sums of a candidate, turned round."""
     hsic, n = part.hsic, part.hsic.rows
-    s = min(TIMES, limit.rows / n) if n else 0.0
-    terms = HsicTerms(-s * hsic.xy, s * hsic.xx, s * hsic.yy, int(s * n))
+    many = hsic.scaled(_times(limit.choices / n) if n else 1.0)
+    terms = HsicTerms(-many.xy, many.xx, many.yy, many.rows)
     own = part.adapter
     if own is None:
         return CandidateSums(terms, None)
@@ -126,5 +126,9 @@ def _stretch(limit: Limit, x: float, y: float, rows: float, examples: float) -> 
     """
     a = limit.x / math.sqrt(x) if math.isfinite(limit.x) and x > 0 else 1.0
     b = limit.y / math.sqrt(y) if math.isfinite(limit.y) and y > 0 else 1.0
-    times = min(limit.rows / rows, limit.examples / examples if examples else math.inf)
-    return a, -b, times if math.isfinite(times) else TIMES
+    return a, -b, _times(min(limit.rows / rows, limit.examples / examples if examples else math.inf))
+
+
+def _times(most: float) -> float:
+    """As often as allowed; :data:`TIMES` where everything is."""
+    return most if math.isfinite(most) else TIMES

@@ -38,16 +38,17 @@ class Limits:
     def head(self, blocks: Sequence[str]) -> Limit:
         """Of the sums of a head that reads ``blocks`` side by side."""
         x = math.hypot(*(self._features(block) for block in blocks))
-        return Limit(self._long * x, self._long, self._choices * self.examples, self.examples)
+        choices = self._choices * self.examples
+        return Limit(self._long * x, self._long, choices, self.examples, choices)
 
     def join(self, last: str, block: str) -> Limit:
-        """Of the sums of an adapter from the states after ``last`` to those that ``block`` natively receives."""
-        before = self._pool.before(block)
+        """Of a candidate's HSIC terms, and of an adapter's sums from states after ``last`` to those it receives."""
+        before, choices = self._pool.before(block), self._choices * self.examples
         if before is None:
-            return Limit()
+            return Limit(examples=self.examples, choices=choices)
         vectors = self._data.public.pooled[before].shape[2]
         x, y = self._long * self._states(last), self._long * self._states(before)
-        return Limit(x, y, self._choices * vectors * self.examples, self.examples)
+        return Limit(x, y, choices * vectors, self.examples, choices)
 
     def _features(self, block: str) -> float:
         if (block, True) not in self._typical:

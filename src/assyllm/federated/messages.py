@@ -117,8 +117,8 @@ class CandidateSums:
 
     def breaks(self, limit: Limit) -> str:
         """Which bound a client's part breaks, "" if none; of HSIC terms only the rows are bounded."""
-        if self.hsic.rows > limit.rows * SLACK:
-            return "sums of more rows than allowed"
+        if self.hsic.rows > limit.choices * SLACK:
+            return "terms of more rows than allowed"
         return self.adapter.breaks(limit) if self.adapter is not None else ""
 
     @property

@@ -66,15 +66,11 @@ def places(changed: str) -> list[tuple[str, str, float]]:
         return [("votes", value.get(vote, "weighted"), lying)]
     if keys <= LIE | BOUND and value.get("federated.lie", "sums") == "sums":
         return [("sums", "no bound" if value.get("federated.max_examples") is None else "bounded", lying)]
-    if len(keys) == 1:
-        found = float(value[next(iter(keys))])
-        if keys <= {"federated.dropout", "federated.stragglers"}:
-            return [("answering", "", 1 - found)]
-        if keys == {"partition.items_per_client"}:
-            return [("items", "", found)]
-        if keys == {rounds}:
-            return [("rounds", "", found)]
-    return []
+    if len(keys) == 1 and keys <= {"federated.dropout", "federated.stragglers"}:
+        return [("answering", "", round(1 - float(*value.values()), 6))]
+    if keys == {"partition.items_per_client"}:
+        return [("items", "", float(*value.values()))]
+    return [("rounds", "", float(*value.values()))] if keys == {rounds} else []
 
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
