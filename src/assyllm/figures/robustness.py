@@ -20,11 +20,11 @@ from assyllm.params import Figures
 PANELS = {
     "votes": "share of clients that lie in votes",
     "sums": "share of clients that lie in sums",
-    "answering": "share of a cohort that answers in time",
+    "answering": "share that answers in time",
     "rounds": "rounds a block",
     "items": "questions a client",
 }
-LINES = {"": "-", "no bound": "-", "bounded": "--", "weighted": "-", "median": "--", "borda": ":"}
+LINES = {"": "-", "no bound": "-", "bounded": "--", "weighted": "-", "median": "--", "borda": ""}
 LIE, BOUND = {"federated.liars", "federated.lie"}, {"federated.row_norm", "federated.max_examples"}
 BASE = {"votes": 0.0, "sums": 0.0, "answering": 1.0, "rounds": math.nan, "items": math.inf}  # x of the base setting
 COLUMNS = ["panel", "task", "world", "method", "rule", "x", "value", "low", "high", "runs", "source"]
@@ -92,8 +92,9 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     handles = [
         Line2D([], [], color=style.colour(m), marker=style.marker(m), ms=3.5, label=style.label(m)) for m in methods
     ]
-    rules = [("-", "weighted vote; no bound on sums"), ("--", "median vote; bounded sums"), (":", "Borda count")]
+    rules = [("-", "weighted vote; no bound on sums"), ("--", "median vote; bounded sums")]
     handles += [Line2D([], [], color="black", ls=line, label=label) for line, label in rules]
+    handles.append(Line2D([], [], color="black", ls="", marker="X", mfc="white", ms=3.5, label="Borda count"))
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
     style.caption(
         figure, df, "Liars give the worst block the greatest score, or send sums of labels turned round, as much as "
@@ -115,6 +116,7 @@ def _panel(ax: Axes, df: pd.DataFrame, ticks: list[float]) -> None:
                 ax.errorbar(
                     [ticks.index(x) for x in mine["x"]], mine["value"], yerr=error, color=style.colour(method),
                     marker=style.marker(method), ls=LINES[rule], ms=3.5, lw=1.1, elinewidth=0.6,
+                    mfc="white" if rule == "borda" else None,
                 )  # fmt: skip
     ax.set_xticks(range(len(ticks)), ["all" if math.isinf(x) else f"{x:g}" for x in ticks])
 
