@@ -42,6 +42,7 @@ CONTROLS = {
 }
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Part = Annotated[float, Field(ge=0, lt=1)]  # somebody must be left
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -390,8 +391,8 @@ class Federated(Section):
     """The round loop that every method shares."""
 
     clients_per_round: Count
-    dropout: Fraction
-    stragglers: Fraction
+    dropout: Part
+    stragglers: Part
     liars: Fraction
     lie: Literal["votes", "sums"]
     row_norm: Positive | None

@@ -249,6 +249,17 @@ def test_stragglers_are_asked_and_not_counted(scored) -> None:
 
 
 @pytest.mark.parametrize("method", ["assyllm_paper", "assyllm"])
+def test_a_place_is_not_decided_by_nobody(scored, method) -> None:
+    """Seven in ten drop out of cohorts of five: nobody is left of the second, so the third is asked for its block."""
+    changes = {"selection": {"max_blocks": 3, "rounds_per_block": 1}, "head": {"rounds": 12}}
+    state = rounds(scored, method=method, **changes, federated={"dropout": 0.7, "clients_per_round": 5}).run()
+    assert state.finished
+    _, lost, asked = state.rows[:3]
+    assert (lost["phase"], lost["participants"]) == ("select", 0)
+    assert (asked["phase"], asked["walk"]) == ("select", lost["walk"])
+
+
+@pytest.mark.parametrize("method", ["assyllm_paper", "assyllm"])
 def test_bounds_that_nothing_breaks_change_no_bit(scored, method) -> None:
     changes = {"selection": {"max_blocks": 3}, "method": method}
     default = rounds(scored, **changes).run()

@@ -42,7 +42,7 @@ def changed(tmp_path: Path, dotted: str, value: object) -> Path:
             9,
             "assembling.assyllm_paper.selection.kept_per_round: 9 is more than evaluated_per_round",
         ),
-        ("federated.stragglers", 1.5, "federated.stragglers: Input should be less than or equal to 1 (got 1.5)"),
+        ("federated.stragglers", 1.5, "federated.stragglers: Input should be less than 1 (got 1.5)"),
         ("federated.liars", -0.1, "federated.liars: Input should be greater than or equal to 0 (got -0.1)"),
         ("federated.lie", "vote", "federated.lie: Input should be 'votes' or 'sums' (got 'vote')"),
         ("federated.row_norm", 0, "federated.row_norm: Input should be greater than 0 (got 0)"),

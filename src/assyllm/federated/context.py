@@ -18,6 +18,8 @@ from assyllm.federated.liars import Liars
 from assyllm.federated.limits import Limits
 from assyllm.federated.state import Phase, State
 
+SPARE = 10  # further rounds for a block where nobody has told anything of any candidate
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -90,6 +92,15 @@ class Context:
             return whole if items is None else whole[list(items)]
 
         return Walker(self.pool, readings(self.pool, encoded), state.joined)
+
+    def decided(self, state: State, told: bool, asked: bool) -> bool:
+        """Whether the rounds of a block are over: not while nobody has told anything, within :data:`SPARE`.
+
+        Args:
+            told: whether any vote or sum came in; ``asked``: whether there is any candidate.
+        """
+        rounds = self.settings.selection.rounds_per_block
+        return state.tried >= (rounds if told or not asked else rounds + SPARE)
 
     @staticmethod
     def log(

@@ -56,9 +56,9 @@ def select(run: Context, state: State) -> State:
     run.log(state, clients, late, up_sums=up, down=task.bytes)
     state.rows[-1]["walk"] = [[list(chain), list(blocks)] for chain, blocks in task.candidates.items()]
     state.tried += 1
-    if state.tried < run.settings.selection.rounds_per_block:
-        return state
-    return _stack(run, state, task)
+    if run.decided(state, bool(state.probed or task.random), any(task.candidates.values())):
+        return _stack(run, state, task)
+    return state
 
 
 def refusals(round_: int, refused: Mapping[int, str]) -> list[dict[str, Any]]:

@@ -2,8 +2,9 @@
 
 1. ``native`` (one round): a cohort sends the sums of what does not depend on any chain; shortlists and COR come
    from them.
-2. ``select`` (``rounds_per_block`` rounds for each place in the chain): a cohort evaluates the shortlisted
-   blocks on every chain of the beam, votes, and sends the adapters' statistics; the server stacks the winners.
+2. ``select`` (``rounds_per_block`` rounds for each place in the chain, some more where no vote came in): a cohort
+   evaluates the shortlisted blocks on every chain of the beam, votes, and sends the adapters' statistics; the server
+   stacks the winners.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ def select(run: Context, state: State) -> State:
     run.log(state, clients, late, up_votes=votes, up_sums=sums, down=task.bytes)
     state.rows[-1]["walk"] = [[list(chain), list(blocks)] for chain, blocks in task.candidates.items()]
     state.tried += 1
-    if state.tried < run.settings.selection.rounds_per_block:
-        return state
-    return _stack(run, state, task)
+    if run.decided(state, bool(state.tally.votes), any(task.candidates.values())):
+        return _stack(run, state, task)
+    return state
 
 
 def score_task(run: Context, state: State) -> ScoreTask:
