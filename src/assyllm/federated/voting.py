@@ -17,7 +17,7 @@ from assyllm.assembly.walk import edge, edges
 from assyllm.comparator import compatibility as by
 from assyllm.comparator.native import NativeTable
 from assyllm.federated.client import client_step
-from assyllm.federated.context import Context
+from assyllm.federated.context import SPARE, Context
 from assyllm.federated.messages import ID, NUMBER, ScoreTask
 from assyllm.federated.server import Tally, decide, server_step
 from assyllm.federated.state import State
@@ -28,10 +28,11 @@ def native(run: Context, state: State) -> State:
     """The first round: what blocks are like in their own models."""
     clients, late = run.sample(state.round)
     blocks = run.data.blocks
-    if not clients:  # a whole cohort lost: ask the next one
-        run.log(state, clients, late)
+    hsic = run.data.hsic[clients].sum(0)
+    if not clients or (state.round <= SPARE and not hsic.any()):
+        run.log(state, clients, late)  # a whole cohort lost, or too few examples for CKA: ask the next one
         return state
-    state.hsic = run.data.hsic[clients].sum(0)
+    state.hsic = hsic
     state.histograms = {b: run.data.histograms[b][clients].sum(0) for b in blocks}
     bins = sum(counts.size for counts in state.histograms.values())
     run.log(state, clients, late, up_sums=NUMBER * (len(blocks) * (len(blocks) + 1) // 2 + bins), down=ID)
