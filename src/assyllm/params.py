@@ -42,6 +42,7 @@ CONTROLS = {
 }
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Part = Annotated[float, Field(ge=0, lt=1)]  # somebody must be left
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -202,6 +203,7 @@ class Partition(Section):
     clients: Count
     alpha: Positive
     by: Literal["label", "topic", "quantity"]
+    items_per_client: Count | None
 
 
 # ------------------------------------------------------------------------------------------- the components
@@ -389,7 +391,12 @@ class Federated(Section):
     """The round loop that every method shares."""
 
     clients_per_round: Count
-    dropout: Fraction
+    dropout: Part
+    stragglers: Part
+    liars: Fraction
+    lie: Literal["votes", "sums"]
+    row_norm: Positive | None
+    max_examples: Count | None
     shards: Count
 
 
@@ -689,11 +696,6 @@ def with_setting(raw: dict[str, Any], setting: str) -> Params:
             raise ParamsError(f"{dotted}: no such key{_nearest(leaf, node or {})}")
         node[leaf] = value
     return validate(Params, merged)
-
-
-def touched_sections(raw: dict[str, Any], setting: str) -> set[str]:
-    """The sections that a named setting overrides."""
-    return {dotted.split(".")[0] for dotted in (raw["settings"][setting] or {})}
 
 
 def setting_text(raw: dict[str, Any], setting: str, zoo_seed: int = 0) -> str:

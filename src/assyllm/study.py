@@ -121,15 +121,15 @@ class Plan:
     def variant(self, rule: str, setting: str) -> str:
         """``base`` if the setting overrides nothing that the rule or its upstream reads, else the setting.
 
-        Settings thus share the zoo, the pool and the partition wherever they can.
+        Settings thus share the zoo, the pool and the partition wherever they can. A stage that reads a few keys of a
+        section only says which (its ``ONLY``).
         """
-        return setting if self._sections_above(rule) & P.touched_sections(self.raw, setting) else "base"
+        return setting if any(self._reads(rule, dotted) for dotted in self.raw["settings"][setting] or {}) else "base"
 
-    def _sections_above(self, rule: str) -> set[str]:
-        names = set(stage_module(rule).SECTIONS)
-        for upstream in READS.get(rule, ()):
-            names |= self._sections_above(upstream)
-        return names
+    def _reads(self, rule: str, dotted: str) -> bool:
+        stage, (section, key) = stage_module(rule), dotted.split(".")[:2]
+        own = section in stage.SECTIONS and key in getattr(stage, "ONLY", {}).get(section, (key,))
+        return own or any(self._reads(upstream, dotted) for upstream in READS.get(rule, ()))
 
     def setting_text(self, setting: str, zoo: int) -> str:
         """The setting as the result tables write it."""

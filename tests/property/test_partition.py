@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assyllm.tasks.partition import counts, partition
+from assyllm.tasks.partition import capped, counts, partition
 from assyllm.tasks.record import Question
 
 
@@ -50,6 +50,18 @@ def test_counts_add_up_to_the_items(rows, clients, by) -> None:
     label = next(row for row in table if row["kind"] == "label")
     mine = [q for q, owner in zip(questions, owners, strict=True) if owner == label["client"]]
     assert label["items"] == sum(str(q.answer) == label["value"] for q in mine)
+
+
+@settings(max_examples=30, deadline=None)
+@given(items, st.integers(1, 20), st.integers(1, 9), st.integers(0, 5))
+def test_a_smaller_cap_keeps_a_part_of_what_a_greater_one_keeps(rows, clients, most, seed) -> None:
+    owners = partition(asked([label for label, _ in rows]), "task", clients, 1.0, "label", seed)
+    assert capped(owners, None, "task", seed) is owners
+    less, more = capped(owners, most, "task", seed), capped(owners, most + 1, "task", seed)
+    held = np.bincount(owners, minlength=clients)
+    assert (np.bincount(less[less >= 0], minlength=clients) == np.minimum(held, most)).all()
+    assert (less[less >= 0] == owners[less >= 0]).all()
+    assert set(np.flatnonzero(less >= 0)) <= set(np.flatnonzero(more >= 0))
 
 
 def shares(alpha: float, by: str) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -124,6 +125,17 @@ def test_divergence_is_said_in_one_line() -> None:
     plan = Plan(6, 3, 2, Local(1e30, 2, 4, "sgd"))
     with pytest.raises(Diverged, match=r"round \d: the loss is \w+; lower the learning rate"):
         run_rounds(method(), data(), plan, 0, range(CLIENTS))
+
+
+def test_who_is_late_is_not_averaged_and_its_bytes_are_told() -> None:
+    plan = replace(PLAN, dropout=0.0, clients_per_round=5)
+    _, everyone = run_rounds(method(), data(), plan, 0, range(CLIENTS))
+    _, some = run_rounds(method(), data(), replace(plan, stragglers=0.5), 0, range(CLIENTS))
+    late = [row.get("stragglers", 0) for row in some.rounds]
+    assert 0 < sum(late) < 5 * len(late)
+    asked = [row["participants"] for row in everyone.rounds]
+    assert asked == [row["participants"] + n for row, n in zip(some.rounds, late, strict=True)]
+    assert not any("stragglers" in row for row in everyone.rounds)
 
 
 def test_dropout_and_empty_clients_shrink_the_cohort() -> None:

@@ -18,7 +18,7 @@ from assyllm.collect import ablation_table, collect, condensed, paper_values
 from assyllm.cost.participation import CURVES
 from assyllm.cost.resources import RESOURCES
 from assyllm.features import POINTS, SCORES
-from assyllm.figures import compatibility_heatmaps, feature_differences, swap_ablation, swap_timeline
+from assyllm.figures import compatibility_heatmaps, feature_differences, robustness, swap_ablation, swap_timeline
 from assyllm.figures.tables import Tables
 from assyllm.results import Metric, Prediction, Run, read_table, write_rows, write_table
 from assyllm.stages import figure
@@ -366,6 +366,31 @@ def test_figures_draw_with_stable_bytes(results: Path, tmp_path: Path, name: str
     df = pd.read_csv(tmp_path / "a" / f"{name}.csv")
     assert len(df)
     assert set(df["source"].dropna()) <= {"measured", "modelled", "paper"}
+
+
+def test_the_figure_of_robustness_sorts_settings_into_panels(tmp_path: Path) -> None:
+    settings = {name: P.setting_text(P.read_yaml(ROOT / "params.yaml"), name) for name in PARAMS.study.ablations.runs}
+    methods = PARAMS.study.ablations.runs
+    row = {"task": "boolq", "world": "embedded", "low": 0.5, "mean": 0.6, "high": 0.7, "runs": 1, "source": "measured"}
+    rows = [
+        {**row, "setting": s, "changed": changed, "method": m} for s, changed in settings.items() for m in methods[s]
+    ]
+    write_table(tmp_path / "ablations.csv", rows)
+    df = robustness.data(Tables(tmp_path))
+    lines = {key: list(mine["x"]) for key, mine in df.groupby(["panel", "method", "rule"])}
+    assert lines["votes", "assyllm_paper", "weighted"] == lines["votes", "assyllm_paper", "median"] == [0, 0.2, 0.4]
+    assert lines["votes", "assyllm_paper", "borda"] == [0]
+    for m in ("assyllm", "assyllm_paper"):
+        assert lines["sums", m, "no bound"] == lines["sums", m, "bounded"] == [0, 0.2, 0.4]
+        assert lines["answering", m, ""] == pytest.approx([0.1, 0.4, 0.6, 1])
+    assert lines["rounds", "assyllm", ""][:-1] == [1, 2, 5, 8, 10]
+    assert lines["items", "assyllm", ""] == lines["items", "ft_oracle", ""] == [1, 2, np.inf]
+    assert {m for panel, m, _ in lines if panel == "votes"} == {"assyllm_paper"}
+    for attempt in ("a", "b"):
+        figure.run(P.sections_json(PARAMS, figure.SECTIONS), "0", "robustness", tmp_path, tmp_path / attempt)
+    for suffix in ("pdf", "png", "csv"):
+        first, second = (tmp_path / attempt / f"robustness.{suffix}" for attempt in ("a", "b"))
+        assert first.read_bytes() == second.read_bytes()
 
 
 def test_an_unknown_figure_is_one_line(results: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from assyllm import params
+from assyllm.adapter.limit import Limit
 from assyllm.adapter.reading import Readings
 from assyllm.assembly.walk import Walker
 from assyllm.bench import scoring as bench
@@ -24,6 +25,7 @@ CHAINS = {
     ("llama:0-1",): ("llama:1-2", "opt:2-3", "bert:3-4"),
     ("roberta:0-1", "opt:1-2"): ("opt:3-4", "vicuna:1-2"),
 }
+TIGHT = Limit(x=0.5, y=0.5, rows=30, examples=5, choices=10)  # long rows and large clients are cut
 PAIRS = [("+".join(chain), block) for chain, blocks in CHAINS.items() for block in blocks]
 
 
@@ -86,8 +88,8 @@ def close(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> None:
 @pytest.mark.parametrize(
     "changes",
     [{}, {"batch": 5}, {"estimator": "biased"}, {"weight": 0.0}, {"weight": 1.0}, {"vote": "median", "kept": 1},
-     {"random": {pair: i / 7 for i, pair in enumerate(PAIRS)}}],
-    ids=["default", "small minibatches", "biased", "COR", "CKA", "median", "random"],
+     {"random": {pair: i / 7 for i, pair in enumerate(PAIRS)}}, {"limits": dict.fromkeys(PAIRS, TIGHT), "most": 5}],
+    ids=["default", "small minibatches", "biased", "COR", "CKA", "median", "random", "limits"],
 )  # fmt: skip
 def test_a_cohort_scores_as_its_clients_do(pool, data, changes) -> None:
     task, whole = score_task(**changes), cohort(pool, data)
@@ -120,10 +122,11 @@ def test_clients_in_any_order_and_threads_give_the_same_votes(pool, data) -> Non
         assert reply.votes == shuffled[reply.client].votes
 
 
-def test_a_cohort_probes_as_its_clients_do(pool, data) -> None:
+@pytest.mark.parametrize("limit", [Limit(), TIGHT], ids=["no limits", "limits"])
+def test_a_cohort_probes_as_its_clients_do(pool, data, limit) -> None:
     candidates = {(): ("llama:0-1", "bert:0-1"), **CHAINS}
     heads = {"+".join(chain): torch.linspace(-1, 1, 2 * pool.info(chain[-1]).width) for chain in CHAINS}
-    task, whole = ProbeTask(1, candidates, heads, 0), cohort(pool, data)
+    task, whole = ProbeTask(1, candidates, heads, 0, limits=dict.fromkeys(PAIRS, limit)), cohort(pool, data)
     for client, sums in probe_cohort(task, whole):
         alone = probe_step(task, whole.view(client))
         assert list(alone) == list(sums)

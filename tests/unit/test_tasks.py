@@ -12,7 +12,7 @@ import pytest
 from assyllm import params as P
 from assyllm.artifacts import ArtifactError
 from assyllm.tasks import boolq, openbookqa, piqa, sources
-from assyllm.tasks.partition import partition, read_owned, write_owners
+from assyllm.tasks.partition import capped, partition, read_owned, write_owners
 from assyllm.tasks.record import Question
 
 BOOLQ = {"question": "is it red?", "title": "Red", "passage": "Red -- it  is\nred.", "answer": True}
@@ -208,6 +208,20 @@ def test_owners_survive_the_disk_and_misfits_are_refused(tmp_path: Path) -> None
         read_owned(tmp_path / "piqa.csv", questions[:-1], 7)
     with pytest.raises(ArtifactError, match="deal again"):
         read_owned(tmp_path / "piqa.csv", questions, 3)
+
+
+def test_a_cap_on_items_survives_the_disk(tmp_path: Path) -> None:
+    questions = [Question(f"q{i}", "", "?", ("a", "b"), i % 2) for i in range(30)]
+    owners = partition(questions, "piqa", 7, 1.0, "label", 0)
+    write_owners(tmp_path / "piqa.csv", questions, capped(owners, 2, "piqa", 0))
+    owned = read_owned(tmp_path / "piqa.csv", questions, 7, 2)
+    whole = [set(np.flatnonzero(owners == client)) for client in range(7)]
+    assert [len(items) for items in owned] == [min(2, len(items)) for items in whole]
+    assert all(set(items) <= all_ for items, all_ in zip(owned, whole, strict=True))
+    with pytest.raises(ArtifactError, match="of 30 items are dealt; deal again"):
+        read_owned(tmp_path / "piqa.csv", questions, 7)
+    with pytest.raises(ArtifactError, match="holds more than 1 items; deal again"):
+        read_owned(tmp_path / "piqa.csv", questions, 7, 1)
 
 
 REAL = os.environ.get("ASSYLLM_DATA", "")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from assyllm.adapter.base import Adapter
+from assyllm.adapter.limit import SLACK, Limit, broken, shortened
 from assyllm.adapter.reading import Join
 from assyllm.artifacts import ArtifactError
 
@@ -38,13 +39,15 @@ class LinearSums:
         return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor) -> LinearSums:
-        """The sums of rows ``x`` ``[n, d]`` and ``y`` ``[n, e]`` of the same n examples."""
+    def of(cls, x: Tensor, y: Tensor, limit: Limit | None = None) -> LinearSums:
+        """The sums of rows ``x`` ``[n, d]`` and ``y`` ``[n, e]`` of the same n examples, kept within a limit."""
         if x.shape[0] != y.shape[0]:
             raise ArtifactError(f"adapter sums of {x.shape[0]} and {y.shape[0]} rows")
         x, y = x.double(), y.double()
+        if limit is not None:
+            x, y = shortened(x, limit.x), shortened(y, limit.y)
         rows = torch.tensor(float(x.shape[0]), dtype=torch.float64)
-        return cls(x.T @ x, x.T @ y, x.sum(0), y.sum(0), y.pow(2).sum(), rows)
+        return cls(x.T @ x, x.T @ y, x.sum(0), y.sum(0), y.pow(2).sum(), rows).within(limit)
 
     def __add__(self, other: LinearSums) -> LinearSums:
         return LinearSums(*(a + b for a, b in zip(self.parts(), other.parts(), strict=True)))
@@ -53,9 +56,23 @@ class LinearSums:
         """The sums as if every row counted ``factor`` times."""
         return LinearSums(*(part * factor for part in self.parts()))
 
+    def within(self, limit: Limit | None) -> LinearSums:
+        """One device's sums, each row counting less where they are more than the limit allows."""
+        share = 1.0 if limit is None else limit.share(float(self.n))
+        return self if share == 1 else self.scaled(share)
+
     def parts(self) -> tuple[Tensor, ...]:
         """The six tensors, in the order of the fields."""
         return self.xx, self.xy, self.x, self.y, self.yy, self.n
+
+    def breaks(self, limit: Limit) -> str:
+        """Which bound a device's sums break, "" if none (column sums: |x|^2 <= n trace(X'X), and y alike)."""
+        n = float(self.n)
+        why = broken(limit, self.xx, self.xy, self.yy, n, n)
+        columns = ((self.x, self.xx.diagonal().sum()), (self.y, self.yy))
+        if not why and any(float(c @ c) > n * float(square) * SLACK for c, square in columns):
+            return "sums that no rows have"
+        return why
 
     @property
     def bytes(self) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from assyllm import seeding
+from assyllm.adapter.limit import SLACK, Limit, broken, shortened
 from assyllm.artifacts import ArtifactError
 
 NEGATIVE = -1e30  # score of a padding choice
@@ -61,7 +62,14 @@ class HeadSums:
         return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
 
     @classmethod
-    def of(cls, features: Tensor, choice_mask: Tensor, answer: Tensor, explained: Tensor | None = None) -> HeadSums:
+    def of(
+        cls,
+        features: Tensor,
+        choice_mask: Tensor,
+        answer: Tensor,
+        explained: Tensor | None = None,
+        limit: Limit | None = None,
+    ) -> HeadSums:
         """The sums of N questions.
 
         Args:
@@ -69,17 +77,31 @@ class HeadSums:
             choice_mask: ``[N, C]`` bool, False = padding choice.
             answer: ``[N]`` int64.
             explained: ``[N, C]`` scores of another head; the sums then are those of what it leaves unexplained.
+            limit: rows (a choice's centred features) and targets (a question's, over its choices) are cut to it, and
+                where questions are more than it allows, each counts less.
         """
-        x, y = (part.flatten(0, 1) for part in rows_of(features, choice_mask, answer, explained))
+        x, y = (part.flatten(0, 1) for part in rows_of(features, choice_mask, answer, explained, limit))
         questions = torch.tensor(float(len(answer)), dtype=torch.float64)
-        return cls(x.T @ x, x.T @ y, y @ y, choice_mask.sum().double(), questions)
+        return cls(x.T @ x, x.T @ y, y @ y, choice_mask.sum().double(), questions).within(limit)
 
     def __add__(self, other: HeadSums) -> HeadSums:
         return HeadSums(*(a + b for a, b in zip(self.parts(), other.parts(), strict=True)))
 
+    def within(self, limit: Limit | None) -> HeadSums:
+        """One device's sums, each question counting less where they are more than the limit allows."""
+        share = 1.0 if limit is None else limit.share(float(self.n), float(self.questions))
+        return self if share == 1 else HeadSums(*(part * share for part in self.parts()))
+
     def parts(self) -> tuple[Tensor, ...]:
         """The five tensors, in the order of the fields."""
         return self.xx, self.xy, self.yy, self.n, self.questions
+
+    def breaks(self, limit: Limit) -> str:
+        """Which bound a device's sums break, "" if none."""
+        n, questions = float(self.n), float(self.questions)
+        if not 0 <= questions <= min(n, limit.examples * SLACK):
+            return "sums of more examples than allowed"
+        return broken(limit, self.xx, self.xy, self.yy, n, questions)
 
     @property
     def bytes(self) -> int:
@@ -146,13 +168,20 @@ class HeadSums:
 
 
 def rows_of(
-    features: Tensor, choice_mask: Tensor, answer: Tensor, explained: Tensor | None = None
+    features: Tensor,
+    choice_mask: Tensor,
+    answer: Tensor,
+    explained: Tensor | None = None,
+    limit: Limit | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What the head's sums are of, float64, zero at padding choices: x ``[N, C, F]`` and y ``[N, C]``."""
-    y = target(choice_mask, answer)
+    """What the head's sums are of, float64, zero at padding choices: x ``[N, C, F]`` and y ``[N, C]``.
+
+    Arguments as in :meth:`HeadSums.of`.
+    """
+    x, y = centred(features.double(), choice_mask), target(choice_mask, answer)
     if explained is not None:
         y = y - centred(explained.double().unsqueeze(-1), choice_mask).squeeze(-1)
-    return centred(features.double(), choice_mask), y
+    return (x, y) if limit is None else (shortened(x, limit.x), shortened(y, limit.y))
 
 
 def target(choice_mask: Tensor, answer: Tensor) -> Tensor:

@@ -28,14 +28,15 @@ class TaskFiles:
     owned: list[list[int]]
 
 
-def read_task(tasks: Path, partition: Path, task: str, clients: int) -> TaskFiles:
+def read_task(tasks: Path, partition: Path, task: str, dealt: P.Partition) -> TaskFiles:
     """Read a task's splits and who owns what.
 
     Raises:
         ArtifactError: a file is missing or the partition does not fit the task.
     """
     splits = {split: read_questions(Path(tasks) / task / f"{split}.jsonl") for split in SPLITS}
-    return TaskFiles(splits, read_owned(Path(partition) / f"{task}.csv", splits["train"], clients))
+    path = Path(partition) / f"{task}.csv"
+    return TaskFiles(splits, read_owned(path, splits["train"], dealt.clients, dealt.items_per_client))
 
 
 def encode_task(files: TaskFiles, tokenizer: Any, method: Method, max_tokens: int) -> tuple[Data, int]:
@@ -60,13 +61,14 @@ def plan(tuning: P.Tuning, federated: P.Federated, baselines: P.Baselines) -> Pl
     )
     return Plan(
         tuning.rounds, federated.clients_per_round, baselines.evaluate_every, local, federated.dropout, tuning.server,
-        tuning.server_rate, baselines.test_every,
+        tuning.server_rate, baselines.test_every, federated.stragglers,
     )  # fmt: skip
 
 
 def head_plan(head: P.ClosedForm, federated: P.Federated) -> Plan:
     """The round loop's settings for a closed-form head: no local steps, judged after every round of sums."""
-    return Plan(head.rounds, federated.clients_per_round, 1, Local(0.0, 1, 1), federated.dropout)
+    local = Local(0.0, 1, 1)
+    return Plan(head.rounds, federated.clients_per_round, 1, local, federated.dropout, stragglers=federated.stragglers)
 
 
 def open_model(folder: Path) -> tuple[Any, Any]:

@@ -21,7 +21,7 @@ from assyllm.baselines.method import Data, Method, choose
 from assyllm.baselines.server import Server
 from assyllm.checkpoint import Checkpoint
 from assyllm.evaluate import converged_round
-from assyllm.federated.cohort import partitioned, sample
+from assyllm.federated.cohort import in_time, partitioned, sample
 
 
 class Diverged(ArtifactError):
@@ -40,14 +40,16 @@ class Plan:
     server: str = "fedavg"
     server_rate: float = 1.0
     test_every: int = 1
+    stragglers: float = 0.0
 
 
 @dataclass(slots=True)
 class Outcome:
     """What a run leaves: one dict a round, and the predictions of the round that was best on dev.
 
-    A round has ``round, loss, participants, bytes_up, bytes_down`` (bytes of one participant) and, where
-    evaluated, a ``dev`` and perhaps a ``test`` accuracy. ``seconds`` are wall times of the rounds' training.
+    A round has ``round, loss, participants, bytes_up, bytes_down`` (bytes of one participant, and of one straggler),
+    where somebody was late ``stragglers``, and where evaluated a ``dev`` and perhaps a ``test`` accuracy.
+    ``seconds`` are wall times of the rounds' training.
     """
 
     rounds: list[dict[str, Any]] = field(default_factory=list)
@@ -108,7 +110,10 @@ def run_rounds(
         else:
             answering = sample(seed, round_, eligible, plan.clients_per_round, plan.dropout)
         row["bytes_up"], row["bytes_down"] = method.traffic(weights)
+        answering, late = in_time(seed, round_, answering, plan.stragglers)
         row["participants"] = len(answering)
+        if late:
+            row["stragglers"] = len(late)
         if answering:
             work = [(client, data.owned[client]) for client in answering]
             average, losses = method.train(weights, data.train, work, plan.local, seed, round_)

@@ -67,7 +67,7 @@ class Block(nn.Module):
         from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 
         if self.causal:
-            return create_causal_mask(self.config, hidden, mask, past_key_values=None)
+            return create_causal_mask(self.config, hidden, mask, None)  # no cache
         return create_bidirectional_mask(self.config, hidden, mask)
 
     def trace(self, hidden: Tensor, mask: Tensor) -> list[Tensor]:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from assyllm.adapter.limit import Limit
 from assyllm.artifacts import ArtifactError
 
 Estimator = Literal["unbiased", "biased"]
@@ -45,6 +46,15 @@ class HsicTerms:
 
     def __add__(self, other: HsicTerms) -> HsicTerms:
         return HsicTerms(self.xy + other.xy, self.xx + other.xx, self.yy + other.yy, self.rows + other.rows)
+
+    def scaled(self, factor: float) -> HsicTerms:
+        """The terms as if every row counted ``factor`` times."""
+        return HsicTerms(factor * self.xy, factor * self.xx, factor * self.yy, int(factor * self.rows + 1e-9))
+
+    def within(self, limit: Limit) -> HsicTerms:
+        """One device's terms, each row counting less where they are more than the limit allows."""
+        share = min(1.0, limit.choices / max(1, self.rows))
+        return self if share == 1 else self.scaled(share)
 
     @classmethod
     def zeros(cls, *shape: int) -> HsicTerms:

@@ -41,8 +41,9 @@ class ClientData(Protocol):
 def client_step(task: ScoreTask, data: ClientData) -> ScoreReply:
     """Score every candidate (paper section 3.2), vote for the K best, add the adapters' statistics for those.
 
-    A client with too few examples for CKA has no score, so it votes for nothing; its terms are zero. The simulator asks
-    a whole cohort at once (:mod:`assyllm.federated.simulate`).
+    A client with too few examples for CKA has no score, so it votes for nothing; its terms are zero. It keeps the
+    task's limits: long rows are cut, and it claims no more examples than it may. The simulator asks a whole cohort at
+    once (:mod:`assyllm.federated.simulate`).
     """
     votes: list[Vote] = []
     sums: dict[tuple[str, str], CandidateSums] = {}
@@ -56,9 +57,10 @@ def client_step(task: ScoreTask, data: ClientData) -> ScoreReply:
         for block in blocks:
             wanted = block in [vote.block for vote in said[: task.kept]] and not data.natural(chain, block)
             target = data.received(block) if wanted else None
-            adapter = LinearSums.of(data.arriving(chain), target) if target is not None else None
-            sums["+".join(chain), block] = CandidateSums(terms[block], adapter)
-    return ScoreReply(data.client, task.round, data.examples, tuple(votes), sums)
+            limit = task.limit(("+".join(chain), block))
+            adapter = LinearSums.of(data.arriving(chain), target, limit) if target is not None else None
+            sums["+".join(chain), block] = CandidateSums(terms[block].within(limit), adapter)
+    return ScoreReply(data.client, task.round, task.claimed(data.examples), tuple(votes), sums)
 
 
 def ballot(task: ScoreTask, chain: tuple[str, ...], cka: Mapping[str, float | None]) -> list[Vote]:

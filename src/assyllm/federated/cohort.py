@@ -1,4 +1,9 @@
-"""Which device a client has, and who answers in a round."""
+"""Which device a client has, who answers in a round, and whose answer is in time.
+
+A client that **drops out** does nothing in the round. A **straggler** does all of it, but its reply comes after the
+server, which waits for nobody, has closed the round: the reply is thrown away, also its votes, and its work and its
+bytes in both directions are spent for nothing. To what is learnt a straggler is a dropout.
+"""
 
 from __future__ import annotations
 
@@ -61,3 +66,14 @@ def answering(seed: int, round_: int, drawn: Sequence[int] | np.ndarray, dropout
     """Those of ``drawn`` that do not drop out, in ascending order."""
     lost = seeding.rng("dropout", seed, round_).random(len(drawn)) < dropout
     return sorted(int(client) for client, gone in zip(drawn, lost, strict=True) if not gone)
+
+
+def in_time(seed: int, round_: int, answering: Sequence[int], stragglers: float) -> tuple[list[int], list[int]]:
+    """Clients whose reply counts, and those whose reply comes too late: each late with chance ``stragglers``.
+
+    A client's draw depends on seed, round and its own number only.
+    """
+    if not stragglers:
+        return list(answering), []
+    late = {c for c in answering if seeding.rng("straggler", seed, round_, c).random() < stragglers}
+    return [c for c in answering if c not in late], [c for c in answering if c in late]

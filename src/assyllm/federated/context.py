@@ -11,10 +11,14 @@ from assyllm.artifacts import ArtifactError
 from assyllm.assembly.walk import Walker
 from assyllm.blocks.pool import Pool
 from assyllm.comparator import compatibility as by
-from assyllm.federated.cohort import sample
+from assyllm.federated.cohort import in_time, sample
 from assyllm.federated.data import Cohort, TaskData
 from assyllm.federated.joins import Joins
+from assyllm.federated.liars import Liars
+from assyllm.federated.limits import Limits
 from assyllm.federated.state import Phase, State
+
+SPARE = 10  # further rounds for a block where nobody has told anything of any candidate
 
 
 @dataclass(frozen=True)
@@ -55,16 +59,19 @@ class Context:
         if not self.eligible:
             raise ArtifactError(f"{data.task}: no client has both the memory and the data to take part")
         self.joins = Joins(pool, data, settings.adapter)
+        self.limits = Limits(pool, data, settings.federated, settings.head)
+        self.liars = Liars(seed, len(data.owned), settings.federated)
 
     @property
     def after_search(self) -> Phase:
         """What follows the search."""
         return "head" if self.settings.adapter.tuning == "none" else "tune"
 
-    def sample(self, round_: int) -> list[int]:
-        """The clients that answer in a round."""
+    def sample(self, round_: int) -> tuple[list[int], list[int]]:
+        """The clients that answer in a round: those whose reply counts, and those that are too late."""
         federated = self.settings.federated
-        return sample(self.seed, round_, self.eligible, federated.clients_per_round, federated.dropout)
+        answering = sample(self.seed, round_, self.eligible, federated.clients_per_round, federated.dropout)
+        return in_time(self.seed, round_, answering, federated.stragglers)
 
     def cohort(self, state: State, clients: Sequence[int]) -> Cohort:
         """The clients' questions, their forward passes batched."""
@@ -86,16 +93,26 @@ class Context:
 
         return Walker(self.pool, readings(self.pool, encoded), state.joined)
 
+    def decided(self, state: State, told: bool, asked: bool) -> bool:
+        """Whether the rounds of a block are over: not while nobody has told anything, within :data:`SPARE`.
+
+        Args:
+            told: whether any vote or sum came in; ``asked``: whether there is any candidate.
+        """
+        rounds = self.settings.selection.rounds_per_block
+        return state.tried >= (rounds if told or not asked else rounds + SPARE)
+
     @staticmethod
     def log(
         state: State,
         clients: Sequence[int],
+        late: Sequence[int],
         up_votes: float = 0.0,
         up_sums: float = 0.0,
         down: float = 0.0,
         head: int = 0,
     ) -> None:
-        """Add a round's row: who took part, and mean bytes a client by channel."""
+        """Add a round's row: who took part, who was late, and mean bytes a client by channel (late ones as many)."""
         state.rows.append(
             {
                 "round": state.round,
@@ -108,3 +125,5 @@ class Context:
                 "head": head,
             }
         )
+        if late:
+            state.rows[-1]["stragglers"] = len(late)

@@ -6,11 +6,14 @@ only the total over the cohort is wanted). Every message knows its bytes: ids ta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
+from assyllm.adapter.limit import SLACK, Limit
 from assyllm.adapter.linear import LinearSums
 from assyllm.comparator.cka import HsicTerms
 
@@ -29,6 +32,8 @@ class ScoreTask:
         random: (chain id, block) -> score to use instead of measuring (the rule ``random``), or empty.
         adapter_bytes: of all distinct adapters that come with the task.
         vote: how votes are counted (weighted, median or borda). The robust ones hear a client on every candidate.
+        limits: (chain id, block) -> bounds on a client's sums for it; none where there is no entry.
+        most: examples that a client may claim with its votes.
     """
 
     round: int
@@ -41,6 +46,16 @@ class ScoreTask:
     adapter_bytes: int
     random: Mapping[tuple[str, str], float] = field(default_factory=dict)
     vote: str = "weighted"
+    limits: Mapping[tuple[str, str], Limit] = field(default_factory=dict)
+    most: float = math.inf
+
+    def limit(self, key: tuple[str, str]) -> Limit:
+        """The bounds on a client's sums for (chain id, block)."""
+        return self.limits.get(key, Limit())
+
+    def claimed(self, examples: int) -> int:
+        """How many of its examples an honest client claims."""
+        return int(min(examples, self.most))
 
     def ballot(self, chain: tuple[str, ...]) -> int:
         """How many blocks a client votes for on a chain."""
@@ -62,6 +77,7 @@ class ProbeTask:
         heads: chain id -> weights ``[F]`` of the head that its blocks have so far.
         adapter_bytes: of all distinct adapters that come with the task.
         random: (chain id, block) -> score to use instead of probing (the rule ``probe_random``), or empty.
+        limits: (chain id, block) -> bounds on a client's sums for it.
     """
 
     round: int
@@ -69,6 +85,7 @@ class ProbeTask:
     heads: Mapping[str, Tensor]
     adapter_bytes: int
     random: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    limits: Mapping[tuple[str, str], Limit] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -92,6 +109,21 @@ class CandidateSums:
 
     hsic: HsicTerms
     adapter: LinearSums | None
+
+    def __add__(self, other: CandidateSums) -> CandidateSums:
+        a, b = self.adapter, other.adapter
+        return CandidateSums(self.hsic + other.hsic, a + b if a is not None and b is not None else a or b)
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """What travels."""
+        terms = tuple(torch.from_numpy(term) for term in (self.hsic.xy, self.hsic.xx, self.hsic.yy))
+        return terms if self.adapter is None else (*terms, *self.adapter.parts())
+
+    def breaks(self, limit: Limit) -> str:
+        """Which bound a client's part breaks, "" if none; of HSIC terms only the rows are bounded."""
+        if self.hsic.rows > limit.choices * SLACK:
+            return "terms of more rows than allowed"
+        return self.adapter.breaks(limit) if self.adapter is not None else ""
 
     @property
     def bytes(self) -> int:

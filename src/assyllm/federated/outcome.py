@@ -225,6 +225,9 @@ def _metrics(found: Outcome, common: dict[str, Any]) -> list[Metric]:
             unit = "bytes" if name.startswith("bytes") else ""
             value = float(row[name])
             rows.append(Metric(**common, split="", round=row["round"], metric=name, value=value, unit=unit))
+        if "stragglers" in row:
+            late = float(row["stragglers"])
+            rows.append(Metric(**common, split="", round=row["round"], metric="stragglers", value=late))
         for split in ("dev", "test"):
             if split in row:
                 where = {"split": split, "round": row["round"]}

@@ -12,6 +12,9 @@ A chain begins empty; its first candidates are the start blocks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -42,23 +45,25 @@ def select(run: Context, state: State) -> State:
     """A round of probing the candidates of every open chain."""
     task = probe_task(run, state)
     run.pool.expect(walk(list(task.candidates.items()), "candidate"))
-    clients = run.sample(state.round)
+    clients, late = run.sample(state.round)
     cohort = run.cohort(state, clients)
-    replies = [] if task.random else probe_cohort(task, cohort)
-    totals, refused = secure_sum(replies)
-    state.dropped += [
-        {"round": state.round, "client": c, "chain": "", "block": "", "why": "sums that are not finite"}
-        for c in refused
-    ]
+    replies = [] if task.random else run.liars.head_sums(probe_cohort(task, cohort), task.limits)
+    totals, refused = secure_sum(replies, task.limits)
+    state.dropped += refusals(state.round, refused)
     for key, sums in totals.items():
         state.probed[key] = state.probed[key] + sums if key in state.probed else sums
     up = sum(part.bytes for _, sums in replies for part in sums.values()) / max(1, len(replies))
-    run.log(state, clients, up_sums=up, down=task.bytes)
+    run.log(state, clients, late, up_sums=up, down=task.bytes)
     state.rows[-1]["walk"] = [[list(chain), list(blocks)] for chain, blocks in task.candidates.items()]
     state.tried += 1
-    if state.tried < run.settings.selection.rounds_per_block:
-        return state
-    return _stack(run, state, task)
+    if run.decided(state, bool(state.probed or task.random), any(task.candidates.values())):
+        return _stack(run, state, task)
+    return state
+
+
+def refusals(round_: int, refused: Mapping[int, str]) -> list[dict[str, Any]]:
+    """Rows of clients whose sums were refused, as ``State.dropped`` has them."""
+    return [{"round": round_, "client": c, "chain": "", "block": "", "why": why} for c, why in refused.items()]
 
 
 def probe_task(run: Context, state: State) -> ProbeTask:
@@ -81,6 +86,7 @@ def probe_task(run: Context, state: State) -> ProbeTask:
         heads={chain.id: state.probes[chain.id] for chain in state.open if chain.blocks},
         adapter_bytes=sum(adapter.sent_bytes for adapter in [*tried, *own] if adapter is not None),
         random=random,
+        limits={(c.id, b): run.limits.probe(b) for c in state.open for b in candidates[c.blocks]},
     )
 
 
@@ -92,7 +98,9 @@ def probe_step(task: ProbeTask, data: ClientView) -> dict[Key, HeadSums]:
         explained = data.explained(chain, task.heads[name]) if chain else None
         for block in blocks:
             features = data.candidate(chain, block)
-            sums[name, block] = HeadSums.of(features, data.choice_mask, data.answer, explained)
+            sums[name, block] = HeadSums.of(
+                features, data.choice_mask, data.answer, explained, task.limits.get((name, block))
+            )
     return sums
 
 

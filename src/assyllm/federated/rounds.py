@@ -25,7 +25,7 @@ from assyllm.assembly.walk import edges
 from assyllm.blocks.pool import Pool
 from assyllm.comparator.compatibility import Rule
 from assyllm.federated import probing, tuning, voting
-from assyllm.federated.cohort import partitioned
+from assyllm.federated.cohort import in_time, partitioned
 from assyllm.federated.context import Context, Settings
 from assyllm.federated.data import TaskData
 from assyllm.federated.messages import ID
@@ -72,19 +72,22 @@ class Rounds(Context):
         start = state.round - sum(1 for row in state.rows if row["head"])
         planned = range(start, start + self.settings.head.rounds)
         federated = self.settings.federated
-        clients = partitioned(
+        answering = partitioned(
             self.seed, state.round, self.eligible, federated.clients_per_round, planned, federated.dropout
         )
+        clients, late = in_time(self.seed, state.round, answering, federated.stragglers)
+        limits = {chain.id: self.limits.head(self._read(chain)) for chain in state.finished}
         replies: list[tuple[int, dict[str, HeadSums]]] = []
         if clients:
             cohort = self.cohort(state, clients)
             replies = [(client, {}) for client in clients]
             for chain in sorted(state.finished, key=lambda c: c.id):
-                found = head_sums(cohort, cohort.features(chain.blocks))
+                found = head_sums(cohort, cohort.features(chain.blocks), limit=limits[chain.id])
                 for (_, sums), part in zip(replies, found, strict=True):
                     sums[chain.id] = part
                 cohort.walker.forget(chain.blocks)
-        totals, _ = secure_sum(replies)
+        totals, refused = secure_sum(self.liars.head_sums(replies, limits), limits)
+        state.dropped += probing.refusals(state.round, refused)
         heads = dict(state.heads)
         for name, total in totals.items():
             heads[name] = heads[name] + total if name in heads else total
@@ -93,7 +96,7 @@ class Rounds(Context):
         up = heads[best.id].bytes if best.id in heads else 0
         own = [state.joined[name] for name in edges(best.blocks)]
         down = ID * len(best.blocks) + sum(a.sent_bytes for a in own if a is not None)
-        self.log(state, clients, up_sums=up, down=down, head=1)
+        self.log(state, clients, late, up_sums=up, down=down, head=1)
         if best.id in heads:
             state.rows[-1] |= self._evaluate(state, best)
         if state.round == planned[-1]:
@@ -101,6 +104,10 @@ class Rounds(Context):
                 raise ArtifactError(f"{self.data.task}: no client answered in the head's rounds")
             state.phase = "done"
         return state
+
+    def _read(self, chain: Chain) -> tuple[str, ...]:
+        """The blocks that the head reads."""
+        return chain.blocks if self.settings.head.scope == "all_blocks" else chain.blocks[-1:]
 
     def _evaluate(self, state: State, best: Chain) -> dict[str, float]:
         """The reported model so far: mean squared error on the sums, accuracies with the ridge best on dev."""

@@ -4,8 +4,9 @@ In this process it is an addition; a secure aggregation protocol (Bonawitz 2017)
 touching what stands on either side. One client's X'X in clear tells much about its examples where it holds fewer
 than there are columns, so sums leave a device only through here.
 
-Sums that are not finite are left out. A device that lies about its sums is not caught: a server that sees totals
-only cannot tell, and nothing bounds the norm of what a device adds yet.
+Sums that are not finite or break their limit are left out: norms and counts are what such a protocol can prove of a
+part without showing it (Lycklama 2023; Roy Chowdhury 2022). A lie within the limits is not caught: a server that sees
+totals only cannot tell.
 """
 
 from __future__ import annotations
@@ -16,40 +17,51 @@ from typing import Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from assyllm.adapter.limit import Limit
+
 
 class Sums(Protocol):
-    """Statistics that add up: :class:`LinearSums`, :class:`HeadSums`."""
+    """Statistics that add up: :class:`HeadSums`, :class:`CandidateSums`."""
 
     def __add__(self, other: Self) -> Self: ...
 
     def parts(self) -> tuple[Tensor, ...]:
         """The tensors that travel."""
 
+    def breaks(self, limit: Limit) -> str:
+        """Which bound they break, in words; "" if none."""
+
 
 K = TypeVar("K", bound=Hashable)
 S = TypeVar("S", bound=Sums)
 
 
-def secure_sum(replies: Sequence[tuple[int, Mapping[K, S]]]) -> tuple[dict[K, S], list[int]]:
+def secure_sum(
+    replies: Sequence[tuple[int, Mapping[K, S]]], limits: Mapping[K, Limit] | None = None
+) -> tuple[dict[K, S], dict[int, str]]:
     """Totals by key, in the order of client numbers (float64, so that the order of arrival changes nothing).
 
     Args:
         replies: (client, its statistics by key).
+        limits: bounds on one client's statistics by key; a key without one has none.
 
     Returns:
-        The totals, and the clients whose statistics were not finite: those are left out whole.
+        The totals, and by client why its statistics were left out, whole.
     """
     totals: dict[K, S] = {}
-    refused = []
+    refused: dict[int, str] = {}
     for client, sums in sorted(replies, key=lambda reply: reply[0]):
-        if not all(finite(part) for s in sums.values() for part in s.parts()):
-            refused.append(client)
+        why = next(filter(None, (_why(part, (limits or {}).get(key)) for key, part in sums.items())), "")
+        if why:
+            refused[client] = why
             continue
         for key, part in sums.items():
             totals[key] = totals[key] + part if key in totals else part
     return totals, refused
 
 
-def finite(part: Tensor) -> bool:
-    """Whether all of a tensor's numbers are finite: their sum is then too, and that is one pass over them."""
-    return bool(torch.isfinite(part.sum()))
+def _why(part: Sums, limit: Limit | None) -> str:
+    """Why a client's part is left out, "" if it is not. A tensor's numbers are finite where their sum is."""
+    if not all(bool(torch.isfinite(tensor.sum())) for tensor in part.parts()):
+        return "sums that are not finite"
+    return part.breaks(limit) if limit is not None else ""

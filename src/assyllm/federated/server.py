@@ -10,7 +10,8 @@ from statistics import median
 from assyllm.adapter.linear import LinearSums
 from assyllm.comparator import compatibility as by
 from assyllm.comparator.cka import HsicTerms
-from assyllm.federated.messages import Dropped, ScoreReply, ScoreTask, Vote
+from assyllm.federated.messages import CandidateSums, Dropped, ScoreReply, ScoreTask, Vote
+from assyllm.federated.secure_sum import secure_sum
 
 Key = tuple[str, str]  # chain id, block
 
@@ -39,8 +40,8 @@ def server_step(tally: Tally, task: ScoreTask, replies: Sequence[ScoreReply]) ->
 
     Replies are taken in the order of client numbers, sums in float64, so the result does not depend on the order
     of arrival. A vote that is not finite, out of [-1, 1], for an unknown chain or block, given twice, or beyond
-    the ballot is dropped, as is a client's second reply; every one is listed. Sums that are not finite are left
-    out with the client's votes.
+    the ballot is dropped, as is a client's second reply; every one is listed. Sums that are not finite or break the
+    task's limits are left out with the client's votes.
     """
     dropped: list[Dropped] = []
     known = {("+".join(chain), block) for chain, blocks in task.candidates.items() for block in blocks}
@@ -53,6 +54,11 @@ def server_step(tally: Tally, task: ScoreTask, replies: Sequence[ScoreReply]) ->
             continue
         seen.add(reply.client)
         accepted.append(reply)
+    totals, refused = secure_sum(
+        [(reply.client, _known_sums(reply, task, known, dropped)) for reply in accepted], task.limits
+    )
+    dropped += [Dropped(task.round, client, "", "", why) for client, why in refused.items()]
+    accepted = [reply for reply in accepted if reply.client not in refused]
     total = sum(reply.examples for reply in accepted)
     weight, votes = dict(tally.weight), dict(tally.votes)
     hsic, adapter = dict(tally.hsic), dict(tally.adapter)
@@ -65,13 +71,10 @@ def server_step(tally: Tally, task: ScoreTask, replies: Sequence[ScoreReply]) ->
             worth = {"weighted": reply.examples / total * score, "median": score, "borda": points}
             said.setdefault(key, []).append(worth[task.vote])
             votes[key] = votes.get(key, 0) + 1
-        for key, part in sorted(reply.sums.items()):
-            if key not in known:
-                dropped.append(Dropped(task.round, reply.client, *key, "sums for an unknown block"))
-                continue
-            hsic[key] = hsic[key] + part.hsic if key in hsic else part.hsic
-            if part.adapter is not None:
-                adapter[key] = adapter[key] + part.adapter if key in adapter else part.adapter
+    for key, part in totals.items():
+        hsic[key] = hsic[key] + part.hsic if key in hsic else part.hsic
+        if part.adapter is not None:
+            adapter[key] = adapter[key] + part.adapter if key in adapter else part.adapter
     for key, values in said.items():
         silent = [0.0] * (len(accepted) - len(values))
         weight[key] = weight.get(key, 0.0) + (median([*values, *silent]) if task.vote == "median" else sum(values))
@@ -121,13 +124,17 @@ def _refused(reply: ScoreReply, task: ScoreTask, seen: set[int]) -> str:
         return f"a reply to round {reply.round}"
     if reply.examples < 1:
         return "no examples"
-    for part in reply.sums.values():
-        terms = (part.hsic.xy, part.hsic.xx, part.hsic.yy)
-        if not all(math.isfinite(float(v)) for term in terms for v in term.flat):
-            return "sums that are not finite"
-        if part.adapter is not None and not all(bool(t.isfinite().all()) for t in part.adapter.parts()):
-            return "sums that are not finite"
+    if reply.examples > task.most:
+        return "more examples than allowed"
     return ""
+
+
+def _known_sums(
+    reply: ScoreReply, task: ScoreTask, known: set[Key], dropped: list[Dropped]
+) -> dict[Key, CandidateSums]:
+    for key in sorted(set(reply.sums) - known):
+        dropped.append(Dropped(task.round, reply.client, *key, "sums for an unknown block"))
+    return {key: reply.sums[key] for key in sorted(set(reply.sums) & known)}
 
 
 def _valid_votes(reply: ScoreReply, task: ScoreTask, known: set[Key], dropped: list[Dropped]) -> list[Vote]:

@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from assyllm.adapter.limit import Limit, shortened
 from assyllm.adapter.linear import LinearSums
 from assyllm.assembly.head import HeadSums, rows_of
 from assyllm.comparator.cka import Estimator, HsicTerms, centred_padded, minibatches
@@ -72,14 +73,15 @@ def score_cohort(task: ScoreTask, cohort: Cohort) -> list[ScoreReply]:
             for vote in said[: task.kept]:
                 voted[vote.block].append(client)
         for i, block in enumerate(blocks):
-            fitted = adapters.of(chain, block, voted[block])
+            limit = task.limit((name, block))
+            fitted = adapters.of(chain, block, voted[block], limit)
             for client in range(len(votes)):
                 one = slice(client, client + 1)
                 part = HsicTerms(terms.xy[i, one], terms.xx[i, one], terms.yy[i, one], hsic.rows[client])
-                sums[client][name, block] = CandidateSums(part, fitted.get(client))
+                sums[client][name, block] = CandidateSums(part.within(limit), fitted.get(client))
     examples = [place.stop - place.start for place in cohort.places.values()]
     return [
-        ScoreReply(client, task.round, number, tuple(said), own)
+        ScoreReply(client, task.round, task.claimed(number), tuple(said), own)
         for client, number, said, own in zip(cohort.clients, examples, votes, sums, strict=True)
     ]
 
@@ -93,23 +95,26 @@ def probe_cohort(task: ProbeTask, cohort: Cohort) -> list[tuple[int, dict[Key, H
         name = "+".join(chain)
         explained = cohort.features(chain).double() @ task.heads[name].double() if chain else None
         for block in blocks:
-            for own, part in zip(sums, head_sums(cohort, cohort.tried(chain, block), explained), strict=True):
+            found = head_sums(cohort, cohort.tried(chain, block), explained, task.limits.get((name, block)))
+            for own, part in zip(sums, found, strict=True):
                 own[name, block] = part
     return list(zip(cohort.clients, sums, strict=True))
 
 
-def head_sums(cohort: Cohort, features: Tensor, explained: Tensor | None = None) -> list[HeadSums]:
+def head_sums(
+    cohort: Cohort, features: Tensor, explained: Tensor | None = None, limit: Limit | None = None
+) -> list[HeadSums]:
     """Every client's :meth:`HeadSums.of`.
 
     Args:
-        features: ``[n, C, F]`` of the cohort's questions; explained: ``[n, C]``.
+        features: ``[n, C, F]`` of the cohort's questions; explained: ``[n, C]``; limit: a client's.
     """
     parts = Parts.of(torch.arange(len(features))[:, None], list(cohort.places.values()))
-    x, y = rows_of(features, cohort.real, cohort.answer, explained)
+    x, y = rows_of(features, cohort.real, cohort.answer, explained, limit)
     x, y = parts.of_states(x).flatten(1, 2), parts.of_states(y).flatten(1, 2).unsqueeze(-1)
     n, questions = parts.of_states(cohort.real).sum((1, 2)), parts.count.double()
     products = x.mT @ x, (x.mT @ y).squeeze(-1), y.square().sum((1, 2)), n, questions
-    return [HeadSums(*own) for own in zip(*(product.unbind() for product in products), strict=True)]
+    return [HeadSums(*own).within(limit) for own in zip(*(product.unbind() for product in products), strict=True)]
 
 
 def cuts(sizes: Iterable[Tensor | int]) -> list[slice]:
@@ -157,21 +162,24 @@ class _Adapters:
         self._cohort, self._parts = cohort, parts
         self._arriving, self._received = cache(self._sums_of_arriving), cache(self._sums_of_received)
 
-    def of(self, chain: Chain, block: str, clients: Sequence[int]) -> dict[int, LinearSums]:
+    def of(self, chain: Chain, block: str, clients: Sequence[int], limit: Limit) -> dict[int, LinearSums]:
         """Client's place in the cohort -> its statistics; nothing where the candidate needs no adapter."""
         before = self._cohort.pool.before(block)
         if before in (None, chain[-1]) or not clients:
             return {}
-        (x, xx, sx), (y, yy, sy, n) = self._arriving(chain), self._received(before)
+        (x, xx, sx), (y, yy, sy, n) = self._arriving(chain, limit.x), self._received(before, limit.y)
         xy = (x[clients].mT @ y[clients]).unbind()
-        return {c: LinearSums(xx[c], own, sx[c], sy[c], yy[c], n[c]) for c, own in zip(clients, xy, strict=True)}
+        sums = {c: LinearSums(xx[c], own, sx[c], sy[c], yy[c], n[c]) for c, own in zip(clients, xy, strict=True)}
+        return {client: own.within(limit) for client, own in sums.items()}
 
-    def _sums_of_arriving(self, chain: Chain) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
-        x = self._parts.of_states(self._cohort.walker.vectors(chain)).flatten(1, 2)
+    def _sums_of_arriving(self, chain: Chain, longest: float) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
+        x = shortened(self._parts.of_states(self._cohort.walker.vectors(chain)).flatten(1, 2), longest)
         return x, (x.mT @ x).unbind(), x.sum(1).unbind()
 
-    def _sums_of_received(self, block: str) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+    def _sums_of_received(
+        self, block: str, longest: float
+    ) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
         states = self._cohort.pooled(block)
-        y = self._parts.of_states(states).flatten(1, 2)
+        y = shortened(self._parts.of_states(states).flatten(1, 2), longest)
         n = self._parts.count.double() * states.shape[2]
         return y, y.square().sum((1, 2)).unbind(), y.sum(1).unbind(), n.unbind()

@@ -24,7 +24,8 @@ def open_task(pool: Pool, task: str, p: Any, tasks: Path, partition: Path, score
         ArtifactError: a file is missing or broken, or partition and scores do not belong to the task's questions.
     """
     splits = {split: read_questions(tasks / task / f"{split}.jsonl") for split in SPLITS}
-    owned = read_owned(partition / f"{task}.csv", splits["train"], p.partition.clients)
+    dealt = p.partition
+    owned = read_owned(partition / f"{task}.csv", splits["train"], dealt.clients, dealt.items_per_client)
     lines = (tasks / task / "public.txt").read_text(encoding="utf-8").splitlines()
     public = cloze_questions(lines, p.comparator.public_texts)
     return read_scores(scores, task, p.tasks.max_tokens[task], splits, owned, pool.ids, public)

@@ -37,17 +37,17 @@ def tune(run: Context, state: State, chain: Sequence[str]) -> State:
     settings = run.settings.adapter
     if not state.tuned:
         state.tuned = start(run, state, chain)
-    clients = run.sample(state.round)
+    clients, late = run.sample(state.round)
     names = sorted(state.tuned)
     loss = 0.0
     if clients:
-        gradients, loss = _gradients(run, state, chain, clients)
+        gradients, loss = _summed(run, state, chain, clients)
         step = sum(1 for row in state.rows if row.get("tuned")) + 1
         for name in names:
             _adam(state, name, gradients[name], step, settings.learning_rate)
         _write_back(state, chain)
     size = NUMBER * sum(state.tuned[name].numel() for name in names)
-    run.log(state, clients, up_sums=size, down=size + ID * len(chain))
+    run.log(state, clients, late, up_sums=size, down=size + ID * len(chain))
     state.rows[-1] |= {"tuned": 1, "loss": loss}
     if sum(1 for row in state.rows if row.get("tuned")) >= settings.tuning_rounds or not names:
         state.tuned, state.moments, state.phase = {}, {}, "head"
@@ -80,6 +80,28 @@ def start(run: Context, state: State, chain: Sequence[str]) -> dict[str, Tensor]
     if settings.tuning == "end_to_end":
         tuned[HEAD] = torch.zeros(width)
     return tuned
+
+
+def _summed(
+    run: Context, state: State, chain: Sequence[str], clients: Sequence[int]
+) -> tuple[dict[str, Tensor], float]:
+    """The mean gradient that the secure sum of the cohort's would give, and the honest clients' loss.
+
+    Gradients of each group of clients (all are honest, or some lie) are computed at once. What bounds a liar is the
+    number of examples that it may claim; a bound on the norm of one client's gradient is not simulated.
+    """
+    groups = run.liars.weights({client: len(run.data.owned[client]) for client in clients}, run.limits.examples)
+    if groups == [(list(clients), 1.0)]:
+        return _gradients(run, state, chain, clients)
+    counts = [weight * sum(len(run.data.owned[client]) for client in group) for group, weight in groups]
+    found = [_gradients(run, state, chain, group) for group, _ in groups]
+    total = sum(abs(count) for count in counts)
+    names = found[0][0]
+    summed = {
+        name: sum((c / total * g[name] for c, (g, _) in zip(counts, found, strict=True)), torch.zeros(()))
+        for name in names
+    }
+    return summed, found[0][1]
 
 
 def _gradients(

@@ -2,8 +2,9 @@
 
 1. ``native`` (one round): a cohort sends the sums of what does not depend on any chain; shortlists and COR come
    from them.
-2. ``select`` (``rounds_per_block`` rounds for each place in the chain): a cohort evaluates the shortlisted
-   blocks on every chain of the beam, votes, and sends the adapters' statistics; the server stacks the winners.
+2. ``select`` (``rounds_per_block`` rounds for each place in the chain, some more where no vote came in): a cohort
+   evaluates the shortlisted blocks on every chain of the beam, votes, and sends the adapters' statistics; the server
+   stacks the winners.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from assyllm.assembly import search
 from assyllm.assembly.walk import edge, edges
 from assyllm.comparator import compatibility as by
 from assyllm.comparator.native import NativeTable
-from assyllm.federated.context import Context
+from assyllm.federated.context import SPARE, Context
 from assyllm.federated.messages import ID, NUMBER, ScoreTask
 from assyllm.federated.server import Tally, decide, server_step
 from assyllm.federated.simulate import score_cohort
@@ -25,15 +26,16 @@ from assyllm.swapper.walks import walk
 
 def native(run: Context, state: State) -> State:
     """The first round: what blocks are like in their own models."""
-    clients = run.sample(state.round)
+    clients, late = run.sample(state.round)
     blocks = run.data.blocks
-    if not clients:  # a whole cohort lost: ask the next one
-        run.log(state, clients)
+    hsic = run.data.hsic[clients].sum(0)
+    if not clients or (state.round <= SPARE and not hsic.any()):
+        run.log(state, clients, late)  # a whole cohort lost, or too few examples for CKA: ask the next one
         return state
-    state.hsic = run.data.hsic[clients].sum(0)
+    state.hsic = hsic
     state.histograms = {b: run.data.histograms[b][clients].sum(0) for b in blocks}
     bins = sum(counts.size for counts in state.histograms.values())
-    run.log(state, clients, up_sums=NUMBER * (len(blocks) * (len(blocks) + 1) // 2 + bins), down=ID)
+    run.log(state, clients, late, up_sums=NUMBER * (len(blocks) * (len(blocks) + 1) // 2 + bins), down=ID)
     state.open, state.phase = search.roots(run.pool), "select"
     return state
 
@@ -42,19 +44,19 @@ def select(run: Context, state: State) -> State:
     """A round of voting on the candidates of every open chain."""
     task = score_task(run, state)
     run.pool.expect(walk(list(task.candidates.items()), "candidate"))
-    clients = run.sample(state.round)
+    clients, late = run.sample(state.round)
     cohort = run.cohort(state, clients)
-    replies = score_cohort(task, cohort)
+    replies = run.liars.replies(task, score_cohort(task, cohort))
     state.tally, dropped = server_step(state.tally, task, replies)
     state.dropped += [asdict(entry) for entry in dropped]
     votes = sum(reply.vote_bytes for reply in replies) / max(1, len(replies))
     sums = sum(reply.sum_bytes for reply in replies) / max(1, len(replies))
-    run.log(state, clients, up_votes=votes, up_sums=sums, down=task.bytes)
+    run.log(state, clients, late, up_votes=votes, up_sums=sums, down=task.bytes)
     state.rows[-1]["walk"] = [[list(chain), list(blocks)] for chain, blocks in task.candidates.items()]
     state.tried += 1
-    if state.tried < run.settings.selection.rounds_per_block:
-        return state
-    return _stack(run, state, task)
+    if run.decided(state, bool(state.tally.votes), any(task.candidates.values())):
+        return _stack(run, state, task)
+    return state
 
 
 def score_task(run: Context, state: State) -> ScoreTask:
@@ -89,6 +91,8 @@ def score_task(run: Context, state: State) -> ScoreTask:
         adapter_bytes=sum(a.sent_bytes for a in [*tried, *own.values()] if a is not None),
         random=random,
         vote=chosen.vote,
+        limits={(c.id, b): run.limits.join(c.blocks[-1], b) for c in state.open for b in candidates[c.blocks]},
+        most=run.limits.examples,
     )
 
 

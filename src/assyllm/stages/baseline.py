@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 SECTIONS = ("zoo", "tasks", "partition", "federated", "baselines", "fleet")
 CODE = (
-    "baselines", "assembly/head.py", "blocks/families.py", "federated/cohort.py", "zoo/encoding.py", "zoo/forward.py",
-    "zoo/likelihood.py", "zoo/load.py", "tasks/record.py", "tasks/partition.py", "evaluate.py", "results.py",
-    "artifacts.py", "checkpoint.py", "seeding.py",
+    "baselines", "adapter/limit.py", "assembly/head.py", "blocks/families.py", "federated/cohort.py",
+    "zoo/encoding.py", "zoo/forward.py", "zoo/likelihood.py", "zoo/load.py", "tasks/record.py", "tasks/partition.py",
+    "evaluate.py", "results.py", "artifacts.py", "checkpoint.py", "seeding.py",
 )  # fmt: skip
 Rows = tuple[list[Metric], list[Prediction], list[dict[str, Any]]]
 
@@ -56,7 +56,7 @@ def run(
         verify_folder(folder)
     run_id = f"{setting_name}-{method}-zoo{zoo_seed}-seed{seed}"
     world = "embedded" if p.tasks.source == "world" else "real"
-    files = {task: read_task(tasks, partition, task, p.partition.clients) for task in p.tasks.names}
+    files = {task: read_task(tasks, partition, task, p.partition) for task in p.tasks.names}
     labels = {
         task: Label(run_id=run_id, method=method, task=task, world=world, seed=seed, setting=setting) for task in files
     }
@@ -199,7 +199,8 @@ class Job:
                 subject, data, plan, self.seed, eligible, Checkpoint(self.checkpoint, task, self.key),
                 report=partial(_say, task),
             )  # fmt: skip
-            seen = seen_facts(splits["train"], splits["test"])
+            held = [splits["train"][item] for items in task_files.owned for item in items]
+            seen = seen_facts(held, splits["test"])
             more = final_rows(label, splits["test"], outcome.test_chosen, seen, outcome.best_dev)
             metrics += [*_round_rows(label, outcome.rounds, subject.loss_unit), *more[0]]
             metrics.append(label.row("", "best_round", float(outcome.best_round)))
@@ -274,6 +275,8 @@ def _round_rows(label: Label, rounds: list[dict[str, Any]], loss_unit: str) -> l
         if "loss" in entry:
             rows.append(label.row("train", "loss", entry["loss"], round=number, unit=loss_unit))
         rows.append(label.row("", "participants", float(entry["participants"]), round=number, unit="clients"))
+        if "stragglers" in entry:
+            rows.append(label.row("", "stragglers", float(entry["stragglers"]), round=number, unit="clients"))
         for name in ("bytes_up", "bytes_down"):
             rows.append(label.row("", name, float(entry[name]), round=number, unit="bytes"))
     return rows

@@ -14,7 +14,7 @@ CODE = ("tasks/partition.py", "tasks/record.py", "results.py", "artifacts.py", "
 
 def run(params: str, code_sha: str, tasks: Path, seed: int, out: Path) -> None:
     """Write ``<task>.csv`` (client, question) for every task, and ``counts.csv``."""
-    from assyllm.tasks.partition import COUNT_COLUMNS, counts, partition, write_owners
+    from assyllm.tasks.partition import COUNT_COLUMNS, capped, counts, partition, write_owners
     from assyllm.tasks.record import read_questions
 
     p = P.parse_sections(params, SECTIONS)
@@ -24,6 +24,7 @@ def run(params: str, code_sha: str, tasks: Path, seed: int, out: Path) -> None:
         for task in p.tasks.names:
             questions = read_questions(Path(tasks) / task / "train.jsonl")
             owners = partition(questions, task, p.partition.clients, p.partition.alpha, p.partition.by, seed)
+            owners = capped(owners, p.partition.items_per_client, task, seed)
             write_owners(folder / f"{task}.csv", questions, owners)
             table += counts(questions, owners, task, p.partition.by)
         write_table(folder / "counts.csv", table, columns=COUNT_COLUMNS)

@@ -11,6 +11,7 @@ from pathlib import Path
 from assyllm.params import parse_sections
 
 SECTIONS = ("tasks", "partition", "comparator", "federated", "swapper")
+ONLY = {"federated": ("shards",)}
 CODE = ("params.py", "artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer",
         "swapper", "comparator")  # fmt: skip
 
@@ -35,7 +36,8 @@ def run(params: str, code_sha: str, pool: Path, tasks: Path, partition: Path, se
     with output_folder(out) as folder:
         for task in p.tasks.names:
             train = read_questions(Path(tasks) / task / "train.jsonl")
-            owned = read_owned(Path(partition) / f"{task}.csv", train, p.partition.clients)
+            dealt = p.partition
+            owned = read_owned(Path(partition) / f"{task}.csv", train, dealt.clients, dealt.items_per_client)
             lines = (Path(tasks) / task / "public.txt").read_text(encoding="utf-8").splitlines()
             length = p.tasks.max_tokens[task]
             public = public_statistics(opened, cloze_questions(lines, p.comparator.public_texts), length)

@@ -13,9 +13,9 @@ from assyllm.results import write_table
 
 SECTIONS = ("zoo", "tasks", "partition", "federated", "baselines", "fleet", "tune")
 CODE = (
-    "baselines", "assembly/head.py", "blocks/families.py", "federated/cohort.py", "zoo/encoding.py", "zoo/forward.py",
-    "zoo/likelihood.py", "zoo/load.py", "tasks/record.py", "tasks/partition.py", "evaluate.py", "results.py",
-    "artifacts.py", "checkpoint.py", "seeding.py",
+    "baselines", "adapter/limit.py", "assembly/head.py", "blocks/families.py", "federated/cohort.py",
+    "zoo/encoding.py", "zoo/forward.py", "zoo/likelihood.py", "zoo/load.py", "tasks/record.py", "tasks/partition.py",
+    "evaluate.py", "results.py", "artifacts.py", "checkpoint.py", "seeding.py",
 )  # fmt: skip
 COLUMNS = (
     "task", "method", "model", "rank", "dev_accuracy", "best_round", "learning_rate", "local_epochs", "rounds",
@@ -56,7 +56,7 @@ def run(
     eligible = eligible_clients(cost, p.baselines.model, memory)
     rows: list[dict[str, Any]] = []
     for task in p.tasks.names:
-        files = read_task(tasks, partition, task, p.partition.clients)
+        files = read_task(tasks, partition, task, p.partition)
         files.splits["test"] = []
         kept = getattr(p.baselines, method)[task]
         data, _ = encode_task(files, tokenizer, METHODS[method](model, kept), p.tasks.max_tokens[task])

@@ -51,6 +51,20 @@ def partition(questions: Sequence[Question], task: str, clients: int, alpha: flo
     return owners
 
 
+def capped(owners: np.ndarray, most: int | None, task: str, seed: int) -> np.ndarray:
+    """Owners ``[N]`` of whom none holds more than ``most`` items; an item taken away has owner -1.
+
+    Which items a client keeps is drawn; those under a smaller cap are among those under a greater one.
+    """
+    if most is None:
+        return owners
+    kept = np.full_like(owners, -1)
+    order = seeding.rng("items_per_client", seed, task).permutation(len(owners))
+    for client in np.unique(owners):
+        kept[order[owners[order] == client][:most]] = client
+    return kept
+
+
 def _groups(questions: Sequence[Question], by: By) -> dict[str, np.ndarray]:
     keys = {
         "label": lambda q: str(q.answer),
@@ -79,6 +93,8 @@ def counts(questions: Sequence[Question], owners: np.ndarray, task: str, by: By)
     """Rows ``task, client, kind, value, items``: each client's items by label (and topic, if dealt so)."""
     table: dict[tuple[int, str, str], int] = {}
     for question, owner in zip(questions, owners, strict=True):
+        if owner < 0:
+            continue
         kinds = [("label", str(question.answer))] + ([("topic", question.topic)] if by == "topic" else [])
         for kind, value in kinds:
             key = (int(owner), kind, value)
@@ -93,17 +109,21 @@ COUNT_COLUMNS = ("task", "client", "kind", "value", "items")
 
 
 def write_owners(path: Path, questions: Sequence[Question], owners: np.ndarray) -> None:
-    """Write ``client,question`` rows, by client and then in the order of the items."""
-    order = np.argsort(owners, kind="stable")
+    """Write ``client,question`` rows, by client and then in the order of the items; none for owner -1."""
+    order = [i for i in np.argsort(owners, kind="stable") if owners[i] >= 0]
     rows = [{"client": int(owners[i]), "question": questions[i].id} for i in order]
     results.write_table(path, rows, columns=("client", "question"))
 
 
-def read_owned(path: Path, questions: Sequence[Question], clients: int) -> list[list[int]]:
+def read_owned(path: Path, questions: Sequence[Question], clients: int, most: int | None = None) -> list[list[int]]:
     """Per client the indices of its items in ``questions``.
 
+    Args:
+        most: items that a client may hold (``partition.items_per_client``); None: all items are dealt.
+
     Raises:
-        ArtifactError: the file names an unknown client or question, or does not deal every item exactly once.
+        ArtifactError: the file names an unknown client or question, deals an item twice, or not every item (without
+            ``most``), or more to a client than ``most``.
     """
     index = {question.id: number for number, question in enumerate(questions)}
     owned: list[list[int]] = [[] for _ in range(clients)]
@@ -114,6 +134,8 @@ def read_owned(path: Path, questions: Sequence[Question], clients: int) -> list[
             raise ArtifactError(f"{path}: client {client}, question {name!r} does not fit the tasks; deal again")
         dealt.add(name)
         owned[client].append(index[name])
-    if len(dealt) != len(index):
+    if most is not None and max(map(len, owned)) > most:
+        raise ArtifactError(f"{path}: a client holds more than {most} items; deal again")
+    if most is None and len(dealt) != len(index):
         raise ArtifactError(f"{path}: {len(dealt)} of {len(index)} items are dealt; deal again")
     return [sorted(items) for items in owned]

@@ -1,0 +1,125 @@
+"""Accuracy against liars, clients that do not answer, rounds a block and examples a client."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from assyllm.figures import style
+from assyllm.figures.tables import Tables
+from assyllm.params import Figures
+
+PANELS = {
+    "votes": "share of clients that lie in votes",
+    "sums": "share of clients that lie in sums",
+    "answering": "share that answers in time",
+    "rounds": "rounds a block",
+    "items": "questions a client",
+}
+LINES = {"": "-", "no bound": "-", "bounded": "--", "weighted": "-", "median": "--", "borda": ""}
+LIE, BOUND = {"federated.liars", "federated.lie"}, {"federated.row_norm", "federated.max_examples"}
+BASE = {"votes": 0.0, "sums": 0.0, "answering": 1.0, "rounds": math.nan, "items": math.inf}  # x of the base setting
+COLUMNS = ["panel", "task", "world", "method", "rule", "x", "value", "low", "high", "runs", "source"]
+
+
+def data(tables: Tables) -> pd.DataFrame:
+    """Test accuracy in percent with its interval by panel, method, rule against liars ("" elsewhere) and x.
+
+    The base setting is where a panel's lines begin or end: no liars, all answer, all questions (infinitely many).
+    In the panel of rounds its x is empty, as no table says how many rounds it has.
+    """
+    rows = [
+        {
+            "panel": panel, "task": r.task, "world": r.world, "method": r.method, "rule": rule, "x": x,
+            "value": 100 * r.mean, "low": 100 * r.low, "high": 100 * r.high, "runs": r.runs, "source": r.source,
+        }
+        for r in tables.ablations.itertuples()
+        for panel, rule, x in places(r.changed)
+    ]  # fmt: skip
+    df = pd.DataFrame(rows, columns=COLUMNS)
+    swept = {(r.panel, r.method) for r in df.itertuples() if not math.isnan(r.x) and r.x != BASE.get(r.panel)}
+    df = df[[(r.panel, r.method) in swept for r in df.itertuples()]]
+    order = df["panel"].map(list(PANELS).index)
+    by = ["order", "task", "method", "rule", "x"]
+    return df.assign(order=order).sort_values(by, ignore_index=True).drop(columns="order")
+
+
+def places(changed: str) -> list[tuple[str, str, float]]:
+    """Panel, rule and x of a setting, given as the tables write it (``key=value key=value``); none for most."""
+    pairs = (pair.partition("=") for pair in re.split(r" (?=[\w.]+=)", changed) if pair)
+    value = {key: json.loads(text) for key, _, text in pairs}
+    keys = set(value)
+    vote = next((key for key in keys if key.endswith("selection.vote")), "")
+    rounds = next((key for key in keys if key.endswith("selection.rounds_per_block")), "")
+    if not keys:
+        return [(panel, {"votes": "weighted", "sums": "no bound"}.get(panel, ""), x) for panel, x in BASE.items()]
+    lying = float(value.get("federated.liars", 0.0))
+    if keys <= {*LIE, vote} and value.get("federated.lie", "votes") == "votes":
+        return [("votes", value.get(vote, "weighted"), lying)]
+    if keys <= LIE | BOUND and value.get("federated.lie", "sums") == "sums":
+        return [("sums", "no bound" if value.get("federated.max_examples") is None else "bounded", lying)]
+    if len(keys) == 1 and keys <= {"federated.dropout", "federated.stragglers"}:
+        return [("answering", "", round(1 - float(*value.values()), 6))]
+    if keys == {"partition.items_per_client"}:
+        return [("items", "", float(*value.values()))]
+    return [("rounds", "", float(*value.values()))] if keys == {rounds} else []
+
+
+def draw(df: pd.DataFrame, look: Figures) -> Figure:
+    """A row of panels each, a column a task; colour is the method, dashes the rule against liars."""
+    tasks, panels = style.tasks(df["task"]), [panel for panel in PANELS if panel in set(df["panel"])]
+    figure, axes = plt.subplots(
+        len(panels), len(tasks), sharey=True, squeeze=False, layout="constrained",
+        figsize=(look.width_inches, 1.45 * len(panels) + 0.6),
+    )  # fmt: skip
+    for panel, row in zip(panels, axes, strict=True):
+        for ax, task in zip(row, tasks, strict=True):
+            _panel(ax, df[(df["panel"] == panel) & (df["task"] == task)], _ticks(df, panel))
+            ax.set_xlabel(PANELS[panel])
+        row[0].set_ylabel("test accuracy")
+    for ax, task in zip(axes[0], tasks, strict=True):
+        ax.set_title(style.task_label(task, df[df["task"] == task]["world"].iloc[0]))
+    style.percent_axis(axes[0][0], 10 * np.floor(df["low"].min() / 10), 100)
+    methods = [method for method in style.METHODS if method in set(df["method"])]
+    handles = [
+        Line2D([], [], color=style.colour(m), marker=style.marker(m), ms=3.5, label=style.label(m)) for m in methods
+    ]
+    rules = [("-", "weighted vote; no bound on sums"), ("--", "median vote; bounded sums")]
+    handles += [Line2D([], [], color="black", ls=line, label=label) for line, label in rules]
+    handles.append(Line2D([], [], color="black", ls="", marker="X", mfc="white", ms=3.5, label="Borda count"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
+    style.caption(
+        figure, df, "Liars give the worst block the greatest score, or send sums of labels turned round, as much as "
+        "bounds allow. Who drops out and who is late count alike. Dotted in the panel of rounds: the base setting. "
+        "Bars: 95 % interval over questions and seeds.",
+    )  # fmt: skip
+    return figure
+
+
+def _panel(ax: Axes, df: pd.DataFrame, ticks: list[float]) -> None:
+    for method in [method for method in style.METHODS if method in set(df["method"])]:
+        for rule in dict.fromkeys(df["rule"]):
+            mine = df[(df["method"] == method) & (df["rule"] == rule)].sort_values("x")
+            for value in mine[mine["x"].isna()]["value"]:
+                ax.axhline(value, color=style.colour(method), ls=":", lw=0.9)
+            mine = mine[mine["x"].notna()]
+            if len(mine):
+                error = np.array([mine["value"] - mine["low"], mine["high"] - mine["value"]])
+                ax.errorbar(
+                    [ticks.index(x) for x in mine["x"]], mine["value"], yerr=error, color=style.colour(method),
+                    marker=style.marker(method), ls=LINES[rule], ms=3.5, lw=1.1, elinewidth=0.6,
+                    mfc="white" if rule == "borda" else None,
+                )  # fmt: skip
+    ax.set_xticks(range(len(ticks)), ["all" if math.isinf(x) else f"{x:g}" for x in ticks])
+
+
+def _ticks(df: pd.DataFrame, panel: str) -> list[float]:
+    return sorted(set(df[(df["panel"] == panel) & df["x"].notna()]["x"]))
