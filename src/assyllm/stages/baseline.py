@@ -77,6 +77,7 @@ def run(
         tasks=" ".join(files),
         world=world,
         models=models,
+        weights_sha=_weights_sha(zoo, models.split()),
         budget=limit,
         alpha=p.partition.alpha,
         seed=seed,
@@ -92,6 +93,10 @@ def run(
         write_rows(folder / "predictions.csv", Prediction, predictions)
         write_table(folder / "timings.csv", timings, columns=("run_id", "what", "value", "unit"))
     shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _weights_sha(zoo: Path, models: list[str]) -> str:
+    return sha256_text(" ".join(manifest_sha(zoo / name) for name in models))[:12] if models else ""
 
 
 def _majority(files: dict[str, Any], labels: dict[str, Label]) -> Rows:
