@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test full figures report real install lint schema readme pull clean
+.PHONY: run test full again figures report real install lint schema readme pull clean
 run: install
 	snakemake --cores $(CORES)
 
@@ -17,6 +17,14 @@ test: install lint
 
 full: install
 	snakemake --cores $(CORES) full
+
+# the default study once more, from nothing, and whether its tables are those of data/results
+again: install
+	rm -rf build/again
+	mkdir -p build/again
+	cp params.yaml build/again/
+	snakemake --cores $(CORES) --directory build/again
+	assyllm reproduced data/results build/again/data/results
 
 figures: install
 	snakemake -s workflow/rules/figures.smk --cores $(CORES)

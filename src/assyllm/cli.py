@@ -79,6 +79,19 @@ def params_schema(out: Annotated[Path | None, typer.Option(help="File to write."
     typer.echo(text, nl=False) if out is None else write_text(out, text)
 
 
+@app.command()
+def reproduced(
+    old: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Tables of a study, data/results.")],
+    new: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Tables of the same study made again.")],
+) -> None:
+    """Hold a study's tables against those of the same study made before; fails where they disagree."""
+    from assyllm.reproduced import compare
+
+    verdict = compare(old, new)
+    typer.echo(str(verdict))
+    raise typer.Exit(1 if verdict.differences else 0)
+
+
 @zoo_app.command("plan")
 def zoo_plan(
     path: Annotated[Path, typer.Argument(help="The params.yaml.")] = Path("params.yaml"),

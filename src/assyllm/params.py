@@ -30,6 +30,8 @@ Method = Literal[
 TUNED = ("ft_oracle", "ft_practical", "lora", "lora_all", "qlora", "qlora_recomputation", "fedadapter", "fwdllm")
 # methods whose step gives another's gradients: its tuning, and its run where the same clients take part
 SHARES = {"recomputation": "ft_oracle", "swapping": "ft_oracle"}
+# methods over a model whose own weights stay as they are: `frozen_base.bits` says in how many bits (qlora: 4)
+FROZEN_BASE = ("lora", "lora_all", "fedadapter", "fwdllm")
 STUDIES = ("default", "full", "ablations")
 HEADS = ("one_model_head", "choices_only")  # closed-form heads, settings under `baselines.closed_form`
 BASELINES = ("majority", "zero_shot", *HEADS, *TUNED, *SHARES)
@@ -518,6 +520,12 @@ class Fleet(Section):
         return self
 
 
+class FrozenBase(Section):
+    """The model under the baselines that do not train its weights (:data:`FROZEN_BASE`)."""
+
+    bits: Literal[8, 16]
+
+
 class Cost(Section):
     """The declared choices behind every modelled memory figure."""
 
@@ -576,6 +584,7 @@ class Params(Section):
     federated: Federated
     baselines: Baselines
     tune: Tune
+    frozen_base: FrozenBase
     fleet: Fleet
     cost: Cost
     evaluate: Evaluate

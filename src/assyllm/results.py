@@ -38,6 +38,7 @@ class Run:
     tasks: str  # space-separated
     world: str  # embedded | real: whose boolq, piqa and openbookqa these are
     models: str  # zoo members whose weights took part, space-separated
+    weights_sha: str  # content hash of the pool, or of those members; "" where there are none
     budget: str  # memory class that bounds the method, e.g. "64 GB", or "none"
     alpha: float
     seed: int

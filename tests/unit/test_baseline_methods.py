@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from assyllm.artifacts import ArtifactError
 from assyllm.baselines.fedadapter import FedAdapter
 from assyllm.baselines.full import FullFineTuning
 from assyllm.baselines.fwdllm import FwdLLM, combine, slopes, unflatten
+from assyllm.baselines.int8 import Int8Linear, dense, int8_layers, rounded
 from assyllm.baselines.layered import Layered
 from assyllm.baselines.local import Local, Weights, train_client, train_cohort
 from assyllm.baselines.lora import Lora
@@ -183,6 +185,39 @@ def test_targets_of_query_value_are_pefts_own() -> None:
     subject = Lora(model(), LORA.model_copy(update={"targets": "query_value"}))
     kinds = {name.split(".")[-4] for name in subject.start() if name != HEAD}
     assert kinds == {"q_proj", "v_proj"}
+
+
+# ------------------------------------------------------------------------------------------------- INT8 base
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", [Lora, FedAdapter, FwdLLM])
+def test_a_rounded_base_gives_the_steps_of_int8_layers(family: str, kind: type) -> None:
+    settings = {Lora: LORA, FedAdapter: GROWING, FwdLLM: FORWARD}[kind]
+    simulated, device = (
+        kind(rounded(model(family)), settings),
+        kind(int8_layers(copy.deepcopy(model(family))), settings),
+    )
+    for subject in (simulated, device):
+        ready = subject.prepare(data(family))
+    batch, weights = ready.train.take(torch.arange(6)), shaken(simulated.start(), 1.0)
+    real = gradients(device.loss, weights, batch)
+    assert difference(gradients(simulated.loss, weights, batch), real) <= 1e-5
+    assert any(float(gradient.abs().max()) > 0 for name, gradient in real.items() if name != HEAD)
+
+
+def test_int8_rows_are_a_byte_a_weight_within_half_a_level_of_the_largest() -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(96, 40)
+    linear.weight.data[3] *= 100
+    layer = Int8Linear(linear)
+    assert layer.weight.dtype == torch.int8
+    error = (dense(layer.weight, layer.scale, torch.float32) - linear.weight).abs()
+    level = linear.weight.abs().amax(1, keepdim=True) / 127
+    assert bool((error <= level * 0.5001).all())
+    assert float(error.detach().max()) > 0
+    none = Int8Linear(torch.nn.Linear(4, 4).requires_grad_(False).apply(lambda m: m.weight.zero_()))
+    assert torch.equal(none(torch.ones(2, 4)), none.bias.expand(2, 4))  # rows of zeros stay zeros
 
 
 # ---------------------------------------------------------------------------------------------------- QLoRA

@@ -58,8 +58,8 @@ def write_run(folder: Path, method: str, setting: str, name: str, seed: int, tas
                 for i in range(4)
             ]  # fmt: skip
     run = Run(
-        run_id=run_id, method=method, tasks=" ".join(tasks), world="embedded", models="llama", budget="none",
-        alpha=1.0, seed=seed, params_sha="0", code_sha="0", setting=setting, device="cpu",
+        run_id=run_id, method=method, tasks=" ".join(tasks), world="embedded", models="llama", weights_sha="0",
+        budget="none", alpha=1.0, seed=seed, params_sha="0", code_sha="0", setting=setting, device="cpu",
     )  # fmt: skip
     write_rows(folder / "run.csv", Run, [run])
     write_rows(folder / "metrics.csv", Metric, metrics)

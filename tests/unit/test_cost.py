@@ -129,6 +129,21 @@ def test_training_adapters_keeps_every_layers_input_and_one_layer() -> None:
     assert device_point("assyllm", config, wide, Residency()) == scoring
 
 
+@pytest.mark.parametrize("method", ["lora", "fedadapter", "fwdllm"])
+def test_an_int8_base_takes_half_the_frozen_memory(method: str) -> None:
+    def held(method: str, bits: int) -> int:
+        with fakes():
+            step = step_of(method, TINY["llama"], Reading(8, 64, "plain_sgd", 2, base_bits=bits))
+            own = {t.untyped_storage()._cdata: t for t in step.held["parameters"]}
+            return sum(t.numel() * t.element_size() for t in own.values())
+
+    weights = 4 * (4 * 64 * 64 + 3 * 64 * 160)  # of the linear layers of four decoder layers: 2 bytes become 1
+    scales = 4 * 4 * (4 * 64 + 2 * 160 + 64)  # 4 bytes a row
+    wider = 0 if method == "fedadapter" else 2 * 4 * 2 * 2 * 8 * 64  # peft keeps adapters over integers in float32
+    assert held(method, 16) - held(method, 8) == weights - scales - wider
+    assert held("ft_oracle", 16) == held("ft_oracle", 8)  # what is trained has no INT8
+
+
 def test_tables_of_an_equal_step_are_taken_over() -> None:
     fleet = PARAMS.fleet
     rows = [
@@ -179,7 +194,7 @@ def test_participation_is_the_papers_figure_1() -> None:
     zoo = PARAMS.zoo.model_copy(update={"models": {n: PARAMS.zoo.models[n] for n in ("llama", "opt")}})
 
     def rows(method: str) -> list[dict]:
-        return participation(method, zoo, PARAMS.fleet, PARAMS.cost, PARAMS.quantize)
+        return participation(method, zoo, PARAMS.fleet, PARAMS.cost, PARAMS.quantize, PARAMS.frozen_base)
 
     practical = rows("ft_practical")
     assert share(practical, "llama") == pytest.approx(0.10)

@@ -9,6 +9,7 @@ from typing import Any
 
 from assyllm import params as P
 from assyllm.artifacts import MANIFEST, ArtifactError, verify_folder
+from assyllm.baselines.int8 import rounded
 from assyllm.baselines.local import Local
 from assyllm.baselines.method import Data, Method
 from assyllm.baselines.rounds import Plan
@@ -80,6 +81,12 @@ def open_model(folder: Path) -> tuple[Any, Any]:
     if (Path(folder) / MANIFEST).is_file():
         verify_folder(folder)
     return load_model(folder), load_tokenizer(folder)
+
+
+def open_base(folder: Path, method: str, base: P.FrozenBase) -> tuple[Any, Any]:
+    """As :func:`open_model`, the weights rounded to INT8 where ``method`` does not train them and ``base`` says so."""
+    model, tokenizer = open_model(folder)
+    return (rounded(model) if method in P.FROZEN_BASE and base.bits == 8 else model), tokenizer
 
 
 def eligible_clients(cost: Path, model: str, memory_gb: Sequence[int]) -> list[int]:

@@ -35,6 +35,7 @@ from assyllm.cost.step import (
     Step,
     build,
     compute_buffers,
+    frozen_base,
     gradient_step,
     on_device,
     questions,
@@ -94,7 +95,7 @@ class _FedAdapter(FedAdapter):
 def _forward_gradient(method: str, config: dict[str, Any], reading: Reading, device: str) -> Step:
     """FwdLLM: forward passes of one client along one direction and for the head, and its step of plain SGD."""
     with shapes_only():
-        subject = FwdLLM(build(config, reading), SETTINGS)  # type: ignore[arg-type]
+        subject = FwdLLM(frozen_base(config, reading), SETTINGS)  # type: ignore[arg-type]
     weights, frozen = on_device(subject, device)
     batch = questions(config["model_type"], reading, config["vocab_size"], device)
     ones = torch.ones(len(batch), device=device)
@@ -141,9 +142,11 @@ def _streamed(method: str, config: dict[str, Any], reading: Reading, device: str
     return Step(run, held, storage=storage, traffic=traffic, keep=[subject])
 
 
-def _gradient(kind: Callable[[Any, Any], Method]) -> Callable[[str, dict[str, Any], Reading, str], Step]:
+def _gradient(
+    kind: Callable[[Any, Any], Method], base: Callable[[dict[str, Any], Reading], Any] = build
+) -> Callable[[str, dict[str, Any], Reading, str], Step]:
     def make(method: str, config: dict[str, Any], reading: Reading, device: str) -> Step:
-        return gradient_step(lambda model: kind(model, SETTINGS), config, reading, device)
+        return gradient_step(lambda: kind(base(config, reading), SETTINGS), config, reading, device)
 
     return make
 
@@ -151,11 +154,11 @@ def _gradient(kind: Callable[[Any, Any], Method]) -> Callable[[str, dict[str, An
 STEPS: dict[str, Callable[[str, dict[str, Any], Reading, str], Step]] = {
     "ft_oracle": _gradient(FullFineTuning),
     "ft_practical": _gradient(FullFineTuning),
-    "lora": _gradient(Lora),
-    "lora_all": _gradient(Lora),
+    "lora": _gradient(Lora, frozen_base),
+    "lora_all": _gradient(Lora, frozen_base),
     "qlora": _gradient(_QLora),
     "qlora_recomputation": _gradient(_QLoraRecomputation),
-    "fedadapter": _gradient(_FedAdapter),
+    "fedadapter": _gradient(_FedAdapter, frozen_base),
     "fwdllm": _forward_gradient,
     "recomputation": _streamed,
     "swapping": _streamed,

@@ -12,16 +12,17 @@ from assyllm.cost.same_step import SAME_STEP, participates
 from assyllm.cost.selection import Residency
 from assyllm.cost.shapes import config_of
 from assyllm.cost.step import Reading
-from assyllm.params import Cost, Fleet, Quantize, Zoo
+from assyllm.params import FROZEN_BASE, Cost, Fleet, FrozenBase, Quantize, Zoo
 
 MODEL = "llama-7b"  # the shape of the curves
 OPTIMIZERS = {"sgd": "plain_sgd", "adamw": "adamw"}
 LENGTHS, BATCHES, RESIDENT, BITS = (128, 256, 512), (1, 4, 8, 16), (1, 2, 4), (16, 8, 4)
 
 
-def reading_of(cost: Cost) -> Reading:
+def reading_of(cost: Cost, base: FrozenBase) -> Reading:
     """The declared reading."""
-    return Reading(cost.batch, cost.tokens, OPTIMIZERS[cost.optimizer], cost.bytes_per_weight)
+    optimizer = OPTIMIZERS[cost.optimizer]
+    return Reading(cost.batch, cost.tokens, optimizer, cost.bytes_per_weight, base_bits=base.bits)
 
 
 def residency_of(cost: Cost, quantize: Quantize) -> Residency:
@@ -29,7 +30,9 @@ def residency_of(cost: Cost, quantize: Quantize) -> Residency:
     return Residency(cost.resident_layers, cost.resident_blocks, quantize.mean_bits, quantize.group_size)
 
 
-def participation(method: str, zoo: Zoo, fleet: Fleet, cost: Cost, quantize: Quantize) -> list[dict[str, Any]]:
+def participation(
+    method: str, zoo: Zoo, fleet: Fleet, cost: Cost, quantize: Quantize, base: FrozenBase
+) -> list[dict[str, Any]]:
     """One row per zoo member and memory class, largest class first.
 
     A class participates if the method's peak at the shape that the member stands for, plus the system's reserve, fits
@@ -42,7 +45,7 @@ def participation(method: str, zoo: Zoo, fleet: Fleet, cost: Cost, quantize: Qua
     for name, shape in shapes.items():
         key = repr(config_of(shape))  # Vicuna's shape is Llama's
         if key not in measured:
-            measured[key] = device_point(method, config_of(shape), reading_of(cost), residency_of(cost, quantize))
+            measured[key] = device_point(method, config_of(shape), reading_of(cost, base), residency_of(cost, quantize))
         points[name] = measured[key]
     points["pool"] = max(points.values(), key=lambda point: point.total)
     rows = []
@@ -67,11 +70,13 @@ def participation(method: str, zoo: Zoo, fleet: Fleet, cost: Cost, quantize: Qua
     return rows
 
 
-def _readings(method: str, cost: Cost, quantize: Quantize) -> Iterator[tuple[str, Reading, Residency]]:
+def _readings(
+    method: str, cost: Cost, quantize: Quantize, frozen: FrozenBase
+) -> Iterator[tuple[str, Reading, Residency]]:
     """(what varies, reading, residency): one thing at a time around the declared reading."""
     from dataclasses import replace
 
-    base, kept = reading_of(cost), residency_of(cost, quantize)
+    base, kept = reading_of(cost, frozen), residency_of(cost, quantize)
     for tokens in LENGTHS:
         yield "tokens", replace(base, tokens=tokens), kept
     for batch in BATCHES:
@@ -81,11 +86,21 @@ def _readings(method: str, cost: Cost, quantize: Quantize) -> Iterator[tuple[str
             yield "optimizer", replace(base, optimizer=optimizer), kept
     for size in (2, 4):
         yield "bytes_per_weight", replace(base, bytes_per_weight=size), kept
+    if method in FROZEN_BASE:
+        for bits in (16, 8):
+            yield "bits", replace(base, base_bits=bits), kept
     if method in STREAMED:
         for resident in RESIDENT:
             yield "resident_blocks", base, replace(kept, resident=resident)
         for bits in BITS:
             yield "bits", base, replace(kept, bits=bits)
+
+
+def _bits(method: str, reading: Reading, residency: Residency) -> float:
+    """Bits of a frozen weight: of the pool's, of the base's, or of a weight that is trained."""
+    if method in STREAMED:
+        return residency.bits
+    return 8 if method in FROZEN_BASE and reading.base_bits == 8 else 8 * reading.bytes_per_weight
 
 
 CURVES = (
@@ -94,7 +109,7 @@ CURVES = (
 )  # fmt: skip
 
 
-def curves(method: str, fleet: Fleet, cost: Cost, quantize: Quantize) -> list[dict[str, Any]]:
+def curves(method: str, fleet: Fleet, cost: Cost, quantize: Quantize, base: FrozenBase) -> list[dict[str, Any]]:
     """Sensitivity at the shape of Llama-7B: one row per point, with the smallest memory class that it fits.
 
     None for methods whose step is another's, or a forward pass of the whole model.
@@ -104,7 +119,7 @@ def curves(method: str, fleet: Fleet, cost: Cost, quantize: Quantize) -> list[di
     if method in (*SAME_STEP, *WHOLE, "majority"):
         return rows
     names = {ours: theirs for theirs, ours in OPTIMIZERS.items()}
-    for what, reading, residency in _readings(method, cost, quantize):
+    for what, reading, residency in _readings(method, cost, quantize, base):
         key = (reading, residency)
         if key not in done:
             done[key] = device_point(method, config_of(MODEL), reading, residency)
@@ -118,7 +133,7 @@ def curves(method: str, fleet: Fleet, cost: Cost, quantize: Quantize) -> list[di
                 "tokens": reading.tokens,
                 "optimizer": names[reading.optimizer],
                 "bytes_per_weight": reading.bytes_per_weight,
-                "bits": residency.bits if method in STREAMED else 8 * reading.bytes_per_weight,
+                "bits": _bits(method, reading, residency),
                 "resident_blocks": residency.resident if method in STREAMED else "",
                 **done[key].row(device(cost.device)),
                 "smallest_gb": min(fitting) if fitting else "none",

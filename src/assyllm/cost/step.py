@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from assyllm.baselines.int8 import int8_layers
 from assyllm.baselines.local import Local, start_state
 from assyllm.baselines.method import Method
 from assyllm.blocks.families import family
@@ -39,6 +40,7 @@ class Reading:
     optimizer: str = "plain_sgd"  # plain_sgd | sgd (momentum) | adamw
     bytes_per_weight: int = 2
     attention: str = "sdpa"  # sdpa (fused) | eager
+    base_bits: int = 16  # of the frozen base of lora, fedadapter and fwdllm: 16 (bytes_per_weight counts) | 8
 
 
 class Elsewhere:
@@ -103,6 +105,12 @@ def build(config: dict[str, Any], reading: Reading) -> nn.Module:
     for parameter in model.parameters():
         parameter.data = parameter.data.to(DTYPES[reading.bytes_per_weight])
     return model
+
+
+def frozen_base(config: dict[str, Any], reading: Reading) -> nn.Module:
+    """As :func:`build`, for methods that do not train its weights: linear layers in INT8 if the reading says so."""
+    model = build(config, reading)
+    return int8_layers(model) if reading.base_bits == 8 else model
 
 
 @torch.no_grad()
@@ -191,10 +199,10 @@ def questions(model_type: str, reading: Reading, vocabulary: int, device: str = 
     )
 
 
-def gradient_step(make: Callable[[Any], Method], config: dict[str, Any], reading: Reading, device: str) -> Step:
-    """The ``step`` of a fine-tuning method that ``make`` builds on a model, ready to run."""
+def gradient_step(make: Callable[[], Method], config: dict[str, Any], reading: Reading, device: str) -> Step:
+    """The ``step`` of a fine-tuning method that ``make`` builds, ready to run."""
     with shapes_only():
-        subject: Any = make(build(config, reading))
+        subject: Any = make()
     weights, frozen = on_device(subject, device)
     state = start_state(weights, reading.optimizer)
     batch = questions(config["model_type"], reading, config["vocab_size"], device)

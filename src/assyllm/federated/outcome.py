@@ -152,6 +152,7 @@ def write_run(
     seed: int,
     setting: str,
     alpha: float,
+    weights_sha: str,
     params_sha: str,
     code_sha: str,
 ) -> None:
@@ -181,8 +182,8 @@ def write_run(
         product.save_pretrained(folder / "models" / task)
     run = Run(
         run_id=run_id, method=method, tasks=" ".join(found.data.task for found in outcomes), world=world,
-        models=" ".join(pool.models), budget="none", alpha=alpha, seed=seed, params_sha=params_sha,
-        code_sha=code_sha, setting=setting, device="cpu",
+        models=" ".join(pool.models), weights_sha=weights_sha, budget="none", alpha=alpha, seed=seed,
+        params_sha=params_sha, code_sha=code_sha, setting=setting, device="cpu",
     )  # fmt: skip
     write_rows(folder / "metrics.csv", Metric, metrics)
     write_rows(folder / "run.csv", Run, [run])

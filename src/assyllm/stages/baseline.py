@@ -16,7 +16,7 @@ from assyllm.results import Metric, Prediction, Run, check_columns, write_rows, 
 if TYPE_CHECKING:
     from assyllm.evaluate import Label
 
-SECTIONS = ("zoo", "tasks", "partition", "federated", "baselines", "fleet")
+SECTIONS = ("zoo", "tasks", "partition", "federated", "baselines", "frozen_base", "fleet")
 CODE = (
     "baselines", "adapter/limit.py", "assembly/head.py", "blocks/families.py", "federated/cohort.py",
     "zoo/encoding.py", "zoo/forward.py", "zoo/likelihood.py", "zoo/load.py", "tasks/record.py", "tasks/partition.py",
@@ -77,6 +77,7 @@ def run(
         tasks=" ".join(files),
         world=world,
         models=models,
+        weights_sha=_weights_sha(zoo, models.split()),
         budget=limit,
         alpha=p.partition.alpha,
         seed=seed,
@@ -92,6 +93,10 @@ def run(
         write_rows(folder / "predictions.csv", Prediction, predictions)
         write_table(folder / "timings.csv", timings, columns=("run_id", "what", "value", "unit"))
     shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _weights_sha(zoo: Path, models: list[str]) -> str:
+    return sha256_text(" ".join(manifest_sha(zoo / name) for name in models))[:12] if models else ""
 
 
 def _majority(files: dict[str, Any], labels: dict[str, Label]) -> Rows:
@@ -179,13 +184,13 @@ class Job:
 
     def run(self) -> tuple[str, str, Rows]:
         """Every task's rounds: the budget, no shared trajectory, and the rows."""
-        from assyllm.baselines.job import budget, encode_task, open_model
+        from assyllm.baselines.job import budget, encode_task, open_base
         from assyllm.baselines.registry import METHODS
         from assyllm.baselines.rounds import run_rounds
         from assyllm.checkpoint import Checkpoint
         from assyllm.evaluate import final_rows, seen_facts
 
-        model, tokenizer = open_model(self.folder)
+        model, tokenizer = open_base(self.folder, self.method, self.p.frozen_base)
         eligible = self.eligible()
         metrics, predictions, timings = [], [], []
         for task, task_files in self.files.items():

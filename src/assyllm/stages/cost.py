@@ -7,7 +7,7 @@ from pathlib import Path
 from assyllm.params import parse_sections
 from assyllm.results import read_table, write_table
 
-SECTIONS = ("zoo", "fleet", "cost", "quantize")
+SECTIONS = ("zoo", "fleet", "cost", "quantize", "frozen_base")
 CODE = (
     "cost", "baselines", "blocks", "quantizer", "adapter", "assembly", "comparator", "zoo", "tasks",
     "federated/cohort.py", "evaluate.py", "results.py", "artifacts.py", "seeding.py",
@@ -33,5 +33,5 @@ def run(
     from assyllm.cost import participation as made
 
     if curves is not None:
-        write_table(curves, made.curves(method, p.fleet, p.cost, p.quantize), made.CURVES)
-    write_table(out, made.participation(method, p.zoo, p.fleet, p.cost, p.quantize))
+        write_table(curves, made.curves(method, p.fleet, p.cost, p.quantize, p.frozen_base), made.CURVES)
+    write_table(out, made.participation(method, p.zoo, p.fleet, p.cost, p.quantize, p.frozen_base))

@@ -95,7 +95,8 @@ def run(
     with output_folder(out, unlisted=("timings.csv",)) as folder:
         write_run(
             folder, outcomes, opened, settings, run_id=run_id, method=method, world=world, seed=seed,
-            setting=setting, alpha=p.partition.alpha, params_sha=params_sha(params), code_sha=code_sha,
+            setting=setting, alpha=p.partition.alpha, weights_sha=manifest_sha(Path(pool))[:12],
+            params_sha=params_sha(params), code_sha=code_sha,
         )  # fmt: skip
         walks = [row for o in outcomes for row in walk_rows(run_id, o.data.task, opened, o.state)]
         write_table(folder / "walk.csv", walks, COLUMNS)

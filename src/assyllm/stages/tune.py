@@ -11,7 +11,7 @@ from assyllm import params as P
 from assyllm.artifacts import verify_folder
 from assyllm.results import write_table
 
-SECTIONS = ("zoo", "tasks", "partition", "federated", "baselines", "fleet", "tune")
+SECTIONS = ("zoo", "tasks", "partition", "federated", "baselines", "frozen_base", "fleet", "tune")
 CODE = (
     "baselines", "adapter/limit.py", "assembly/head.py", "blocks/families.py", "federated/cohort.py",
     "zoo/encoding.py", "zoo/forward.py", "zoo/likelihood.py", "zoo/load.py", "tasks/record.py", "tasks/partition.py",
@@ -41,7 +41,7 @@ def run(
     """
     import torch
 
-    from assyllm.baselines.job import eligible_clients, encode_task, open_model, plan, read_task
+    from assyllm.baselines.job import eligible_clients, encode_task, open_base, plan, read_task
     from assyllm.baselines.registry import METHODS
     from assyllm.baselines.rounds import Diverged, Outcome, run_rounds
     from assyllm.federated.cohort import device_memory
@@ -51,7 +51,7 @@ def run(
     for folder in (tasks, partition):
         verify_folder(folder)
     seed = p.tune.seed
-    model, tokenizer = open_model(zoo / p.baselines.model)
+    model, tokenizer = open_base(zoo / p.baselines.model, method, p.frozen_base)
     memory = device_memory(seed, p.fleet, p.partition.clients)
     eligible = eligible_clients(cost, p.baselines.model, memory)
     rows: list[dict[str, Any]] = []

@@ -1,0 +1,80 @@
+"""Does a study made again give the tables that it gave before? ``assyllm reproduced OLD NEW``. No torch.
+
+Where every run had the same weights (``runs.csv``, column ``weights_sha``), the tables of results must be equal cell by
+cell; wall times and hashes of code and parameters are not results. Another type of machine trains another zoo in the
+low digits: then every method's accuracy on every task must lie within what the two studies' intervals allow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from assyllm.artifacts import ArtifactError
+from assyllm.results import read_table
+
+EQUAL = ("metrics", "accuracy", "differences", "models", "cost", "quantizer", "model_sizes")
+KEY = ("task", "method", "setting", "split")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a comparison found: how it was made, how many cells or intervals it looked at, and what differs."""
+
+    how: str
+    compared: int
+    differences: list[str]
+
+    def __str__(self) -> str:
+        head = f"{self.how}: {self.compared} compared, {len(self.differences)} differ"
+        return "\n".join([head, *self.differences[:20]])
+
+
+def compare(old: Path, new: Path) -> Verdict:
+    """Hold the tables in ``new`` against those in ``old``.
+
+    Raises:
+        ArtifactError: a table is missing, or the two hold different runs.
+    """
+    before, after = (
+        {row["run_id"]: row.get("weights_sha", "") for row in read_table(Path(folder) / "runs.csv")}
+        for folder in (old, new)
+    )
+    if set(before) != set(after):
+        missing = sorted(set(before) ^ set(after))
+        raise ArtifactError(f"{new}: not the runs of {old}; in one of them only: {', '.join(missing[:5])}")
+    return _cells(Path(old), Path(new)) if before == after else _intervals(Path(old), Path(new))
+
+
+def _cells(old: Path, new: Path) -> Verdict:
+    """Every cell of every table of results."""
+    compared, differences = 0, []
+    for table in EQUAL:
+        before, after = (read_table(folder / f"{table}.csv") for folder in (old, new))
+        if len(before) != len(after):
+            differences.append(f"{table}: {len(before)} rows before, {len(after)} now")
+        for place, (row, other) in enumerate(zip(before, after, strict=False), start=2):
+            compared += len(row)
+            changed = [name for name in row if row[name] != other.get(name)]
+            if changed:
+                name = changed[0]
+                what = " ".join(row[key] for key in (*KEY, "run_id", "metric") if row.get(key))
+                differences.append(f"{table}.csv line {place} ({what}): {name} {row[name]}, now {other.get(name)}")
+    return Verdict("the same weights, equal cells", compared, differences)
+
+
+def _intervals(old: Path, new: Path) -> Verdict:
+    """Overlap of the accuracies' intervals."""
+    before, after = (
+        {tuple(row[key] for key in KEY): row for row in read_table(folder / "accuracy.csv")} for folder in (old, new)
+    )
+    differences = [f"accuracy.csv: {' '.join(key)} is in one of them only" for key in sorted(set(before) ^ set(after))]
+    shared = sorted(set(before) & set(after))
+    for key in shared:
+        a, b = before[key], after[key]
+        if float(a["low"]) > float(b["high"]) or float(b["low"]) > float(a["high"]):
+            differences.append(
+                f"accuracy.csv: {' '.join(key)} {a['mean']} ({a['low']} to {a['high']}), "
+                f"now {b['mean']} ({b['low']} to {b['high']})"
+            )
+    return Verdict("other weights, overlapping intervals", len(shared), differences)

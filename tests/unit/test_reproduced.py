@@ -1,0 +1,77 @@
+"""A study made again: equal where the weights are, else within the intervals."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from assyllm.artifacts import ArtifactError
+from assyllm.cli import app
+from assyllm.reproduced import EQUAL, compare
+from assyllm.results import read_table, write_table
+
+COMMITTED = Path(__file__).parents[2] / "data" / "results"
+
+
+@pytest.fixture
+def again(tmp_path: Path) -> Path:
+    """A copy of the committed tables."""
+    return Path(shutil.copytree(COMMITTED, tmp_path / "again", ignore=shutil.ignore_patterns("full", "ablations")))
+
+
+def edit(path: Path, row: int, column: str, value: str) -> None:
+    rows = read_table(path)
+    rows[row][column] = value
+    write_table(path, rows)
+
+
+def test_the_same_tables_are_equal_cell_by_cell(again: Path) -> None:
+    found = compare(COMMITTED, again)
+    cells = 0
+    for table in EQUAL:
+        with open(COMMITTED / f"{table}.csv", newline="", encoding="utf-8") as handle:
+            rows = list(csv.reader(handle))
+        cells += len(rows[0]) * (len(rows) - 1)
+    assert (found.how, found.compared, found.differences) == ("the same weights, equal cells", cells, [])
+
+
+@pytest.mark.parametrize("table", ["metrics", "accuracy", "models"])
+def test_one_changed_cell_is_named(again: Path, table: str) -> None:
+    column = {"metrics": "value", "accuracy": "mean", "models": "accuracy_test"}[table]
+    edit(again / f"{table}.csv", 3, column, "0.123")
+    found = compare(COMMITTED, again)
+    assert len(found.differences) == 1
+    assert f"{table}.csv line 5" in found.differences[0]
+    assert "now 0.123" in found.differences[0]
+
+
+def test_hashes_of_code_are_no_results(again: Path) -> None:
+    edit(again / "runs.csv", 0, "code_sha", "another")
+    assert compare(COMMITTED, again).differences == []
+
+
+def test_other_weights_are_held_to_the_intervals(again: Path) -> None:
+    rows = read_table(again / "runs.csv")
+    write_table(again / "runs.csv", [row | {"weights_sha": "another"} for row in rows])
+    edit(again / "accuracy.csv", 0, "mean", read_table(again / "accuracy.csv")[0]["low"])  # inside the interval
+    found = compare(COMMITTED, again)
+    assert (found.how, found.differences) == ("other weights, overlapping intervals", [])
+    row = read_table(again / "accuracy.csv")[0]
+    for column in ("mean", "low", "high"):
+        edit(again / "accuracy.csv", 0, column, "0.01")
+    found = compare(COMMITTED, again)
+    assert len(found.differences) == 1
+    assert row["method"] in found.differences[0]
+    result = CliRunner().invoke(app, ["reproduced", str(COMMITTED), str(again)])
+    assert result.exit_code == 1
+    assert "1 differ" in result.output
+
+
+def test_another_study_is_refused(again: Path) -> None:
+    write_table(again / "runs.csv", read_table(again / "runs.csv")[1:])
+    with pytest.raises(ArtifactError, match="not the runs of"):
+        compare(COMMITTED, again)
