@@ -30,7 +30,7 @@ class Checkpoint:
         from safetensors.torch import save
 
         header = {"key": self.key, "state": json.dumps(state, sort_keys=True)}
-        write_bytes(self.path, save({name: t.contiguous() for name, t in tensors.items()}, metadata=header))
+        write_bytes(self.path, save({name: t.clone().contiguous() for name, t in tensors.items()}, metadata=header))
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and state of the last save under the same key, or None."""

@@ -303,6 +303,7 @@ class Comparator(Section):
     cka_batch: Annotated[int, Field(ge=4)]
     histogram_bins: Annotated[int, Field(ge=2)]
     public_texts: Annotated[int, Field(ge=4)]
+    shards: Count
 
 
 class Adapter(Section):
@@ -399,7 +400,6 @@ class Federated(Section):
     lie: Literal["votes", "sums"]
     row_norm: Positive | None
     max_examples: Count | None
-    shards: Count
 
 
 # ---------------------------------------------------------------------------------------------- baselines

@@ -2,18 +2,24 @@
 
 Where every run had the same weights (``runs.csv``, column ``weights_sha``), the tables of results must be equal cell by
 cell; wall times and hashes of code and parameters are not results. Another type of machine trains another zoo in the
-low digits: then every method's accuracy on every task must lie within what the two studies' intervals allow.
+low digits: then every method's accuracy on every task must lie within what the two studies' intervals allow, and
+only what follows from shapes must be equal.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from assyllm.artifacts import ArtifactError
 from assyllm.results import read_table
 
-EQUAL = ("metrics", "accuracy", "differences", "models", "cost", "quantizer", "model_sizes")
+SHAPES = ("cost", "curves", "model_sizes")  # of true shapes only: the same whatever the weights
+EQUAL = (
+    "metrics", "accuracy", "differences", "models", "resources", "quantizer", "compatibility_heatmaps",
+    "feature_differences", *SHAPES,
+)  # fmt: skip
 KEY = ("task", "method", "setting", "split")
 
 
@@ -34,22 +40,35 @@ def compare(old: Path, new: Path) -> Verdict:
     """Hold the tables in ``new`` against those in ``old``.
 
     Raises:
-        ArtifactError: a table is missing, or the two hold different runs.
+        ArtifactError: a table or a column of it is missing, or the two hold different runs.
     """
     before, after = (
-        {row["run_id"]: row.get("weights_sha", "") for row in read_table(Path(folder) / "runs.csv")}
+        {row["run_id"]: row["weights_sha"] for row in _rows(Path(folder) / "runs.csv", "run_id", "weights_sha")}
         for folder in (old, new)
     )
     if set(before) != set(after):
         missing = sorted(set(before) ^ set(after))
         raise ArtifactError(f"{new}: not the runs of {old}; in one of them only: {', '.join(missing[:5])}")
-    return _cells(Path(old), Path(new)) if before == after else _intervals(Path(old), Path(new))
+    if before == after:
+        return Verdict("the same weights, equal cells", *_cells(Path(old), Path(new), EQUAL))
+    shared, apart = _intervals(Path(old), Path(new))
+    cells, unlike = _cells(Path(old), Path(new), SHAPES)
+    return Verdict("other weights, overlapping intervals, equal cells of shapes", shared + cells, apart + unlike)
 
 
-def _cells(old: Path, new: Path) -> Verdict:
-    """Every cell of every table of results."""
+def _rows(path: Path, *columns: str) -> list[dict[str, str]]:
+    """A table's rows, with a clear word where a column is missing."""
+    rows = read_table(path)
+    for name in columns:
+        if rows and name not in rows[0]:
+            raise ArtifactError(f"{path}: no column {name!r}")
+    return rows
+
+
+def _cells(old: Path, new: Path, tables: Sequence[str]) -> tuple[int, list[str]]:
+    """How many cells of some tables were compared, and which differ."""
     compared, differences = 0, []
-    for table in EQUAL:
+    for table in tables:
         before, after = (read_table(folder / f"{table}.csv") for folder in (old, new))
         if len(before) != len(after):
             differences.append(f"{table}: {len(before)} rows before, {len(after)} now")
@@ -60,13 +79,15 @@ def _cells(old: Path, new: Path) -> Verdict:
                 name = changed[0]
                 what = " ".join(row[key] for key in (*KEY, "run_id", "metric") if row.get(key))
                 differences.append(f"{table}.csv line {place} ({what}): {name} {row[name]}, now {other.get(name)}")
-    return Verdict("the same weights, equal cells", compared, differences)
+    return compared, differences
 
 
-def _intervals(old: Path, new: Path) -> Verdict:
-    """Overlap of the accuracies' intervals."""
+def _intervals(old: Path, new: Path) -> tuple[int, list[str]]:
+    """How many accuracies' intervals were compared, and which do not overlap."""
+    columns = (*KEY, "mean", "low", "high")
     before, after = (
-        {tuple(row[key] for key in KEY): row for row in read_table(folder / "accuracy.csv")} for folder in (old, new)
+        {tuple(row[key] for key in KEY): row for row in _rows(folder / "accuracy.csv", *columns)}
+        for folder in (old, new)
     )
     differences = [f"accuracy.csv: {' '.join(key)} is in one of them only" for key in sorted(set(before) ^ set(after))]
     shared = sorted(set(before) & set(after))
@@ -77,4 +98,4 @@ def _intervals(old: Path, new: Path) -> Verdict:
                 f"accuracy.csv: {' '.join(key)} {a['mean']} ({a['low']} to {a['high']}), "
                 f"now {b['mean']} ({b['low']} to {b['high']})"
             )
-    return Verdict("other weights, overlapping intervals", len(shared), differences)
+    return len(shared), differences

@@ -121,14 +121,12 @@ class Plan:
     def variant(self, rule: str, setting: str) -> str:
         """``base`` if the setting overrides nothing that the rule or its upstream reads, else the setting.
 
-        Settings thus share the zoo, the pool and the partition wherever they can. A stage that reads a few keys of a
-        section only says which (its ``ONLY``).
+        Settings thus share the zoo, the pool and the partition wherever they can.
         """
         return setting if any(self._reads(rule, dotted) for dotted in self.raw["settings"][setting] or {}) else "base"
 
     def _reads(self, rule: str, dotted: str) -> bool:
-        stage, (section, key) = stage_module(rule), dotted.split(".")[:2]
-        own = section in stage.SECTIONS and key in getattr(stage, "ONLY", {}).get(section, (key,))
+        own = dotted.partition(".")[0] in stage_module(rule).SECTIONS
         return own or any(self._reads(upstream, dotted) for upstream in READS.get(rule, ()))
 
     def setting_text(self, setting: str, zoo: int) -> str:

@@ -126,8 +126,8 @@ def on_gpu(device: str) -> None:
     )
     plain_sums, plain_fit = LinearSums.of.__func__, LinearSums.fit
 
-    def sums(cls: type, x: Tensor, y: Tensor) -> LinearSums:
-        return cls(*(part.cpu() for part in plain_sums(cls, x.to(there), y.to(there)).parts()))
+    def sums(cls: type, x: Tensor, y: Tensor, limit: Any = None) -> LinearSums:
+        return cls(*(part.cpu() for part in plain_sums(cls, x.to(there), y.to(there), limit).parts()))
 
     def fit(self: LinearSums, ridge: float) -> Any:
         with there:

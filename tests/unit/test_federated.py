@@ -108,7 +108,7 @@ def scored(tiny_folder):
     where = (tiny_folder / "pool8", tiny_folder / "tasks", tiny_folder / "partition", 0)
     text = P.sections_json(p, score.SECTIONS)
     score.run(text, "code", *where, 0, tiny_folder / "scores")
-    two = P.sections_json(tiny_params(federated={"shards": 2, "clients_per_round": 5}), score.SECTIONS)
+    two = P.sections_json(tiny_params(comparator={"shards": 2}), score.SECTIONS)
     for shard in (0, 1):
         score.run(two, "code", *where, shard, tiny_folder / f"scores{shard}")
     everyone = [{"model": "pool", "memory_gb": gb, "participates": 1} for gb in p.fleet.memory_gb]

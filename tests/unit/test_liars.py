@@ -197,9 +197,9 @@ def test_liars_turn_round_adapters_and_terms_within_the_bounds() -> None:
 
 def test_gradients_are_weighed_by_what_may_be_claimed() -> None:
     held = {0: 4, 1: 2, 2: 6}
-    assert Liars(0, 3, federated()).weights(held, 1000) == [([0, 1, 2], 1.0)]
+    assert Liars(0, 3, federated()).weights(held, 1000) == {0: 1, 1: 1, 2: 1}
+    assert Liars(0, 3, federated()).weights(held, 4) == {0: 1, 1: 1, 2: 4 / 6}  # honest ones too
     liars = Liars(0, 3, federated(liars=0.34, lie="sums"))
     (liar,) = liars.in_sums
     for most, claimed in ((10.0, 10.0), (float("inf"), TIMES * held[liar])):
-        groups = liars.weights(held, most)
-        assert groups == [([c for c in held if c != liar], 1.0), ([liar], -claimed / held[liar])]
+        assert liars.weights(held, most) == {c: -claimed / held[liar] if c == liar else 1 for c in held}

@@ -59,7 +59,7 @@ def test_other_weights_are_held_to_the_intervals(again: Path) -> None:
     write_table(again / "runs.csv", [row | {"weights_sha": "another"} for row in rows])
     edit(again / "accuracy.csv", 0, "mean", read_table(again / "accuracy.csv")[0]["low"])  # inside the interval
     found = compare(COMMITTED, again)
-    assert (found.how, found.differences) == ("other weights, overlapping intervals", [])
+    assert (found.how, found.differences) == ("other weights, overlapping intervals, equal cells of shapes", [])
     row = read_table(again / "accuracy.csv")[0]
     for column in ("mean", "low", "high"):
         edit(again / "accuracy.csv", 0, column, "0.01")
@@ -69,6 +69,13 @@ def test_other_weights_are_held_to_the_intervals(again: Path) -> None:
     result = CliRunner().invoke(app, ["reproduced", str(COMMITTED), str(again)])
     assert result.exit_code == 1
     assert "1 differ" in result.output
+
+
+def test_a_missing_column_is_named(again: Path) -> None:
+    rows = read_table(again / "runs.csv")
+    write_table(again / "runs.csv", [{k: v for k, v in row.items() if k != "weights_sha"} for row in rows])
+    with pytest.raises(ArtifactError, match=r"runs\.csv: no column 'weights_sha'"):
+        compare(COMMITTED, again)
 
 
 def test_another_study_is_refused(again: Path) -> None:

@@ -14,10 +14,12 @@ from assyllm.adapter.limit import Limit
 from assyllm.adapter.reading import Readings
 from assyllm.assembly.walk import Walker
 from assyllm.bench import scoring as bench
+from assyllm.checkpoint import Checkpoint
 from assyllm.federated.client import client_step
 from assyllm.federated.data import Cohort
 from assyllm.federated.messages import ProbeTask, ScoreReply, ScoreTask
 from assyllm.federated.probing import probe_step
+from assyllm.federated.server import Tally, server_step
 from assyllm.federated.simulate import head_sums, probe_cohort, score_cohort
 
 SIZES = (1, 2, 4, 7, 3, 23, 40)  # questions of each client: the first has too few rows for CKA
@@ -100,6 +102,27 @@ def test_a_cohort_scores_as_its_clients_do(pool, data, changes) -> None:
     assert bool(replies[0].votes) == (task.weight == 0 or bool(task.random))
     assert any(part.adapter is not None for part in replies[-1].sums.values())
     assert score_cohort(task, cohort(pool, data, [])) == []
+
+
+def test_a_cohort_without_a_score_or_a_candidate_scores_as_its_clients_do(pool, data) -> None:
+    few = cohort(pool, data, [0])  # two rows: no CKA
+    agree(client_step(score_task(), few.view(0)), score_cohort(score_task(), few)[0])
+    whole = cohort(pool, data)
+    (chain, *_) = CHAINS
+    for task in (score_task(candidates={chain: ()}), score_task(candidates={**CHAINS, chain: ()})):
+        for reply in score_cohort(task, whole):
+            agree(client_step(task, whole.view(reply.client)), reply)
+
+
+def test_what_a_cohort_adds_up_to_can_be_saved(pool, data, tmp_path) -> None:
+    """Sums of a chain's candidates share tensors where one client alone sent them."""
+    task = score_task()
+    tally, _ = server_step(Tally(), task, score_cohort(task, cohort(pool, data, [6])))
+    parts = {f"{'/'.join(key)}/{i}": t for key, sums in tally.adapter.items() for i, t in enumerate(sums.parts())}
+    Checkpoint(tmp_path, "state", "key").save(parts, {})
+    loaded = Checkpoint(tmp_path, "state", "key").load()
+    assert loaded is not None
+    assert all(torch.equal(loaded[0][name], tensor) for name, tensor in parts.items())
 
 
 def test_a_clients_broken_states_stay_its_own(pool, data) -> None:

@@ -25,7 +25,7 @@ def test_settings_share_what_they_do_not_touch() -> None:
     assert PLAN.variant("split", "int4") == "base"
     assert PLAN.variant("quantize", "int4") == "int4"
     assert PLAN.variant("partition", "opt") == "base"
-    assert PLAN.variant("score", "dropout_0.6") == "base"  # of `federated` it reads the shards only
+    assert PLAN.variant("score", "dropout_0.6") == "base"
     assert PLAN.variant("score", "items_1") == "items_1"
 
 

@@ -164,7 +164,7 @@ def curve_tables(wildcards):
 def score_folders(wildcards):
     """The scores of every shard of the clients."""
     variant = PLAN.variant("score", wildcards.setting)
-    shards = PLAN.at(wildcards.setting).federated.shards
+    shards = PLAN.at(wildcards.setting).comparator.shards
     return [
         f"data/scores/{variant}/zoo{wildcards.zoo}_seed{wildcards.seed}/shard{i}"
         for i in range(shards)
@@ -189,7 +189,7 @@ def member_folders(variant_of):
 def walked(wildcards):
     """The run whose search the swapper's ablation follows, its pool and its scores."""
     run = PLAN.walked(size_of(wildcards))
-    shards = range(PLAN.params.federated.shards)
+    shards = range(PLAN.params.comparator.shards)
     return {
         "pool": f"data/quantized/base/zoo{run.zoo}",
         "walked": run.folder,

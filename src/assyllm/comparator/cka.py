@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from assyllm.adapter.limit import Limit
 from assyllm.artifacts import ArtifactError
 
 Estimator = Literal["unbiased", "biased"]
@@ -51,9 +50,9 @@ class HsicTerms:
         """The terms as if every row counted ``factor`` times."""
         return HsicTerms(factor * self.xy, factor * self.xx, factor * self.yy, int(factor * self.rows + 1e-9))
 
-    def within(self, limit: Limit) -> HsicTerms:
-        """One device's terms, each row counting less where they are more than the limit allows."""
-        share = min(1.0, limit.choices / max(1, self.rows))
+    def within(self, most: float) -> HsicTerms:
+        """One device's terms, each row counting less where they are more than ``most``."""
+        share = min(1.0, most / max(1, self.rows))
         return self if share == 1 else self.scaled(share)
 
     @classmethod

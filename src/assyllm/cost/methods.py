@@ -37,6 +37,7 @@ from assyllm.cost.step import (
     compute_buffers,
     frozen_base,
     gradient_step,
+    in_reading,
     on_device,
     questions,
     shapes_only,
@@ -96,6 +97,7 @@ def _forward_gradient(method: str, config: dict[str, Any], reading: Reading, dev
     """FwdLLM: forward passes of one client along one direction and for the head, and its step of plain SGD."""
     with shapes_only():
         subject = FwdLLM(frozen_base(config, reading), SETTINGS)  # type: ignore[arg-type]
+        in_reading(subject.base, reading)
     weights, frozen = on_device(subject, device)
     batch = questions(config["model_type"], reading, config["vocab_size"], device)
     ones = torch.ones(len(batch), device=device)
@@ -146,7 +148,13 @@ def _gradient(
     kind: Callable[[Any, Any], Method], base: Callable[[dict[str, Any], Reading], Any] = build
 ) -> Callable[[str, dict[str, Any], Reading, str], Step]:
     def make(method: str, config: dict[str, Any], reading: Reading, device: str) -> Step:
-        return gradient_step(lambda: kind(base(config, reading), SETTINGS), config, reading, device)
+        def subject() -> Any:
+            made: Any = kind(base(config, reading), SETTINGS)
+            if base is frozen_base:
+                in_reading(made.base, reading)
+            return made
+
+        return gradient_step(subject, config, reading, device)
 
     return make
 

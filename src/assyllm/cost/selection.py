@@ -18,6 +18,7 @@ from assyllm.blocks.block import Block
 from assyllm.blocks.families import family
 from assyllm.blocks.split import empty_block
 from assyllm.cost.step import DTYPES, Elsewhere, Reading, Step, drop, fill, questions, shapes_only
+from assyllm.cost.trace import repeated
 from assyllm.quantizer.packed import TILE_WEIGHTS, PackedLinear
 
 
@@ -50,10 +51,18 @@ def shell(config: dict[str, Any], layers: tuple[int, int], residency: Residency,
 class DeviceLinear(PackedLinear):
     """Packed rows with a GPU's tile: fakes say that they are on the CPU, whose tiles are small."""
 
+    small = False
+
     def tiles(self) -> list[tuple[int, int]]:
         """Row ranges that are made float together."""
         step = max(1, TILE_WEIGHTS["cuda"] // self.in_features)
         return [(low, min(low + step, self.out_features)) for low in range(0, self.out_features, step)]
+
+    def weight_rows(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Some rows as floating point; what that takes is traced once for all layers of one layout."""
+        layout = self.layout
+        key = (tuple(layout.counts.items()), layout.columns, layout.group_size, start, stop, dtype)
+        return repeated(key, lambda: layout.rows_of(self.packed(), start, stop, dtype))
 
 
 def pack(block: Block, residency: Residency) -> None:

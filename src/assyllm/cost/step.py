@@ -113,6 +113,14 @@ def frozen_base(config: dict[str, Any], reading: Reading) -> nn.Module:
     return int8_layers(model) if reading.base_bits == 8 else model
 
 
+def in_reading(base: nn.Module, reading: Reading) -> nn.Module:
+    """``base`` with what is trained in it at the reading's bytes a weight; peft's adapters over integers are float32."""
+    for parameter in base.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(DTYPES[reading.bytes_per_weight])
+    return base
+
+
 @torch.no_grad()
 def fill(model: nn.Module, device: str) -> None:
     """Give a model on the meta device storage: tensors of no memory under fakes, else small random numbers."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
@@ -28,6 +29,7 @@ CATEGORIES = ("parameters", "gradients", "activations", "optimizer", "temporary"
 GRANULE, LARGE, SEGMENT, REST = 512, 10 * 2**20, 2 * 2**20, 2**20
 _aten = torch.ops.aten
 _category: ContextVar[str] = ContextVar("category", default="")
+_running: ContextVar[Trace | None] = ContextVar("running", default=None)
 _LINEAR_ATTENTION = {
     _aten._scaled_dot_product_flash_attention_for_cpu: 1.0,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: 2.5,  # recomputes the scores: 5 products for 2
@@ -87,6 +89,28 @@ def allocating(category: str) -> Iterator[None]:
         _category.reset(token)
 
 
+class _Temporary(NamedTuple):
+    """What a piece of code that leaves one tensor did: its kernel calls, the most that it held, what it leaves."""
+
+    operations: Counter[Operation]
+    most: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+
+_temporaries: dict[tuple[Hashable, int], _Temporary] = {}
+
+
+def repeated(key: Hashable, run: Callable[[], Tensor]) -> Tensor:
+    """``run()``, whose bytes and operations follow from ``key``: traced on fake tensors once, then logged as it was.
+
+    ``run`` leaves one tensor and nothing else, and what it holds on the way is temporary.
+    """
+    trace = _running.get()
+    return run() if trace is None else trace.again((key, trace.granule), run)
+
+
 class Trace(TorchDispatchMode):
     """Log every operation inside the ``with``; :meth:`report` says what stood at the peak.
 
@@ -106,7 +130,8 @@ class Trace(TorchDispatchMode):
         self._watched: dict[int, Any] = {}
         self._tick = self._live = self._most = self._most_at = 0
         self._backward: list[list[int]] = []  # [first, last] ticks of every backward pass
-        self._was_backward = False
+        self._was_backward = self._silent = False
+        self._high = 0  # greatest total since it was last set
         self.operations: Counter[Operation] = Counter()
 
     def hold(self, category: str, tensors: Iterable[Tensor]) -> None:
@@ -120,6 +145,37 @@ class Trace(TorchDispatchMode):
         results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         if not results:  # a question about a tensor, not an operation
             return out
+        inside = self._advance()
+        if not func.is_view and not self._silent:
+            self._count(func, args, kwargs, out, results)
+        for tensor in results:
+            self._see(tensor, _category.get(), inside)
+        return out
+
+    def again(self, key: tuple[Hashable, int], run: Callable[[], Tensor]) -> Tensor:
+        """See :func:`repeated`."""
+        if key not in _temporaries:
+            counted, self.operations, before, self._high = self.operations, Counter(), self._live, self._live
+            out = run()
+            known = _Temporary(self.operations, self._high - before, tuple(out.shape), out.stride(), out.dtype)
+            counted.update(known.operations)
+            self.operations = counted
+            if type(out) is FakeTensor:
+                _temporaries[key] = known
+            return out
+        known = _temporaries[key]
+        self.operations.update(known.operations)
+        self._advance()
+        self._log.append(_Storage(known.most, "temporary", self._tick, False, False, died=self._tick + 1))
+        self._rise(self._live + known.most)
+        self._silent = True
+        try:
+            return torch.empty_strided(known.shape, known.strides, dtype=known.dtype)
+        finally:
+            self._silent = False
+
+    def _advance(self) -> bool:
+        """The next tick; whether it is in a backward pass."""
         self._tick += 1
         inside = torch._C._current_graph_task_id() != -1
         if inside and not self._was_backward:
@@ -127,13 +183,15 @@ class Trace(TorchDispatchMode):
         if inside:
             self._backward[-1][1] = self._tick
         self._was_backward = inside
-        if not func.is_view:
-            self._count(func, args, kwargs, out, results)
-        for tensor in results:
-            self._see(tensor, _category.get(), inside)
-        return out
+        return inside
+
+    def _rise(self, total: int) -> None:
+        self._high = max(self._high, total)
+        if total > self._most:
+            self._most, self._most_at = total, self._tick
 
     def __enter__(self) -> Trace:
+        self._token = _running.set(self)
         self._resize = torch.UntypedStorage.resize_
         trace, original = self, self._resize
 
@@ -150,6 +208,7 @@ class Trace(TorchDispatchMode):
 
     def __exit__(self, *error: Any) -> Any:
         torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+        _running.reset(self._token)
         return super().__exit__(*error)
 
     def _see(self, tensor: Tensor, category: str, inside: bool, first: bool = False) -> None:
@@ -169,8 +228,7 @@ class Trace(TorchDispatchMode):
         self._log.append(entry)
         self._watched[key] = weakref.ref(storage, lambda _: self._free(key))
         self._live += size
-        if self._live > self._most:
-            self._most, self._most_at = self._live, self._tick
+        self._rise(self._live)
 
     def _free(self, key: int) -> None:
         entry = self._known.pop(key, None)

@@ -59,7 +59,7 @@ def client_step(task: ScoreTask, data: ClientData) -> ScoreReply:
             target = data.received(block) if wanted else None
             limit = task.limit(("+".join(chain), block))
             adapter = LinearSums.of(data.arriving(chain), target, limit) if target is not None else None
-            sums["+".join(chain), block] = CandidateSums(terms[block].within(limit), adapter)
+            sums["+".join(chain), block] = CandidateSums(terms[block].within(limit.choices), adapter)
     return ScoreReply(data.client, task.round, task.claimed(data.examples), tuple(votes), sums)
 
 

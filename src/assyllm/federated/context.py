@@ -112,7 +112,11 @@ class Context:
         down: float = 0.0,
         head: int = 0,
     ) -> None:
-        """Add a round's row: who took part, who was late, and mean bytes a client by channel (late ones as many)."""
+        """Add a round's row: who took part, who was late, and mean bytes a client by channel (late ones as many).
+
+        Where all that answered were late nothing is computed here, so bytes up are known only if every client sends
+        the same; else they are 0.
+        """
         state.rows.append(
             {
                 "round": state.round,

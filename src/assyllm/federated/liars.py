@@ -61,19 +61,15 @@ class Liars:
             for c, sums in replies
         ]
 
-    def weights(self, held: Mapping[int, int], most: float) -> list[tuple[list[int], float]]:
-        """How a cohort's gradients are added: groups of clients, and what an example of theirs counts.
+    def weights(self, held: Mapping[int, int], most: float) -> dict[int, float]:
+        """By client what each of its examples counts in a cohort's gradient; below 0: turned round.
 
         Args:
             held: client -> its number of examples; ``most``: examples that a client may claim.
         """
-        honest = [client for client in held if client not in self.in_sums]
-        lying = [client for client in held if client in self.in_sums]
-        groups = [(honest, 1.0)] if honest else []
-        if lying:
-            claimed = sum(min(TIMES * held[client], most) for client in lying)
-            groups.append((lying, -claimed / sum(held[client] for client in lying)))
-        return groups
+        times = {client: TIMES if client in self.in_sums else 1.0 for client in held}
+        sign = {client: -1 if client in self.in_sums else 1 for client in held}
+        return {c: sign[c] * min(times[c] * number, most) / number for c, number in held.items()}
 
 
 def _worst(task: ScoreTask, chain: tuple[str, ...], lying: Sequence[ScoreReply]) -> str:

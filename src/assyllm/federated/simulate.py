@@ -39,8 +39,9 @@ class Parts:
     def of(cls, where: Tensor, cuts: Sequence[slice]) -> Parts:
         """The parts that ``cuts`` makes of rows that stand at ``where`` ``[rows, k]``."""
         longest = max((cut.stop - cut.start for cut in cuts), default=0)
-        place = torch.tensor([cut.start for cut in cuts])[:, None] + torch.arange(longest)
-        real = place < torch.tensor([cut.stop for cut in cuts])[:, None]
+        first, end = (torch.tensor([getattr(cut, at) for cut in cuts], dtype=torch.int64) for at in ("start", "stop"))
+        place = first[:, None] + torch.arange(longest)
+        real = place < end[:, None]
         return cls(where[torch.where(real, place, 0)].unbind(-1), real)
 
     @property
@@ -78,7 +79,7 @@ def score_cohort(task: ScoreTask, cohort: Cohort) -> list[ScoreReply]:
             for client in range(len(votes)):
                 one = slice(client, client + 1)
                 part = HsicTerms(terms.xy[i, one], terms.xx[i, one], terms.yy[i, one], hsic.rows[client])
-                sums[client][name, block] = CandidateSums(part.within(limit), fitted.get(client))
+                sums[client][name, block] = CandidateSums(part.within(limit.choices), fitted.get(client))
     examples = [place.stop - place.start for place in cohort.places.values()]
     return [
         ScoreReply(client, task.round, task.claimed(number), tuple(said), own)
@@ -140,6 +141,8 @@ class _Hsic:
 
     def of(self, chain: Chain, blocks: Sequence[str]) -> HsicTerms:
         """Terms ``[blocks, clients]`` of the candidates on a chain."""
+        if not blocks:
+            return HsicTerms.zeros(0, len(self.rows))
         x = self._grams([self._cohort.assembled(chain, block) for block in blocks])
         y = torch.stack([self._native(block) for block in blocks])
         products = [(a * b).sum((-1, -2)) * self._parts.count for a, b in ((x, y), (x, x), (y, y))]

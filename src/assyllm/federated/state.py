@@ -83,9 +83,7 @@ class State:
         for (chain, block), head in self.probed.items():
             tensors |= {f"probed/{chain}>{block}/{i}": part for i, part in enumerate(head.parts())}
         tensors |= {f"probe/{name}/weight": weight for name, weight in self.probes.items()}
-        tensors |= {
-            f"tuned/{name}": tensor.clone() for name, tensor in self.tuned.items()
-        }  # the adapters hold the same
+        tensors |= {f"tuned/{name}": tensor for name, tensor in self.tuned.items()}
         for name, moments in self.moments.items():
             tensors |= {f"moment{i}/{name}": tensor for i, tensor in enumerate(moments)}
         return tensors, raw

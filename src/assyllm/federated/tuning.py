@@ -41,7 +41,7 @@ def tune(run: Context, state: State, chain: Sequence[str]) -> State:
     names = sorted(state.tuned)
     loss = 0.0
     if clients:
-        gradients, loss = _summed(run, state, chain, clients)
+        gradients, loss = _gradients(run, state, chain, clients)
         step = sum(1 for row in state.rows if row.get("tuned")) + 1
         for name in names:
             _adam(state, name, gradients[name], step, settings.learning_rate)
@@ -82,36 +82,18 @@ def start(run: Context, state: State, chain: Sequence[str]) -> dict[str, Tensor]
     return tuned
 
 
-def _summed(
-    run: Context, state: State, chain: Sequence[str], clients: Sequence[int]
-) -> tuple[dict[str, Tensor], float]:
-    """The mean gradient that the secure sum of the cohort's would give, and the honest clients' loss.
-
-    Gradients of each group of clients (all are honest, or some lie) are computed at once. What bounds a liar is the
-    number of examples that it may claim; a bound on the norm of one client's gradient is not simulated.
-    """
-    groups = run.liars.weights({client: len(run.data.owned[client]) for client in clients}, run.limits.examples)
-    if groups == [(list(clients), 1.0)]:
-        return _gradients(run, state, chain, clients)
-    counts = [weight * sum(len(run.data.owned[client]) for client in group) for group, weight in groups]
-    found = [_gradients(run, state, chain, group) for group, _ in groups]
-    total = sum(abs(count) for count in counts)
-    names = found[0][0]
-    summed = {
-        name: sum((c / total * g[name] for c, (g, _) in zip(counts, found, strict=True)), torch.zeros(()))
-        for name in names
-    }
-    return summed, found[0][1]
-
-
 def _gradients(
     run: Context, state: State, chain: Sequence[str], clients: Sequence[int]
 ) -> tuple[dict[str, Tensor], float]:
-    """The cohort's mean gradient, weighted by examples, and its loss.
+    """The cohort's mean gradient, weighted by the examples that clients claim, and the honest clients' loss.
 
     The clients' losses are means over their own examples; weighted by examples, their mean is the mean over all
-    of the cohort's, so that one backward pass gives the sum that the secure sum would.
+    of the cohort's, so that one backward pass gives the sum that the secure sum would. What bounds a liar is the
+    number of examples that it may claim; a bound on the norm of one client's gradient is not simulated.
     """
+    held = {client: len(run.data.owned[client]) for client in clients}
+    counts = run.liars.weights(held, run.limits.examples)
+    each = torch.tensor([counts[client] for client in clients for _ in range(held[client])])
     items = [item for client in clients for item in run.data.owned[client]]
     walker = run.walker(state, "train", items)
     adapters: dict[str, Adapter] = {}
@@ -124,27 +106,42 @@ def _gradients(
             adapters[name] = trained
             leaves |= {f"{name}/{part}": tensor for part, tensor in trained.named_parameters()}
     if run.settings.adapter.tuning == "local":
-        loss = _local_loss(run, chain, adapters, walker, items)
+        loss, honest = _local_loss(run, chain, adapters, walker, items, each)
     else:
         leaves[HEAD] = state.tuned[HEAD].clone().requires_grad_()
         encoded = run.data.encoded(run.pool, run.pool.info(chain[0]).model, "train")[items]
         vectors = walker.trained(chain, adapters)
         scores = combine(vectors) @ leaves[HEAD]
         scores = scores.masked_fill(~encoded.choice_mask, -1e9)
-        loss = torch.nn.functional.cross_entropy(scores, encoded.answer)
+        if bool((each == 1).all()):
+            loss = torch.nn.functional.cross_entropy(scores, encoded.answer)
+            honest = float(loss.detach())
+        else:
+            losses = torch.nn.functional.cross_entropy(scores, encoded.answer, reduction="none")
+            loss, honest = _means(losses, each)
     names = sorted(leaves)
     if not names:
-        return {}, float(loss)
+        return {}, honest
     found = torch.autograd.grad(loss, [leaves[name] for name in names], allow_unused=True)
     filled = [torch.zeros_like(leaves[n]) if g is None else g for n, g in zip(names, found, strict=True)]
-    return dict(zip(names, filled, strict=True)), float(loss.detach())
+    return dict(zip(names, filled, strict=True)), honest
+
+
+def _means(losses: Tensor, each: Tensor) -> tuple[Tensor, float]:
+    """The mean of losses ``[n, ...]`` that count ``each``, and of those above 0 (of all if none is)."""
+    if bool((each == 1).all()):
+        mean = losses.mean()
+        return mean, float(mean.detach())
+    losses = losses.reshape(len(each), -1).mean(1)
+    told = each.clamp(min=0) if bool((each > 0).any()) else each.abs()
+    return losses @ each / each.abs().sum(), float(losses.detach() @ told / told.sum())
 
 
 def _local_loss(
-    run: Context, chain: Sequence[str], adapters: dict[str, Adapter], walker: Walker, items: list[int]
-) -> Tensor:
-    """Sum over tuned joins of the pooled distance from what the block natively receives."""
-    total = torch.zeros(())
+    run: Context, chain: Sequence[str], adapters: dict[str, Adapter], walker: Walker, items: list[int], each: Tensor
+) -> tuple[Tensor, float]:
+    """Sum over tuned joins of the pooled distance from what the block natively receives; the honest clients' too."""
+    total, told = torch.zeros(()), 0.0
     real = run.data.encoded(run.pool, run.pool.info(chain[0]).model, "train").choice_mask[items]
     for i in range(1, len(chain)):
         name, before = edge(chain[:i], chain[i]), run.pool.before(chain[i])
@@ -152,9 +149,13 @@ def _local_loss(
             continue
         given = walker.given(chain[:i], chain[i], adapters[name])
         target = run.data.native[before][items]
-        given, target = given[real], target[:, : real.shape[1]][real]
-        total = total + (given - target).square().mean() / target.var().clamp(min=1e-12)
-    return total
+        shown = real[:, : target.shape[1]]
+        given, target = given[:, : target.shape[1]][shown], target[shown]
+        counts = each[:, None].expand_as(shown)[shown]
+        loss, honest = _means((given - target).square(), counts)
+        scale = target.var().clamp(min=1e-12)
+        total, told = total + loss / scale, told + honest / float(scale)
+    return total, told
 
 
 @torch.no_grad()

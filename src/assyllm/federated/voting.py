@@ -29,13 +29,13 @@ def native(run: Context, state: State) -> State:
     clients, late = run.sample(state.round)
     blocks = run.data.blocks
     hsic = run.data.hsic[clients].sum(0)
+    bins = sum(run.data.histograms[block][0].size for block in blocks)
+    up = NUMBER * (len(blocks) * (len(blocks) + 1) // 2 + bins)
+    run.log(state, clients, late, **({"up_sums": up, "down": ID} if clients or late else {}))
     if not clients or (state.round <= SPARE and not hsic.any()):
-        run.log(state, clients, late)  # a whole cohort lost, or too few examples for CKA: ask the next one
-        return state
+        return state  # a whole cohort lost, or too few examples for CKA: ask the next one
     state.hsic = hsic
     state.histograms = {b: run.data.histograms[b][clients].sum(0) for b in blocks}
-    bins = sum(counts.size for counts in state.histograms.values())
-    run.log(state, clients, late, up_sums=NUMBER * (len(blocks) * (len(blocks) + 1) // 2 + bins), down=ID)
     state.open, state.phase = search.roots(run.pool), "select"
     return state
 

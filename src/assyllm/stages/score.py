@@ -10,14 +10,13 @@ from pathlib import Path
 
 from assyllm.params import parse_sections
 
-SECTIONS = ("tasks", "partition", "comparator", "federated", "swapper")
-ONLY = {"federated": ("shards",)}
+SECTIONS = ("tasks", "partition", "comparator", "swapper")
 CODE = ("params.py", "artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer",
         "swapper", "comparator")  # fmt: skip
 
 
 def run(params: str, code_sha: str, pool: Path, tasks: Path, partition: Path, seed: int, shard: int, out: Path) -> None:
-    """Score shard ``shard`` of ``federated.shards``: the clients whose number leaves that remainder."""
+    """Score shard ``shard`` of ``comparator.shards``: the clients whose number leaves that remainder."""
     p = parse_sections(params, SECTIONS)
     import torch
     from safetensors.torch import save_file
@@ -41,7 +40,7 @@ def run(params: str, code_sha: str, pool: Path, tasks: Path, partition: Path, se
             lines = (Path(tasks) / task / "public.txt").read_text(encoding="utf-8").splitlines()
             length = p.tasks.max_tokens[task]
             public = public_statistics(opened, cloze_questions(lines, p.comparator.public_texts), length)
-            clients = [c for c in range(p.partition.clients) if c % p.federated.shards == shard]
+            clients = [c for c in range(p.partition.clients) if c % p.comparator.shards == shard]
             tensors = score_clients(opened, train, owned, clients, public, p.comparator, length)
             save_file(tensors, folder / f"{task}.safetensors")
             save_file(
