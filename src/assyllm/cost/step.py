@@ -114,7 +114,7 @@ def frozen_base(config: dict[str, Any], reading: Reading) -> nn.Module:
 
 
 def in_reading(base: nn.Module, reading: Reading) -> nn.Module:
-    """``base`` with what is trained in it at the reading's bytes a weight; peft's adapters over integers are float32."""
+    """``base`` with what is trained at the reading's bytes a weight; peft's adapters over integers are float32."""
     for parameter in base.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(DTYPES[reading.bytes_per_weight])
