@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,13 +53,19 @@ def kills(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the tiny study was run, by Snakemake on two cores."""
+    """A folder in which the tiny study was run, by Snakemake on two cores: made once, each test process has a copy."""
     from tiny import study as tiny
 
-    folder = tmp_path_factory.mktemp("study")
-    tiny.write_params(folder, tiny.tiny_params())
-    tiny.snakemake(folder, "--cores", "2")
-    return folder
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if os.environ.get("PYTEST_XDIST_WORKER") else own
+    folder, made = shared / "made", shared / "made.done"
+    with open(shared / "made.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            tiny.write_params(folder, tiny.tiny_params())
+            tiny.snakemake(folder, "--cores", "2")
+            made.touch()
+    return Path(shutil.copytree(folder, own / "study", symlinks=True))
 
 
 @pytest.fixture(scope="session")
