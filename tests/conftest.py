@@ -5,14 +5,23 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import os
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+
+
+@cache
+def _raw_params() -> dict:
+    from assyllm import params as P
+
+    return P.read_yaml(ROOT / "params.yaml")
 
 
 def tiny_params(method: str = "assyllm_paper", **changes: dict):
@@ -22,7 +31,7 @@ def tiny_params(method: str = "assyllm_paper", **changes: dict):
     """
     from assyllm import params as P
 
-    raw = P.read_yaml(ROOT / "params.yaml")
+    raw = copy.deepcopy(_raw_params())
     raw["partition"]["clients"] = 12
     raw["federated"]["clients_per_round"] = 5
     raw["comparator"]["public_texts"] = 48

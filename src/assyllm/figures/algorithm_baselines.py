@@ -89,7 +89,7 @@ def _paper(what: str, task: str, method: str, value: float) -> dict:
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """Columns are tasks. Top: final accuracy. Middle: accuracy over hours. Bottom: speed-up over FT-practical."""
     return panels(
-        df, look, "Top: final test accuracy, 95 % interval. Middle: its course over modelled time, range over seeds; "
+        df, look, "Top: test accuracy of the reported round (the best on dev), 95 % interval. Middle: its course over modelled time, range over seeds; "
         "each method's time is spread evenly over its rounds. Bottom: FT-practical's time over the method's, each to "
         "its own accuracy. Markers in bars are the lines'. Stars: the paper (7B models, real tasks).",
     )  # fmt: skip
@@ -114,7 +114,7 @@ def panels(df: pd.DataFrame, look: Figures, text: str) -> Figure:
         style.method_axis(top, methods)
         style.percent_axis(top, 0, 100, along="x")
         top.set_title(style.task_label(task, measured[measured["task"] == task]["world"].iloc[0]))
-        top.set_xlabel("test accuracy, final")
+        top.set_xlabel("test accuracy")
         style.lines(middle, methods, curve[curve["task"] == task], "hours")
         style.log_axis(middle)
         middle.set_xlabel("hours on a device (modelled)")
