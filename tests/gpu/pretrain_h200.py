@@ -7,21 +7,19 @@ FOLDER of text holds ``*_train.txt.xz`` and ``*_valid.txt.xz``. Shapes and recip
 speed of a trial, so that the whole command ends in time (leave out ``--seconds`` for the preset's steps). With two
 devices Llama and Vicuna train on the first, the others on the second. Under ``--keep`` remain the models
 (``zoo/``), their int8 exports (``export/``) and, for machines that give back small files only, one archive of the
-exports cut into parts (``parts/``). ``--trials`` times optimizer variants on the speed test's shape and trains nothing
-(a minute and a half). Needs torch, transformers, tokenizers, safetensors, pydantic.
+exports cut into parts (``parts/``). ``--trials`` times the speed test's shape, with the preset's rows a step and with
+twice as many, and trains nothing (a minute and a half). Needs torch, transformers, tokenizers, safetensors, pydantic.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,9 +34,7 @@ PART_BYTES = 15 * 2**20
 SPEED = {"family": "llama", "stands_for": "llama-7b", "hidden_size": 512, "intermediate_size": 1408, "layers": 12,
          "heads": 8, "vocabulary": 16384}  # fmt: skip
 
-# what may make a step quicker, each with all before it: AdamW in one kernel; Newton-Schulz in bf16, as Muon's authors
-# have it; twice the rows a step
-TRIALS = ("plain", "fused_adamw", "bf16_newton_schulz", "twice_the_rows")
+TRIALS = {"as_it_is": 1, "twice_the_rows": 2}  # rows a step, in the preset's
 
 began = time.perf_counter()
 
@@ -138,32 +134,6 @@ def tables_weights(model: Any) -> int:
     return 0 if model.config.tie_word_embeddings else model.get_input_embeddings().weight.numel()
 
 
-@contextlib.contextmanager
-def quicker(label: str) -> Iterator[None]:
-    """The optimizers of a trial, for as long as the ``with`` lasts."""
-    import torch
-
-    from assyllm.zoo import muon
-    from assyllm.zoo import pretrain as loop
-
-    made, turned, level = loop.optimizers, muon.orthogonalise, TRIALS.index(label)
-
-    def optimizers(*given: Any) -> list[Any]:
-        first, second = made(*given)
-        group = second.param_groups[0]
-        kept = {name: group[name] for name in ("lr", "betas", "weight_decay")}
-        return [first, torch.optim.AdamW(group["params"], fused=True, **kept)]
-
-    try:
-        if level >= TRIALS.index("fused_adamw"):
-            loop.optimizers = optimizers
-        if level >= TRIALS.index("bf16_newton_schulz"):
-            muon.orthogonalise = lambda matrices: turned(matrices.bfloat16()).to(matrices.dtype)
-        yield
-    finally:
-        loop.optimizers, muon.orthogonalise = made, turned
-
-
 def trials(options: argparse.Namespace) -> None:
     """Tokens a second of every trial on the speed test's shape, and the loss after its steps."""
     import torch
@@ -178,8 +148,8 @@ def trials(options: argparse.Namespace) -> None:
     kind, rows = kind_of(member.family), rows_of(member.family, "train", options)
     tokenizer = load_tokenizer(options.keep / "tokens" / member.family)
     found: dict[str, Any] = {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}
-    for label in TRIALS:
-        batch = (options.batch or shared.batch) * (2 if label == "twice_the_rows" else 1)
+    for label, times in TRIALS.items():
+        batch = (options.batch or shared.batch) * times
         steps = options.trial or WARM + 2 * TIMED
         recipe = Recipe(kind.causal, steps, batch, shared.matrix_learning_rate, shared.other_learning_rate,
                         device="cuda" if torch.cuda.is_available() else "cpu", bf16=shared.bf16)  # fmt: skip
@@ -191,8 +161,7 @@ def trials(options: argparse.Namespace) -> None:
             losses.append(loss)
 
         whole = rows[: len(rows) - len(rows) % recipe.batch]
-        with quicker(label):
-            pretrain(model, whole, Special.of(tokenizer), recipe, "trials", report=report)
+        pretrain(model, whole, Special.of(tokenizer), recipe, "trials", report=report)
         speed = clock.rate(batch * shared.max_tokens)
         found[label] = {"tokens_per_s": speed, "tokens_a_step": batch * shared.max_tokens, "steps": steps,
                         "tflops": 6 * (model.num_parameters() - tables_weights(model)) * speed / 1e12,
@@ -335,7 +304,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="rows a step, instead of the preset's")
     parser.add_argument("--steps", type=int, help="of each model, whatever the seconds")
     parser.add_argument("--trial", type=int, help="steps of the trial")
-    parser.add_argument("--trials", action="store_true", help="time variants of the optimizers and stop")
+    parser.add_argument("--trials", action="store_true", help="time the speed test's shape and stop")
     parser.add_argument("--held", type=int, help="held-out rows; all of the text if not given")
     parser.add_argument("--only", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--tokens", help=argparse.SUPPRESS)

@@ -87,11 +87,11 @@ def _paper(what: str, task: str, method: str, value: float) -> dict:
 
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
-    """Columns are tasks. Top: final accuracy. Middle: accuracy over hours. Bottom: speed-up over FT-practical."""
+    """Columns are tasks. Top: reported accuracy. Middle: accuracy over hours. Bottom: speed-up over FT-practical."""
     return panels(
-        df, look, "Top: test accuracy of the reported round (the best on dev), 95 % interval. Middle: its course over modelled time, range over seeds; "
-        "each method's time is spread evenly over its rounds. Bottom: FT-practical's time over the method's, each to "
-        "its own accuracy. Markers in bars are the lines'. Stars: the paper (7B models, real tasks).",
+        df, look, "Top: test accuracy of the reported round (the best on dev), 95 % interval. Middle: its "
+        "course over modelled time, range over seeds; each method's time is spread evenly over its rounds. Bottom: "
+        "FT-practical's time over the method's, each to its own accuracy. Markers in bars are the lines'. Stars: the paper (7B models, real tasks).",
     )  # fmt: skip
 
 
