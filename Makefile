@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test full again figures report real install lint schema readme pull clean
+.PHONY: run test full again check figures report real install lint schema readme pull clean
 run: install
 	snakemake --cores $(CORES)
 
@@ -25,6 +25,14 @@ again: install
 	cp params.yaml build/again/
 	snakemake --cores $(CORES) --directory build/again
 	assyllm reproduced data/results build/again/data/results
+
+# a part of it (study.check in params.yaml), within minutes
+check: install
+	rm -rf build/check
+	mkdir -p build/check
+	cp params.yaml build/check/
+	snakemake --cores $(CORES) --directory build/check check
+	assyllm reproduced data/results build/check/data/results/check
 
 figures: install
 	snakemake -s workflow/rules/figures.smk --cores $(CORES)

@@ -4,7 +4,7 @@
 #   workflow/rules/runs.smk      tasks -> partition -> cost, score -> federate, baseline -> collect: the runs
 #   workflow/rules/figures.smk   figure: the result tables become figures
 #
-# Targets: all (default), pool, results, figures, full, ablations, tuning.
+# Targets: all (default), pool, results, figures, full, ablations, check, tuning.
 
 
 include: "workflow/rules/common.smk"
@@ -27,6 +27,11 @@ rule full:
 rule ablations:
     input:
         *products("ablations"),
+
+
+rule check:
+    input:
+        *products("check"),
 
 
 include: "workflow/rules/pool.smk"

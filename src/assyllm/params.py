@@ -32,7 +32,7 @@ TUNED = ("ft_oracle", "ft_practical", "lora", "lora_all", "qlora", "qlora_recomp
 SHARES = {"recomputation": "ft_oracle", "swapping": "ft_oracle"}
 # methods over a model whose own weights stay as they are: `frozen_base.bits` says in how many bits (qlora: 4)
 FROZEN_BASE = ("lora", "lora_all", "fedadapter", "fwdllm")
-STUDIES = ("default", "full", "ablations")
+STUDIES = ("default", "full", "ablations", "check")
 HEADS = ("one_model_head", "choices_only")  # closed-form heads, settings under `baselines.closed_form`
 BASELINES = ("majority", "zero_shot", *HEADS, *TUNED, *SHARES)
 ASSEMBLING = ("assyllm_paper", "assyllm", "random_blocks", "untrained_blocks", "one_model_blocks")
@@ -80,11 +80,12 @@ class Study(Section):
 
 
 class Studies(Section):
-    """What can be run: `snakemake`, `snakemake full`, `snakemake ablations`."""
+    """What can be run: `snakemake`, `snakemake full`, `snakemake ablations`, `snakemake check`."""
 
     default: Study
     full: Study
     ablations: Study | None = None
+    check: Study | None = None
 
 
 # ---------------------------------------------------------------------------------------- models and tasks

@@ -4,6 +4,9 @@ Where every run had the same weights (``runs.csv``, column ``weights_sha``), the
 cell; wall times and hashes of code and parameters are not results. Another type of machine trains another zoo in the
 low digits: then every method's accuracy on every task must lie within what the two studies' intervals allow, and
 only what follows from shapes must be equal.
+
+The study made again may be a part of the old one (``snakemake check``): then its runs' own rows are compared, and not
+what is computed over all runs.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ EQUAL = (
     "metrics", "accuracy", "differences", "models", "resources", "quantizer", "compatibility_heatmaps",
     "feature_differences", *SHAPES,
 )  # fmt: skip
+OF_RUNS = ("metrics", "models", "cost", "curves")  # whose every row belongs to one run or one method
 KEY = ("task", "method", "setting", "split")
 
 
@@ -40,20 +44,24 @@ def compare(old: Path, new: Path) -> Verdict:
     """Hold the tables in ``new`` against those in ``old``.
 
     Raises:
-        ArtifactError: a table or a column of it is missing, or the two hold different runs.
+        ArtifactError: a table or a column of it is missing, or ``new`` holds a run that ``old`` does not.
     """
     before, after = (
         {row["run_id"]: row["weights_sha"] for row in _rows(Path(folder) / "runs.csv", "run_id", "weights_sha")}
         for folder in (old, new)
     )
-    if set(before) != set(after):
-        missing = sorted(set(before) ^ set(after))
-        raise ArtifactError(f"{new}: not the runs of {old}; in one of them only: {', '.join(missing[:5])}")
-    if before == after:
-        return Verdict("the same weights, equal cells", *_cells(Path(old), Path(new), EQUAL))
-    shared, apart = _intervals(Path(old), Path(new))
-    cells, unlike = _cells(Path(old), Path(new), SHAPES)
-    return Verdict("other weights, overlapping intervals, equal cells of shapes", shared + cells, apart + unlike)
+    if not after or not set(after) <= set(before):
+        unknown = sorted(set(after) - set(before))
+        raise ArtifactError(f"{new}: not runs of {old}: {', '.join(unknown[:5]) or 'there are none'}")
+    part = len(after) < len(before)
+    about = f"{len(after)} of {len(before)} runs, " if part else ""
+    if all(before[run] == sha for run, sha in after.items()):
+        tables = [table for table in EQUAL if not part or table in OF_RUNS]
+        return Verdict(f"{about}the same weights, equal cells", *_cells(Path(old), Path(new), tables, part))
+    shared, apart = _intervals(Path(old), Path(new), part)
+    cells, unlike = _cells(Path(old), Path(new), [t for t in SHAPES if not part or t in OF_RUNS], part)
+    how = f"{about}other weights, overlapping intervals, equal cells of shapes"
+    return Verdict(how, shared + cells, apart + unlike)
 
 
 def _rows(path: Path, *columns: str) -> list[dict[str, str]]:
@@ -65,11 +73,15 @@ def _rows(path: Path, *columns: str) -> list[dict[str, str]]:
     return rows
 
 
-def _cells(old: Path, new: Path, tables: Sequence[str]) -> tuple[int, list[str]]:
-    """How many cells of some tables were compared, and which differ."""
+def _cells(old: Path, new: Path, tables: Sequence[str], part: bool) -> tuple[int, list[str]]:
+    """How many cells of some tables were compared, and which differ; of a part of the runs, those of its rows."""
     compared, differences = 0, []
     for table in tables:
         before, after = (read_table(folder / f"{table}.csv") for folder in (old, new))
+        if part and after:
+            own = "run_id" if "run_id" in after[0] else "method"
+            kept = {row[own] for row in after}
+            before = [row for row in before if row[own] in kept]
         if len(before) != len(after):
             differences.append(f"{table}: {len(before)} rows before, {len(after)} now")
         for place, (row, other) in enumerate(zip(before, after, strict=False), start=2):
@@ -82,14 +94,15 @@ def _cells(old: Path, new: Path, tables: Sequence[str]) -> tuple[int, list[str]]
     return compared, differences
 
 
-def _intervals(old: Path, new: Path) -> tuple[int, list[str]]:
-    """How many accuracies' intervals were compared, and which do not overlap."""
+def _intervals(old: Path, new: Path, part: bool) -> tuple[int, list[str]]:
+    """How many accuracies' intervals were compared, and which do not overlap; a part lacks some of them."""
     columns = (*KEY, "mean", "low", "high")
     before, after = (
         {tuple(row[key] for key in KEY): row for row in _rows(folder / "accuracy.csv", *columns)}
         for folder in (old, new)
     )
-    differences = [f"accuracy.csv: {' '.join(key)} is in one of them only" for key in sorted(set(before) ^ set(after))]
+    alone = set(after) - set(before) if part else set(before) ^ set(after)
+    differences = [f"accuracy.csv: {' '.join(key)} is in one of them only" for key in sorted(alone)]
     shared = sorted(set(before) & set(after))
     for key in shared:
         a, b = before[key], after[key]

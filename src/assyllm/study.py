@@ -165,9 +165,9 @@ class Plan:
         return [f"data/precision/{size}/{r.setting}/{r.method}/zoo{r.zoo}_seed{r.seed}.csv" for r in runs]
 
     def figures(self, size: str) -> list[str]:
-        """Names of the figures of a study: its own, else those of the section ``figures``."""
+        """Names of the figures of a study: its own (there may be none), else those of the section ``figures``."""
         study: P.Study = getattr(self.params.study, size)
-        return study.figures or self.params.figures.names
+        return self.params.figures.names if study.figures is None else study.figures
 
 
 def kept(text: str, folder: Path = Path(".snakemake/params")) -> str:

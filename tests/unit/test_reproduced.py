@@ -79,6 +79,41 @@ def test_a_missing_column_is_named(again: Path) -> None:
 
 
 def test_another_study_is_refused(again: Path) -> None:
-    write_table(again / "runs.csv", read_table(again / "runs.csv")[1:])
-    with pytest.raises(ArtifactError, match="not the runs of"):
+    edit(again / "runs.csv", 0, "run_id", "base-elsewhere-zoo0-seed0")
+    with pytest.raises(ArtifactError, match=r"not runs of .*: base-elsewhere-zoo0-seed0"):
         compare(COMMITTED, again)
+
+
+@pytest.fixture
+def part(again: Path) -> Path:
+    """One seed of two methods, as a study of them alone would write its tables."""
+    methods = {"assyllm", "ft_oracle"}
+    for table in ("runs", "metrics", "models", "cost", "curves"):
+        rows = [row for row in read_table(again / f"{table}.csv") if row["method"] in methods]
+        write_table(again / f"{table}.csv", [row for row in rows if row.get("seed", "0") == "0"])
+    runs = read_table(again / "runs.csv")
+    write_table(again / "runs.csv", [row for row in runs if row["setting"] == ""])
+    for table in ("metrics", "models"):
+        rows = read_table(again / f"{table}.csv")
+        write_table(again / f"{table}.csv", [row for row in rows if row["setting"] == ""])
+    return again
+
+
+def test_a_part_of_the_runs_is_held_to_its_own_rows(part: Path) -> None:
+    found = compare(COMMITTED, part)
+    assert found.how.startswith("2 of ")
+    assert "the same weights" in found.how
+    assert found.compared > 10_000
+    assert found.differences == []
+    edit(part / "metrics.csv", 3, "value", "0.123")
+    assert "metrics.csv line 5" in compare(COMMITTED, part).differences[0]
+
+
+def test_a_part_with_other_weights_is_held_to_the_intervals(part: Path) -> None:
+    write_table(part / "runs.csv", [row | {"weights_sha": "another"} for row in read_table(part / "runs.csv")])
+    rows = [row for row in read_table(part / "accuracy.csv") if row["method"] == "assyllm"]
+    write_table(part / "accuracy.csv", rows)
+    assert compare(COMMITTED, part).differences == []
+    for column in ("mean", "low", "high"):
+        edit(part / "accuracy.csv", 0, column, "0.01")
+    assert len(compare(COMMITTED, part).differences) == 1

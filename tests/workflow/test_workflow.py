@@ -22,13 +22,13 @@ pytestmark = pytest.mark.workflow
 def planned(folder: Path, *arguments: str) -> set[str]:
     output = snakemake(folder, "--cores", "2", *arguments, "-n", "--quiet", "rules")
     pairs = (line.split() for line in output.splitlines())
-    return {p[0] for p in pairs if len(p) == 2 and p[1].isdigit()} - {"total", "all", "results", "pool", "figures"}
+    return {p[0] for p in pairs if len(p) == 2 and p[1].isdigit()} - {"total", "all", "results", "pool", "figures", "check"}
 
 
 @pytest.mark.parametrize(
     ("folder", "target"),
     [
-        *((ROOT, target) for target in ("all", "full", "pool", "results", "tuning")),
+        *((ROOT, target) for target in ("all", "full", "check", "pool", "results", "tuning")),
         *((folder, "all") for folder in PRESETS[1:]),
     ],
     ids=lambda value: value if isinstance(value, str) else value.name,
@@ -36,7 +36,8 @@ def planned(folder: Path, *arguments: str) -> set[str]:
 def test_every_target_and_every_preset_plans(folder: Path, target: str, tmp_path: Path) -> None:
     shutil.copy(folder / "params.yaml", tmp_path / "params.yaml")
     jobs = planned(tmp_path, target)
-    last = {"all": "figure", "full": "figure", "pool": "quantize", "results": "collect", "tuning": "tune"}[target]
+    results = {"check": "collect", "results": "collect"}
+    last = {"all": "figure", "full": "figure", "pool": "quantize", "tuning": "tune", **results}[target]
     assert last in jobs
     assert "download" in jobs
     assert ("federate" in jobs) == (target not in ("pool", "tuning"))
