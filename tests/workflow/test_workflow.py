@@ -22,7 +22,8 @@ pytestmark = pytest.mark.workflow
 def planned(folder: Path, *arguments: str) -> set[str]:
     output = snakemake(folder, "--cores", "2", *arguments, "-n", "--quiet", "rules")
     pairs = (line.split() for line in output.splitlines())
-    return {p[0] for p in pairs if len(p) == 2 and p[1].isdigit()} - {"total", "all", "results", "pool", "figures", "check"}
+    targets = {"total", "all", "results", "pool", "figures", "check"}
+    return {p[0] for p in pairs if len(p) == 2 and p[1].isdigit()} - targets
 
 
 @pytest.mark.parametrize(
