@@ -158,6 +158,45 @@ def difference_table(predictions: Rows, ev: Evaluate) -> list[dict]:
     return rows
 
 
+ZOOS = ("zoo", "task", "method", "mean", "behind", "low", "high", "runs", "source")
+
+
+def zoo_table(predictions: Rows, ev: Evaluate, leader: str = "assyllm") -> list[dict]:
+    """Every method on every differently pre-trained zoo, on the base setting, and how far it is behind ``leader``.
+
+    ``mean`` is the test accuracy over seeds, ``behind`` the leader's less this one's with its paired interval; empty
+    where one of the two lacks a run. The task ``all`` is the mean over tasks.
+    """
+    hits: dict[tuple[str, str], dict[str, dict[tuple[str, str], int]]] = defaultdict(lambda: defaultdict(dict))
+    for p in predictions:
+        if without_zoo(p["setting"]) == "":
+            zoo, seed = p["run_id"].split("-", 2)[2].split("-")
+            hits[zoo.removeprefix("zoo"), p["method"]][seed][p["task"], p["question"]] = int(p["correct"])
+    rows = []
+    for zoo, method in sorted(hits):
+        mine, first = hits[zoo, method], hits.get((zoo, leader), {})
+        paired = method != leader and all(set(first.get(seed, ())) == set(own) for seed, own in mine.items())
+        tasks = sorted({task for own in mine.values() for task, _ in own})
+        for task in ["all", *tasks]:
+            right = {s: _of_task(own, task) for s, own in sorted(mine.items())}
+            row = dict.fromkeys(ZOOS, "") | {
+                "zoo": zoo, "task": task, "method": method, "mean": float(np.mean([h.mean() for h in right.values()])),
+                "runs": len(right), "source": "measured",
+            }  # fmt: skip
+            if paired:
+                behind = [_of_task(first[seed], task) - own for seed, own in right.items()]
+                name = f"zoo{zoo}/{task}/{method}"
+                found = paired_bootstrap(behind, ev.bootstrap_samples, ev.interval, name)
+                row |= dict(zip(("behind", "low", "high"), found, strict=True))
+            rows.append(row)
+    return rows
+
+
+def _of_task(hits: dict[tuple[str, str], int], task: str) -> np.ndarray:
+    """The hits of one task, or of all (as many questions each), in the order of questions."""
+    return np.array([hit for (of, _), hit in sorted(hits.items()) if task in ("all", of)])
+
+
 ABLATIONS = (
     "setting", "changed", "method", "task", "world", "mean", "low", "high", "difference", "difference_low",
     "difference_high", "runs", "source",
@@ -264,6 +303,7 @@ def collect(
     write_table(out / "accuracy.csv", accuracy)
     write_table(out / "differences.csv", differences, ["task", "method", "versus", "difference", "low", "high",
                                                        "runs", "source"])  # fmt: skip
+    write_table(out / "zoos.csv", zoo_table(predictions, ev), ZOOS)
     ablations = ablation_table(
         predictions, worlds, list(dict.fromkeys(r["run_id"].split("-", 1)[0] for r in run_rows)), ev
     )

@@ -68,11 +68,29 @@ def accuracy_part(results: Path) -> str:
 
 
 def full_part(results: Path) -> str:
-    """The same of the full study, and differences, where tables of it are kept."""
+    """The same of the full study, differences, and every zoo for itself, where tables of it are kept."""
     full = results / "full"
     if not (full / "accuracy.csv").is_file():
         return "Not run."
-    return f"{_accuracy(full, participation(results))}\n\n{differences_part(full)}"
+    parts = [_accuracy(full, participation(results)), differences_part(full)]
+    if (full / "zoos.csv").is_file():
+        parts.append(_zoos(read_table(full / "zoos.csv")))
+    return "\n\n".join(parts)
+
+
+def _zoos(rows: Rows) -> str:
+    """Accuracy over all tasks by zoo, and how far `assyllm` is above."""
+    found = {(r["method"], r["zoo"]): r for r in rows if r["task"] == "all"}
+    zoos = sorted({zoo for _, zoo in found})
+    lines = []
+    for method in (m for m in METHODS if m in {m for m, _ in found} - {*SHARED}):
+        cells = []
+        for r in (found.get((method, zoo)) for zoo in zoos):
+            behind = f" ({points(r['behind'])}: {points(r['low'])} to {points(r['high'])})" if r and r["behind"] else ""
+            cells.append(share(float(r["mean"])) + behind if r else "")
+        lines.append([METHODS[method], *cells])
+    text = "Each zoo for itself: mean over tasks and seeds; in brackets the points that `assyllm` is above it."
+    return text + "\n\n" + table(["method", *(f"zoo {zoo}" for zoo in zoos)], lines)
 
 
 def _accuracy(results: Path, shares: dict[str, float]) -> str:

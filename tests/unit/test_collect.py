@@ -14,7 +14,7 @@ from assyllm.artifacts import ArtifactError
 from assyllm.claims.rows import _ablations
 from assyllm.claims.shown import all_claims, swap_claims
 from assyllm.claims.table import Claims, Kind, verdict
-from assyllm.collect import ablation_table, collect, condensed, paper_values
+from assyllm.collect import ablation_table, collect, condensed, paper_values, zoo_table
 from assyllm.cost.participation import CURVES
 from assyllm.cost.resources import RESOURCES
 from assyllm.features import POINTS, SCORES
@@ -405,6 +405,31 @@ def test_traffic_that_never_changes_is_told_once() -> None:
     losses = [{**row, "metric": "loss", "round": str(i)} for i in (1, 2)]
     assert condensed([*same, *other, *losses]) == [{**row, "round": ""}, *other, *losses]
     assert condensed(same[:1]) == same[:1]
+
+
+def test_every_zoo_is_compared_for_itself() -> None:
+    def answers(method: str, zoo: int, seed: int, marks: str, task: str = "boolq") -> list[dict[str, str]]:
+        setting = f"zoo.seed={zoo}" if zoo else ""
+        common = {"run_id": f"base-{method}-zoo{zoo}-seed{seed}", "method": method, "task": task, "setting": setting}
+        return [{**common, "question": f"q{i}", "correct": mark} for i, mark in enumerate(marks)]
+
+    rows = [
+        *answers("assyllm", 0, 0, "1111"),
+        *answers("assyllm", 0, 0, "1110", "piqa"),
+        *answers("assyllm", 1, 0, "0000"),
+        *answers("random_blocks", 0, 0, "1100"),
+        *answers("random_blocks", 0, 0, "1100", "piqa"),
+        *answers("random_blocks", 1, 0, "1000"),
+        *answers("ft_oracle", 1, 3, "1111"),  # a seed that assyllm lacks
+    ]
+    found = {(r["zoo"], r["method"], r["task"]): r for r in zoo_table(rows, PARAMS.evaluate)}
+    assert [found["0", "random_blocks", task]["behind"] for task in ("all", "boolq", "piqa")] == [0.375, 0.5, 0.25]
+    assert found["0", "assyllm", "all"]["mean"] == 0.875
+    assert found["0", "assyllm", "all"]["behind"] == ""
+    row = found["1", "random_blocks", "all"]
+    assert row["low"] <= row["behind"] == -0.25 <= row["high"]
+    assert found["1", "ft_oracle", "boolq"]["behind"] == ""
+    assert ("1", "random_blocks", "piqa") not in found
 
 
 def test_ablations_are_paired_with_the_base_setting_of_the_same_method() -> None:
