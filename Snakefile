@@ -4,7 +4,7 @@
 #   workflow/rules/runs.smk      tasks -> partition -> cost, score -> federate, baseline -> collect: the runs
 #   workflow/rules/figures.smk   figure: the result tables become figures
 #
-# Targets: all (default), pool, results, figures, full, ablations, check, tuning.
+# Targets: all (default), pool, results, figures, full, zoos, ablations, check, tuning.
 
 
 include: "workflow/rules/common.smk"
@@ -22,6 +22,11 @@ rule all:
 rule full:
     input:
         *products("full"),
+
+
+rule zoos:
+    input:
+        *products("zoos"),
 
 
 rule ablations:

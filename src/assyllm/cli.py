@@ -207,13 +207,18 @@ def estimate(
     device: Annotated[str | None, typer.Option(help="One device; all if not given.")] = None,
     bits: Annotated[int, typer.Option(help="Of the pool's weights, for methods that assemble blocks.")] = 8,
     resident_layers: Annotated[int, typer.Option(min=1, help="Layers of the pool in memory together.")] = 2,
+    targets: Annotated[
+        str, typer.Option(help="Of low-rank adapters: query_value or all (linear layers).")
+    ] = "query_value",
+    rank: Annotated[int, typer.Option(min=1, help="Of low-rank adapters.")] = 8,
+    directions: Annotated[int, typer.Option(min=1, help="Of a step of fwdllm.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Peak memory, time and energy of a method's step on a model, without its weights."""
     from assyllm.cost.estimate import estimate as ask
     from assyllm.cost.estimate import table
 
-    answer = ask(model, method, batch, length, optimizer, device, bits, resident_layers)
+    answer = ask(model, method, batch, length, optimizer, device, bits, resident_layers, targets, rank, directions)
     typer.echo(json.dumps(answer, indent=2) if as_json else table(answer))
 
 

@@ -8,6 +8,7 @@ questions. ``differences.csv``: paired differences between methods, ``ablations.
 from __future__ import annotations
 
 import csv
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
@@ -132,15 +133,24 @@ def best_zero_shot(metrics: Rows) -> set[tuple[str, str]]:
 
 
 def difference_table(predictions: Rows, ev: Evaluate) -> list[dict]:
-    """Paired differences of every method to FT-practical and FT-oracle, per task, on the base setting."""
+    """Paired differences of every method to FT-practical and FT-oracle, per task, on the base setting.
+
+    Where the two were also run on another model (``baselines.model``), to them too: ``ft_oracle_vicuna``.
+    """
     hits: dict[tuple[str, str], dict[tuple[str, str], int]] = defaultdict(dict)
+    others: list[str] = []
     for p in predictions:
-        if without_zoo(p["setting"]) == "":
+        setting, name = without_zoo(p["setting"]), p["method"]
+        if name in VERSUS and (other := re.fullmatch(r'baselines\.model="(\w+)"', setting)):
+            setting, name = "", f"{name}_{other[1]}"
+            others.append(name)
+        if setting == "":
             repetition = p["run_id"].split("-", 2)[2]
-            hits[p["task"], p["method"]][repetition, p["question"]] = int(p["correct"])
+            hits[p["task"], name][repetition, p["question"]] = int(p["correct"])
+    others = sorted(set(others))
     rows = []
     for (task, method), mine in sorted(hits.items()):
-        for versus in VERSUS:
+        for versus in () if method in others else (*VERSUS, *others):
             theirs = hits.get((task, versus), {})
             if method == versus or set(mine) != set(theirs):
                 continue

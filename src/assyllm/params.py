@@ -30,9 +30,10 @@ Method = Literal[
 TUNED = ("ft_oracle", "ft_practical", "lora", "lora_all", "qlora", "qlora_recomputation", "fedadapter", "fwdllm")
 # methods whose step gives another's gradients: its tuning, and its run where the same clients take part
 SHARES = {"recomputation": "ft_oracle", "swapping": "ft_oracle"}
+LOW_RANK = ("lora", "lora_all", "qlora", "qlora_recomputation", "fwdllm")  # train low-rank adapters
 # methods over a model whose own weights stay as they are: `frozen_base.bits` says in how many bits (qlora: 4)
 FROZEN_BASE = ("lora", "lora_all", "fedadapter", "fwdllm")
-STUDIES = ("default", "full", "ablations", "check")
+STUDIES = ("default", "full", "zoos", "ablations", "check")
 HEADS = ("one_model_head", "choices_only")  # closed-form heads, settings under `baselines.closed_form`
 BASELINES = ("majority", "zero_shot", *HEADS, *TUNED, *SHARES)
 ASSEMBLING = ("assyllm_paper", "assyllm", "random_blocks", "untrained_blocks", "one_model_blocks")
@@ -80,10 +81,11 @@ class Study(Section):
 
 
 class Studies(Section):
-    """What can be run: `snakemake`, `snakemake full`, `snakemake ablations`, `snakemake check`."""
+    """What can be run: `snakemake`, and `snakemake` with a study's name (full, zoos, ablations, check)."""
 
     default: Study
     full: Study
+    zoos: Study | None = None
     ablations: Study | None = None
     check: Study | None = None
 
@@ -492,7 +494,22 @@ class Baselines(Section):
     def _judged_together(self) -> Baselines:
         if self.test_every % self.evaluate_every:
             raise ValueError(f"test_every: {self.test_every} is no multiple of evaluate_every: {self.evaluate_every}")
+        shapes = {method: self._adapters(method) for method in LOW_RANK}
+        for method, found in shapes.items():
+            if len(found) > 1:
+                raise ValueError(f"{method}: other adapters for other tasks, but one cost table stands for all of them")
+        if shapes["lora"] and shapes["lora_all"] and shapes["lora"] != shapes["lora_all"]:
+            raise ValueError("lora_all: other adapters than those of lora, whose cost table it shares")
         return self
+
+    def _adapters(self, method: str) -> set[tuple[str, int, int]]:
+        tunings = getattr(self, method).values()
+        return {(t.targets, t.rank, getattr(t, "max_directions", 1)) for t in tunings}
+
+    def low_rank(self, method: str) -> LoraTuning | None:
+        """The tuning of a method that trains low-rank adapters (of any task: their adapters are alike)."""
+        tunings = list(getattr(self, method).values()) if method in LOW_RANK else []
+        return tunings[0] if tunings else None
 
 
 class Tune(Section):

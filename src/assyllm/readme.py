@@ -23,8 +23,10 @@ from assyllm.results import SOURCES, read_table, write_table
 TASKS = ("boolq", "piqa", "openbookqa")
 SHARED = ("recomputation", "swapping")  # full fine-tuning's gradients, so its row where their accuracy is equal
 METHODS = {
-    "majority": "majority class", "zero_shot": "zero-shot, the member best on dev", "choices_only": "choices only",
+    "majority": "majority class", "zero_shot": "zero-shot, the member best on dev",
+    "zero_shot_llama": "zero-shot, llama, which the baselines fine-tune", "choices_only": "choices only",
     "one_model_head": "one model and a closed-form head", "ft_practical": "FT-practical", "ft_oracle": "FT-oracle",
+    "ft_practical_vicuna": "FT-practical on vicuna", "ft_oracle_vicuna": "FT-oracle on vicuna, the best single model",
     "recomputation": "recomputation", "swapping": "swapping", "lora": "LoRA", "qlora": "QLoRA",
     "fedadapter": "FedAdapter", "fwdllm": "FwdLLM", "qlora_recomputation": "QLoRA + recomputation (not in the paper)",
     "lora_all": "LoRA, all clients (not in the paper)", "assyllm_paper": "`assyllm_paper`", "assyllm": "**`assyllm`**",
@@ -32,7 +34,7 @@ METHODS = {
     "one_model_blocks": "control: one model's blocks, same head", "untrained_blocks": "control: untrained blocks",
 }  # fmt: skip
 ALL_CLIENTS = ("ft_oracle", "lora_all", *SHARED)
-NO_CLIENTS = ("majority", "zero_shot", "choices_only")
+NO_CLIENTS = ("majority", "zero_shot", "zero_shot_llama", "choices_only")
 VERDICTS = ("reproduced", "reproduced in direction", "not reproduced", "not yet measured")
 COLUMNS = ("command", "jobs", "minutes", "max_mb", "source")
 Rows = list[dict[str, str]]
@@ -68,19 +70,19 @@ def accuracy_part(results: Path) -> str:
 
 
 def full_part(results: Path) -> str:
-    """The same of the full study, differences, and every zoo for itself, where tables of it are kept."""
+    """The same of the full study, and differences, where tables of it are kept."""
     full = results / "full"
     if not (full / "accuracy.csv").is_file():
         return "Not run."
-    parts = [_accuracy(full, participation(results)), differences_part(full)]
-    if (full / "zoos.csv").is_file():
-        parts.append(_zoos(read_table(full / "zoos.csv")))
-    return "\n\n".join(parts)
+    return f"{_accuracy(full, participation(results))}\n\n{differences_part(full)}"
 
 
-def _zoos(rows: Rows) -> str:
-    """Accuracy over all tasks by zoo, and how far `assyllm` is above."""
-    found = {(r["method"], r["zoo"]): r for r in rows if r["task"] == "all"}
+def zoos_part(results: Path) -> str:
+    """Accuracy over all tasks by zoo, and how far `assyllm` is above, where tables of that study are kept."""
+    path = results / "zoos" / "zoos.csv"
+    if not path.is_file():
+        return "Not run."
+    found = {(r["method"], r["zoo"]): r for r in read_table(path) if r["task"] == "all"}
     zoos = sorted({zoo for _, zoo in found})
     lines = []
     for method in (m for m in METHODS if m in {m for m, _ in found} - {*SHARED}):
@@ -89,14 +91,17 @@ def _zoos(rows: Rows) -> str:
             behind = f" ({points(r['behind'])}: {points(r['low'])} to {points(r['high'])})" if r and r["behind"] else ""
             cells.append(share(float(r["mean"])) + behind if r else "")
         lines.append([METHODS[method], *cells])
-    text = "Each zoo for itself: mean over tasks and seeds; in brackets the points that `assyllm` is above it."
+    runs = max(int(r["runs"]) for r in found.values())
+    text = f"Test accuracy, mean over tasks and {runs} seeds; in brackets the points that `assyllm` is above."
     return text + "\n\n" + table(["method", *(f"zoo {zoo}" for zoo in zoos)], lines)
 
 
 def _accuracy(results: Path, shares: dict[str, float]) -> str:
-    rows = [r for r in read_table(results / "accuracy.csv") if r["split"] == "test" and r["main"] == "1"]
-    means = {(r["method"], r["task"]): float(r["mean"]) for r in rows}
-    best = {task: max(v for (_, t), v in means.items() if t == task) for task in TASKS}
+    rows = [r for r in read_table(results / "accuracy.csv") if r["split"] == "test"]
+    main = [r for r in rows if r["main"] == "1"]
+    means = {(_name(r), r["task"]): float(r["mean"]) for r in rows if r["setting"]}
+    means |= {(r["method"], r["task"]): float(r["mean"]) for r in main}
+    best = {task: max(float(r["mean"]) for r in main if r["task"] == task) for task in TASKS}
     equal = [m for m in SHARED if all(means.get((m, t)) == means.get(("ft_oracle", t)) for t in TASKS)]
     lines = []
     for method, name in METHODS.items():
@@ -105,14 +110,21 @@ def _accuracy(results: Path, shares: dict[str, float]) -> str:
             continue
         if method == "ft_oracle" and equal:
             name = "; ".join([name, *(METHODS[m] for m in equal)]) + " (equal gradients)"
-        who = "-" if method in NO_CLIENTS else f"{shares[method]:.0f} %" if method in shares else ""
+        own = method.removesuffix("_vicuna")  # the shape of llama
+        who = "-" if method in NO_CLIENTS else f"{shares[own]:.0f} %" if own in shares else ""
         known = {t: v for t, v in zip(TASKS, mine, strict=True) if v is not None}
         cells = [f"**{share(v)}**" if v == best[t] else share(v) for t, v in known.items()]
         lines.append([name, who, *cells])
-    runs = max(int(r["runs"]) for r in rows)
-    examples = sorted({int(r["examples"]) for r in rows})
+    runs = max(int(r["runs"]) for r in main)
+    examples = sorted({int(r["examples"]) for r in main})
     text = f"Test accuracy, mean of {runs} runs, {' to '.join(map(str, examples))} questions a task."
     return text + "\n\n" + table(["method", "clients", *TASKS], lines)
+
+
+def _name(row: dict[str, str]) -> str:
+    """A method on another model than its own (``zero_shot_llama``); "" under any other setting."""
+    found = re.fullmatch(r'(?:baselines\.)?model="(\w+)"', row["setting"])
+    return f"{row['method']}_{found[1]}" if found else ""
 
 
 def participation(results: Path) -> dict[str, float]:
@@ -129,7 +141,7 @@ def differences_part(results: Path) -> str:
     found = {(r["method"], r["versus"], r["task"]): r for r in read_table(results / "differences.csv")}
     lines = []
     for method in ("assyllm_paper", "assyllm", "random_blocks"):
-        for versus in ("ft_practical", "ft_oracle"):
+        for versus in ("ft_practical", "ft_oracle", "ft_oracle_vicuna"):
             rows = [found.get((method, versus, task)) for task in TASKS]
             cells = [
                 "" if r is None
@@ -202,8 +214,8 @@ def figures_part(results: Path) -> str:
 
 
 PARTS = {
-    "accuracy": accuracy_part, "differences": differences_part, "full": full_part, "claims": claims_part,
-    "figures": figures_part,
+    "accuracy": accuracy_part, "differences": differences_part, "full": full_part, "zoos": zoos_part,
+    "claims": claims_part, "figures": figures_part,
 }  # fmt: skip
 
 

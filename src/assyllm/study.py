@@ -126,7 +126,8 @@ class Plan:
         return setting if any(self._reads(rule, dotted) for dotted in self.raw["settings"][setting] or {}) else "base"
 
     def _reads(self, rule: str, dotted: str) -> bool:
-        own = dotted.partition(".")[0] in stage_module(rule).SECTIONS
+        stage = stage_module(rule)
+        own = dotted.partition(".")[0] in stage.SECTIONS and dotted not in getattr(stage, "UNREAD", ())
         return own or any(self._reads(upstream, dotted) for upstream in READS.get(rule, ()))
 
     def setting_text(self, setting: str, zoo: int) -> str:

@@ -97,6 +97,7 @@ def write_cost(folder: Path, method: str) -> tuple[Path, Path]:
             fits = int(peak + 0.5 <= memory or method == "ft_oracle")
             common = {"method": method, "model": model, "stands_for": shape, "memory_gb": memory, "share": share}
             common |= {"batch": 16, "tokens": 256, "optimizer": "sgd", "pool_bits": 8.5}
+            common |= {"targets": "query_value", "rank": 8} if method == "qlora" else {"targets": "", "rank": ""}
             rows.append({**common, **made, "participates": fits, "source": "modelled"})
         for varies, values in (
             ("tokens", (128, 256)),

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +20,8 @@ from assyllm.cost import resources, trace
 from assyllm.cost.devices import Device, compute_seconds, device, devices, step_seconds
 from assyllm.cost.methods import METHODS, step_of
 from assyllm.cost.nf4 import Nf4Linear, dequantize
-from assyllm.cost.participation import participation
-from assyllm.cost.point import device_point, measure_point
+from assyllm.cost.participation import participation, reading_of
+from assyllm.cost.point import Point, device_point, measure_point
 from assyllm.cost.same_step import taken_over
 from assyllm.cost.selection import Residency, scoring_step
 from assyllm.cost.shapes import CONFIGS, SHAPES, Shape, config_of, shape_of
@@ -156,6 +157,30 @@ def test_an_int8_base_takes_half_the_frozen_memory(method: str) -> None:
     scales = 4 * 4 * (4 * 64 + 2 * 160 + 64)  # 4 bytes a row
     assert held(method, 16) - held(method, 8) == weights - scales
     assert held("ft_oracle", 16) == held("ft_oracle", 8)  # what is trained has no INT8
+
+
+def test_adapters_are_counted_as_they_are_trained() -> None:
+    def point(method: str, **adapters: Any) -> Point:
+        return measure_point(method, TINY["llama"], replace(SMALL, **adapters))
+
+    few, all_layers = point("lora"), point("lora", targets="all")
+    assert all_layers.total > few.total
+    head = 2 * 64 * 4  # bytes of the scoring head, which travels too
+    width, inner, layers = 64, 160, 4
+    assert few.traffic[0] == layers * 2 * 8 * (width + width) * 4 + head
+    linear = 4 * (width + width) + 3 * (width + inner)
+    assert all_layers.traffic[0] == layers * 8 * linear * 4 + head
+    assert point("lora", rank=4).traffic[0] - head == (few.traffic[0] - head) / 2
+    one, four = point("fwdllm", rank=1), point("fwdllm", rank=1, directions=4)
+    assert four.flops / one.flops == pytest.approx(9 / 3, rel=0.02)  # two passes a direction, and one for the head
+    assert four.total == pytest.approx(one.total, rel=0.05)
+
+
+def test_cost_tables_read_the_adapters_of_the_runs() -> None:
+    reading = {m: reading_of(PARAMS.cost, PARAMS.frozen_base, PARAMS.baselines.low_rank(m)) for m in METHODS}
+    assert (reading["lora"].targets, reading["qlora"].targets) == ("all", "query_value")
+    assert (reading["fwdllm"].rank, reading["fwdllm"].directions) == (1, 4)
+    assert reading["ft_oracle"] == reading["assyllm"]
 
 
 def test_tables_of_an_equal_step_are_taken_over() -> None:

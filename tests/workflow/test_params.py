@@ -48,6 +48,12 @@ def changed(tmp_path: Path, dotted: str, value: object) -> Path:
         ("federated.row_norm", 0, "federated.row_norm: Input should be greater than 0 (got 0)"),
         ("federated.max_examples", 0, "federated.max_examples: Input should be greater than or equal to 1 (got 0)"),
         ("partition.items_per_client", 0, "partition.items_per_client: Input should be greater than or equal to 1"),
+        ("baselines.lora.boolq.rank", 4, "baselines.lora: other adapters for other tasks"),
+        (
+            "baselines.lora_all",
+            {"boolq": {"learning_rate": 0.03, "rounds": 9, "local_epochs": 1, "batch": 16, "rank": 4}},
+            "baselines.lora_all: other adapters than those of lora",
+        ),
         ("baselines.model", "gpt", "baselines.model: 'gpt' is not in zoo.models"),
         ("zoo.models.opt.heads", 7, "zoo.models.opt.hidden_size 72 is not a multiple of heads 7"),
         ("zoo.models.opt.hedas", 6, "zoo.models.opt.hedas: unknown key, did you mean 'heads'?"),

@@ -78,6 +78,7 @@ def _clients(table: Claims, cost: list[Mapping[str, Any]]) -> None:
         found = sum(float(c["share"]) for c in classes.values() if int(c["participates"]) == takes_part)
         return 100 * found if classes else None
 
+    adapters = {str(c["method"]): c for c in cost}
     for name, model in (("llama", "llama-7b"), ("opt", "opt-6.7b")):
         table.add(
             f"Clients excluded from full fine-tuning, {model}",
@@ -102,18 +103,21 @@ def _clients(table: Claims, cost: list[Mapping[str, Any]]) -> None:
             "percent",
             "modelled",
             why,
-            _cost(method),
+            _cost(method, adapters=adapters.get(method)),
             kind="near",
         )
 
 
-def _cost(method: str, model: str = "llama-7b") -> str:
-    return f"assyllm estimate --model {model} --method {method} --batch 16 --length 256 --device tx2"
+def _cost(method: str, model: str = "llama-7b", adapters: Mapping[str, Any] | None = None) -> str:
+    """The command that estimates a method's step; ``adapters``: the row of its cost table that says which it trains."""
+    trained = f" --targets {adapters['targets']} --rank {adapters['rank']}" if adapters and adapters["targets"] else ""
+    return f"assyllm estimate --model {model} --method {method} --batch 16 --length 256 --device tx2{trained}"
 
 
 def _memory(table: Claims, cost: list[Mapping[str, Any]]) -> None:
     peaks = {(c["method"], "pool" if c["model"] == "pool" else c["stands_for"]): float(c["peak_gb"]) for c in cost}
     full = peaks.get(("ft_practical", "llama-7b"))
+    adapters = {str(c["method"]): c for c in cost}
     for method in PEFT:
         theirs = table.paper("memory_reduction_vs_full_ft", "boolq", method)
         table.add(
@@ -124,7 +128,7 @@ def _memory(table: Claims, cost: list[Mapping[str, Any]]) -> None:
             "percent",
             "modelled",
             "activations of batch 16 x 256 stay, whatever is trained",
-            _cost(method),
+            _cost(method, adapters=adapters.get(method)),
         )
     lightest = min((peaks[m, "llama-7b"] for m in PEFT if (m, "llama-7b") in peaks), default=None)
     for method in METHODS:

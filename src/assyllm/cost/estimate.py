@@ -12,16 +12,20 @@ from assyllm.cost.point import GB, device_point
 from assyllm.cost.selection import Residency
 from assyllm.cost.shapes import config_of
 from assyllm.cost.step import Reading
+from assyllm.params import LOW_RANK
 
 
 def estimate(
-    model: str, method: str, batch: int, tokens: int, optimizer: str, on: str | None, bits: int, resident_layers: int
-) -> dict[str, Any]:
+    model: str, method: str, batch: int, tokens: int, optimizer: str, on: str | None, bits: int, resident_layers: int,
+    targets: str = "query_value", rank: int = 8, directions: int = 1,
+) -> dict[str, Any]:  # fmt: skip
     """Peak memory by category (GB), TFLOP, stored and sent bytes of a step, and its time and energy by device.
 
     Raises:
-        ArtifactError: an unknown model, method, optimizer, precision or device.
+        ArtifactError: an unknown model, method, optimizer, precision, device or targets.
     """
+    if targets not in ("query_value", "all"):
+        raise ArtifactError(f"targets: {targets!r} is none of query_value, all")
     if optimizer not in OPTIMIZERS:
         raise ArtifactError(f"no optimizer called {optimizer!r}; known: {', '.join(OPTIMIZERS)}")
     if bits not in (4, 8, 16):
@@ -31,7 +35,7 @@ def estimate(
     positions = config.get("max_position_embeddings")
     if config["model_type"] != "llama" and positions and tokens > positions:
         raise ArtifactError(f"length: {tokens} tokens are more than the {positions} positions of {model}")
-    reading = Reading(batch, tokens, OPTIMIZERS[optimizer])
+    reading = Reading(batch, tokens, OPTIMIZERS[optimizer], targets=targets, rank=rank, directions=directions)
     point = device_point(method, config, reading, Residency(resident_layers, 2, bits))
     row = point.row(wanted[0])
     shared = {key: value for key, value in row.items() if key not in ("device", "step_s", "step_j")}
@@ -43,6 +47,8 @@ def estimate(
         "optimizer": optimizer,
         "precision": "16 bit",
         "attention": reading.attention,
+        **({"targets": targets, "rank": rank} if method in LOW_RANK else {}),
+        **({"directions": directions} if method == "fwdllm" else {}),
         **shared,
         "devices": [
             {

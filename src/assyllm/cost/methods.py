@@ -46,12 +46,15 @@ from assyllm.cost.tuning import adapter_step
 from assyllm.params import ASSEMBLING, FedAdapterTuning
 from assyllm.zoo.forward import Packed
 
-# settings at true shape: rank 8 on queries and values (Hu 2022), adapters of width 32 as deep as FedAdapter's search
-# may take them, one direction at a time by central differences
-SETTINGS = SimpleNamespace(
-    rank=8, alpha=16.0, targets="query_value", width=32, depth=1, MAX_DEPTH=FedAdapterTuning.MAX_DEPTH, directions=1,
-    candidates=1, max_directions=1, estimator="central", step=0.01,
-)  # fmt: skip
+STEP = 0.01  # of FwdLLM's central differences
+
+
+def settings(reading: Reading) -> Any:
+    """At true shape: the reading's low-rank adapters; adapters of width 32 as deep as FedAdapter's search may go."""
+    return SimpleNamespace(
+        rank=reading.rank, alpha=2.0 * reading.rank, targets=reading.targets, width=32, depth=1,
+        MAX_DEPTH=FedAdapterTuning.MAX_DEPTH,
+    )  # fmt: skip
 
 
 class _QLora(QLora):
@@ -94,9 +97,9 @@ class _FedAdapter(FedAdapter):
 
 
 def _forward_gradient(method: str, config: dict[str, Any], reading: Reading, device: str) -> Step:
-    """FwdLLM: forward passes of one client along one direction and for the head, and its step of plain SGD."""
+    """FwdLLM: forward passes of one client along its directions and for the head, and its step of plain SGD."""
     with shapes_only():
-        subject = FwdLLM(frozen_base(config, reading), SETTINGS)  # type: ignore[arg-type]
+        subject = FwdLLM(frozen_base(config, reading), settings(reading))
         in_reading(subject.base, reading)
     weights, frozen = on_device(subject, device)
     batch = questions(config["model_type"], reading, config["vocab_size"], device)
@@ -110,9 +113,12 @@ def _forward_gradient(method: str, config: dict[str, Any], reading: Reading, dev
 
     @torch.no_grad()
     def run() -> None:  # as baselines.fwdllm.slopes, which vectorises over clients and directions
-        direction = unflatten(torch.empty(size, device=device, dtype=dtype).normal_(), adapters)
-        slope = (at(direction, SETTINGS.step) - at(direction, -SETTINGS.step)) / (2 * SETTINGS.step)
-        gradient = {name: slope * part for name, part in direction.items()}
+        gradient = {name: torch.zeros_like(tensor) for name, tensor in adapters.items()}
+        for _ in range(reading.directions):
+            direction = unflatten(torch.empty(size, device=device, dtype=dtype).normal_(), adapters)
+            slope = (at(direction, STEP) - at(direction, -STEP)) / (2 * STEP * reading.directions)
+            for name, part in direction.items():
+                gradient[name] += slope * part
         gradient[HEAD] = subject._head_gradient(weights, batch)
         for name, tensor in weights.items():
             tensor -= 1e-4 * gradient[name]
@@ -149,7 +155,7 @@ def _gradient(
 ) -> Callable[[str, dict[str, Any], Reading, str], Step]:
     def make(method: str, config: dict[str, Any], reading: Reading, device: str) -> Step:
         def subject() -> Any:
-            made: Any = kind(base(config, reading), SETTINGS)
+            made: Any = kind(base(config, reading), settings(reading))
             if base is frozen_base:
                 in_reading(made.base, reading)
             return made

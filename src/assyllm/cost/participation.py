@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from assyllm.cost.devices import device
@@ -12,17 +13,21 @@ from assyllm.cost.same_step import SAME_STEP, participates
 from assyllm.cost.selection import Residency
 from assyllm.cost.shapes import config_of
 from assyllm.cost.step import Reading
-from assyllm.params import FROZEN_BASE, Cost, Fleet, FrozenBase, Quantize, Zoo
+from assyllm.params import FROZEN_BASE, Cost, Fleet, FrozenBase, FwdLLMTuning, LoraTuning, Quantize, Zoo
 
 MODEL = "llama-7b"  # the shape of the curves
 OPTIMIZERS = {"sgd": "plain_sgd", "adamw": "adamw"}
 LENGTHS, BATCHES, RESIDENT, BITS = (128, 256, 512), (1, 4, 8, 16), (1, 2, 4), (16, 8, 4)
 
 
-def reading_of(cost: Cost, base: FrozenBase) -> Reading:
-    """The declared reading."""
+def reading_of(cost: Cost, base: FrozenBase, adapters: LoraTuning | None = None) -> Reading:
+    """The declared reading, with the low-rank adapters that the method's runs train."""
     optimizer = OPTIMIZERS[cost.optimizer]
-    return Reading(cost.batch, cost.tokens, optimizer, cost.bytes_per_weight, base_bits=base.bits)
+    reading = Reading(cost.batch, cost.tokens, optimizer, cost.bytes_per_weight, base_bits=base.bits)
+    if adapters is None:
+        return reading
+    asked = adapters.max_directions if isinstance(adapters, FwdLLMTuning) else 1  # the cap decides (EXPERIMENTS.md)
+    return replace(reading, targets=adapters.targets, rank=adapters.rank, directions=asked)
 
 
 def residency_of(cost: Cost, quantize: Quantize) -> Residency:
@@ -31,21 +36,31 @@ def residency_of(cost: Cost, quantize: Quantize) -> Residency:
 
 
 def participation(
-    method: str, zoo: Zoo, fleet: Fleet, cost: Cost, quantize: Quantize, base: FrozenBase
+    method: str,
+    zoo: Zoo,
+    fleet: Fleet,
+    cost: Cost,
+    quantize: Quantize,
+    base: FrozenBase,
+    adapters: LoraTuning | None = None,
 ) -> list[dict[str, Any]]:
     """One row per zoo member and memory class, largest class first.
 
     A class participates if the method's peak at the shape that the member stands for, plus the system's reserve, fits
     (:func:`participates`). A method that assembles blocks of several members needs the largest member's memory: its
     row ``pool``.
+
+    Args:
+        adapters: the tuning of a method that trains low-rank ones, which are measured as its runs train them.
     """
     shapes = {name: member.stands_for for name, member in zoo.models.items()}
     points: dict[str, Point] = {}
     measured: dict[str, Point] = {}
+    reading, kept = reading_of(cost, base, adapters), residency_of(cost, quantize)
     for name, shape in shapes.items():
         key = repr(config_of(shape))  # Vicuna's shape is Llama's
         if key not in measured:
-            measured[key] = device_point(method, config_of(shape), reading_of(cost, base), residency_of(cost, quantize))
+            measured[key] = device_point(method, config_of(shape), reading, kept)
         points[name] = measured[key]
     points["pool"] = max(points.values(), key=lambda point: point.total)
     rows = []
@@ -62,6 +77,8 @@ def participation(
                     "tokens": cost.tokens,
                     "optimizer": cost.optimizer,
                     "pool_bits": quantize.mean_bits,
+                    "targets": reading.targets if adapters else "",
+                    "rank": reading.rank if adapters else "",
                     **point.row(device(cost.device)),
                     "participates": participates(method, point.total / GB, memory_gb, fleet),
                     "source": "modelled",
@@ -70,13 +87,8 @@ def participation(
     return rows
 
 
-def _readings(
-    method: str, cost: Cost, quantize: Quantize, frozen: FrozenBase
-) -> Iterator[tuple[str, Reading, Residency]]:
+def _readings(method: str, base: Reading, kept: Residency) -> Iterator[tuple[str, Reading, Residency]]:
     """(what varies, reading, residency): one thing at a time around the declared reading."""
-    from dataclasses import replace
-
-    base, kept = reading_of(cost, frozen), residency_of(cost, quantize)
     for tokens in LENGTHS:
         yield "tokens", replace(base, tokens=tokens), kept
     for batch in BATCHES:
@@ -109,7 +121,9 @@ CURVES = (
 )  # fmt: skip
 
 
-def curves(method: str, fleet: Fleet, cost: Cost, quantize: Quantize, base: FrozenBase) -> list[dict[str, Any]]:
+def curves(
+    method: str, fleet: Fleet, cost: Cost, quantize: Quantize, base: FrozenBase, adapters: LoraTuning | None = None
+) -> list[dict[str, Any]]:
     """Sensitivity at the shape of Llama-7B: one row per point, with the smallest memory class that it fits.
 
     None for methods whose step is another's, or a forward pass of the whole model.
@@ -119,7 +133,7 @@ def curves(method: str, fleet: Fleet, cost: Cost, quantize: Quantize, base: Froz
     if method in (*SAME_STEP, *WHOLE, "majority"):
         return rows
     names = {ours: theirs for theirs, ours in OPTIMIZERS.items()}
-    for what, reading, residency in _readings(method, cost, quantize, base):
+    for what, reading, residency in _readings(method, reading_of(cost, base, adapters), residency_of(cost, quantize)):
         key = (reading, residency)
         if key not in done:
             done[key] = device_point(method, config_of(MODEL), reading, residency)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from assyllm.cost.shapes import SHAPES
-from assyllm.params import ASSEMBLING, Assembling, Assemblings, Baselines, Head, Partition, Selection
+from assyllm.params import ASSEMBLING, HEADS, Assembling, Assemblings, Baselines, Head, Partition, Selection
 
 TRAIN_ITEMS = {"boolq": 9427, "piqa": 16113, "openbookqa": 4957}  # of the real tasks
 WIDTH = SHAPES["llama-7b"].hidden
@@ -97,7 +97,11 @@ def _tried(selection: Selection) -> int:
 
 def head_sums_bytes(head: Head, blocks: int, width: int = WIDTH) -> int:
     """One client's sums for the ridge head over ``blocks`` blocks (``assembly.head.HeadSums.bytes``)."""
-    features = _features(head, width) * (blocks if head.scope == "all_blocks" else 1)
+    return sums_bytes(_features(head, width) * (blocks if head.scope == "all_blocks" else 1))
+
+
+def sums_bytes(features: int) -> int:
+    """One client's sums for a ridge head: the upper triangle of X'X, X'y, and three counts."""
     return NUMBER * (features * (features + 1) // 2 + features + 3)
 
 
@@ -173,6 +177,8 @@ def resources_table(
             epochs = tuning.local_epochs if tuning else 1
             work = rounds * (1 if method in ONE_MINIBATCH else batches * epochs)
             up, down = (1e9 * float(point[f"{way}_gb"]) for way in ("up", "down"))
+            if method in HEADS:  # of one model, from its last states
+                up = float(sums_bytes(2 * WIDTH))
             traffic = rounds * (up + down)
             oneoff = 2.0 * SHAPES["llama-7b"].parameters
         rows.append(

@@ -41,6 +41,9 @@ class Reading:
     bytes_per_weight: int = 2
     attention: str = "sdpa"  # sdpa (fused) | eager
     base_bits: int = 16  # of the frozen base of lora, fedadapter and fwdllm: 16 (bytes_per_weight counts) | 8
+    targets: str = "query_value"  # of low-rank adapters: query_value (peft's choice) | all (every linear layer)
+    rank: int = 8  # of low-rank adapters
+    directions: int = 1  # of one step of fwdllm
 
 
 class Elsewhere:

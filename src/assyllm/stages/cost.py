@@ -7,7 +7,8 @@ from pathlib import Path
 from assyllm.params import parse_sections
 from assyllm.results import read_table, write_table
 
-SECTIONS = ("zoo", "fleet", "cost", "quantize", "frozen_base")
+SECTIONS = ("zoo", "fleet", "cost", "quantize", "frozen_base", "baselines")
+UNREAD = ("baselines.model",)  # every member of the zoo has its rows, whichever is fine-tuned
 CODE = (
     "cost", "baselines", "blocks", "quantizer", "adapter", "assembly", "comparator", "zoo", "tasks",
     "federated/cohort.py", "evaluate.py", "results.py", "artifacts.py", "seeding.py",
@@ -32,6 +33,8 @@ def run(
         return
     from assyllm.cost import participation as made
 
+    adapters = p.baselines.low_rank(method)
+    declared = (p.fleet, p.cost, p.quantize, p.frozen_base, adapters)
     if curves is not None:
-        write_table(curves, made.curves(method, p.fleet, p.cost, p.quantize, p.frozen_base), made.CURVES)
-    write_table(out, made.participation(method, p.zoo, p.fleet, p.cost, p.quantize, p.frozen_base))
+        write_table(curves, made.curves(method, *declared), made.CURVES)
+    write_table(out, made.participation(method, p.zoo, *declared))
