@@ -1,4 +1,4 @@
-"""One thing changed at a time: what each setting of `study.ablations` does to a method's accuracy."""
+"""One thing changed at a time: what each setting of `study.ablations` does to the two assembling methods."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
             ax.errorbar(
                 row.difference, y, xerr=np.array([[row.difference - row.difference_low],
                                                   [row.difference_high - row.difference]]),
-                fmt=style.METHODS[row.method][2], ms=3.5, lw=0.9, color=style.colour(row.method),
+                fmt="o", ms=3.5, lw=0.9, color=style.colour(row.method),
                 mfc=style.colour(row.method) if clear else "white",
             )  # fmt: skip
         ax.set_title(style.task_label(task, df[df["task"] == task]["world"].iloc[0]))
         ax.set_xlabel("points against base")
         ax.set_xscale("symlog", linthresh=10)
-        ax.set_xticks([-30, -10, -5, 0, 5, 10], ["-30", "-10", "-5", "0", "5", "10"])
+        ax.set_xticks([-60, -20, -10, -5, 0, 5, 10], ["-60", "-20", "-10", "-5", "0", "5", "10"])
         ax.minorticks_off()
         for method in methods:
             top = max(y for (m, _), y in places.items() if m == method)
@@ -63,7 +63,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         tick.set_fontweight("bold")
     axes[0][0].set_ylim(min(ticks) - 0.8, max(ticks) + 0.7)
     style.caption(
-        figure, df, "Test accuracy less the base setting's, paired by seed and question; settings as in params.yaml. "
-        "Bars: 95 % interval; full marks: it excludes 0. Scale linear to 10 points, logarithmic beyond.",
+        figure, df, "Test accuracy less the base setting's, paired by question and run; settings as in params.yaml. "
+        f"{style.interval(df)} Full marks: it excludes 0. Scale linear to 10 points, logarithmic beyond.",
     )  # fmt: skip
     return figure

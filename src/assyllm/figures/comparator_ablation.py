@@ -79,5 +79,5 @@ def bars(
         ax.set_ylabel("accuracy")
         ax.grid(axis="x", visible=False)
     axes[-1][0].set_xticks(range(len(shown)), [names[key] for key in shown])
-    style.caption(figure, df, f"{text} Bars: 95 % interval over seeds and questions.")
+    style.caption(figure, df, f"{text} {style.interval(df)}")
     return figure

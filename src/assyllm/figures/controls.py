@@ -65,5 +65,5 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     text = "Controls and competitors. "
     if "test_unseen" in splits:
         text += "Full bars: questions whose facts are in the clients' training data; hatched: in nobody's. "
-    style.caption(figure, df, f"{text}Lines: 95 % interval over seeds and questions.")
+    style.caption(figure, df, f"{text}{style.interval(df)}")
     return figure

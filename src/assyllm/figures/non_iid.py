@@ -59,6 +59,6 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     axes[0][0].set_ylabel("test accuracy")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
-    style.caption(figure, df, "Clients' label shares drawn from a Dirichlet distribution; IID: alpha 1000. Bars: 95 % "
-                  "interval over seeds and questions.")  # fmt: skip
+    text = "Clients' label shares drawn from a Dirichlet distribution; IID: alpha 1000."
+    style.caption(figure, df, f"{text} {style.interval(df)}")
     return figure

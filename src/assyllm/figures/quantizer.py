@@ -92,12 +92,12 @@ def _sizes(ax: plt.Axes, df: pd.DataFrame) -> None:
     ax.plot(mixes["bits"], mixes["size_gb"], "-", color="#0072B2", lw=1, label="mix of widths")
     ax.plot(uniform["bits"], uniform["size_gb"], "o", color="#999999", ms=4, label="uniform")
     mark = mixes[mixes["precision"].str.startswith("paper")]
-    ax.plot(mark["bits"], mark["size_gb"], "o", color="#D55E00", ms=5, label="paper's mix, our bytes")
     paper = df[df["source"] == "paper"]
-    star: dict[str, Any] = {**style.PAPER, "s": 28, "label": "paper"}
+    star: dict[str, Any] = {**style.PAPER, "s": 44, "label": "paper"}
     ax.scatter(paper["bits"], paper["size_gb"], **star)
+    ax.plot(mark["bits"], mark["size_gb"], "o", color="#D55E00", ms=3, zorder=6, label="paper's mix, our bytes")
     for row in uniform.itertuples():
-        below = row.precision in ("INT3", "INT8")
+        below = row.precision in ("INT3", "INT4", "INT8")
         ax.annotate(row.precision, (row.bits, row.size_gb), xytext=(5, -8) if below else (-7, 4),
                     textcoords="offset points", ha="left" if below else "right", fontsize=7)  # fmt: skip
     ax.set_xlim(0.5, 17)

@@ -25,6 +25,7 @@ PANELS = {
     "items": "questions a client",
 }
 LINES = {"": "-", "no bound": "-", "bounded": "--", "weighted": "-", "median": "--", "borda": ""}
+ASIDE = {"median": 0.08, "bounded": 0.08, "borda": 0.16}  # so that equal values do not hide each other
 LIE, BOUND = {"federated.liars", "federated.lie"}, {"federated.row_norm", "federated.max_examples"}
 BASE = {"votes": 0.0, "sums": 0.0, "answering": 1.0, "rounds": math.nan, "items": math.inf}  # x of the base setting
 COLUMNS = ["panel", "task", "world", "method", "rule", "x", "value", "low", "high", "runs", "source"]
@@ -99,7 +100,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     style.caption(
         figure, df, "Liars give the worst block the greatest score, or send sums of labels turned round, as much as "
         "bounds allow. Who drops out and who is late count alike. Dotted in the panel of rounds: the base setting. "
-        "Bars: 95 % interval over questions and seeds.",
+        f"{style.interval(df)}",
     )  # fmt: skip
     return figure
 
@@ -114,9 +115,9 @@ def _panel(ax: Axes, df: pd.DataFrame, ticks: list[float]) -> None:
             if len(mine):
                 error = np.array([mine["value"] - mine["low"], mine["high"] - mine["value"]])
                 ax.errorbar(
-                    [ticks.index(x) for x in mine["x"]], mine["value"], yerr=error, color=style.colour(method),
-                    marker=style.marker(method), ls=LINES[rule], ms=3.5, lw=1.1, elinewidth=0.6,
-                    mfc="white" if rule == "borda" else None,
+                    [ticks.index(x) + ASIDE.get(rule, 0) for x in mine["x"]], mine["value"], yerr=error,
+                    color=style.colour(method), marker=style.marker(method), ls=LINES[rule], ms=3.5, lw=1.1,
+                    elinewidth=1.0, capsize=2, clip_on=False, mfc="white" if rule == "borda" else None,
                 )  # fmt: skip
     ax.set_xticks(range(len(ticks)), ["all" if math.isinf(x) else f"{x:g}" for x in ticks])
 

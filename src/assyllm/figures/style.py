@@ -105,6 +105,12 @@ def caption(figure: Figure, df: pd.DataFrame, text: str, scale: str = "true shap
     figure.text(0.01, -0.01, textwrap.fill(line, width), ha="left", va="top", fontsize=7)
 
 
+def interval(df: pd.DataFrame) -> str:
+    """What a caption says of the bars, by the number of runs."""
+    one = pd.to_numeric(df["runs"], errors="coerce").max() <= 1
+    return "Bars: 95 % interval over questions, one seed." if one else "Bars: 95 % interval over seeds and questions."
+
+
 def save(figure: Figure, df: pd.DataFrame, folder: Path, name: str) -> list[Path]:
     """Write NAME.pdf, NAME.png and NAME.csv with bytes that depend on the content only."""
     from io import BytesIO
