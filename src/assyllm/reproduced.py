@@ -2,8 +2,8 @@
 
 Where every run had the same weights (``runs.csv``, column ``weights_sha``), the tables of results must be equal cell by
 cell; wall times and hashes of code and parameters are not results. Another type of machine trains another zoo in the
-low digits: then every method's accuracy on every task must lie within what the two studies' intervals allow, and
-only what follows from shapes must be equal.
+low digits: then every method's accuracy on every task must lie within what the two studies' intervals allow,
+which know of seeds and questions, and :data:`ROOM` for the zoo; and only what follows from shapes must be equal.
 
 The study made again may be a part of the old one (``snakemake check``): then its runs' own rows are compared, and not
 what is computed over all runs.
