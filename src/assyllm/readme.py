@@ -18,7 +18,9 @@ from typing import Any
 from assyllm.artifacts import ArtifactError, write_text
 from assyllm.claims.shown import all_claims
 from assyllm.figures import TOPICS, about
+from assyllm.params import ASSEMBLING
 from assyllm.results import SOURCES, read_table, write_table
+from assyllm.study import Plan, RunKey
 
 TASKS = ("boolq", "piqa", "openbookqa")
 SHARED = ("recomputation", "swapping")  # full fine-tuning's gradients, so its row where their accuracy is equal
@@ -263,18 +265,24 @@ def parameters(text: str) -> str:
     return "\n".join(parts).replace("\n\n\n", "\n\n")
 
 
-def minutes_rows(results: Path, logs: Path) -> list[dict[str, Any]]:
-    """What each claim's command takes, from Snakemake's benchmark files: jobs, minutes one after the other, memory."""
-    rows = []
+def minutes_rows(results: Path, logs: Path, plan: Plan) -> list[dict[str, Any]]:
+    """What each claim's command takes in a bare clone: jobs, minutes one after the other, memory.
+
+    From Snakemake's benchmark files; where not every run of a command was made here, the row of ``minutes.csv`` stays.
+    """
+    path = results / "minutes.csv"
+    kept = {r["command"]: r for r in read_table(path)} if path.is_file() else {}
+    rows: list[dict[str, Any]] = []
     for command in dict.fromkeys(r["command"] for r in all_claims(results)):
-        files = [file for pattern in _patterns(command) for file in sorted(logs.glob(pattern))]
-        read = [_benchmark(file) for file in dict.fromkeys(files)]
+        read = [_benchmark(file) for file in _jobs(command, logs, plan)]
         if read:
             seconds, memory = (sum(r["s"] for r in read), max(r["max_rss"] for r in read))
             rows.append(
                 {"command": command, "jobs": len(read), "minutes": f"{seconds / 60:.1f}", "max_mb": round(memory),
                  "source": "measured"}
             )  # fmt: skip
+        elif command in kept:
+            rows.append(kept[command])
     return rows
 
 
@@ -284,34 +292,46 @@ def _benchmark(path: Path) -> dict[str, float]:
     return {key: float(last[key]) if known.match(last[key]) else 0.0 for key in ("s", "max_rss")}
 
 
-def _patterns(command: str) -> list[str]:
-    """The benchmark files of the jobs that a command makes in an empty folder."""
-    pool = ["download/**/*.tsv", "tasks/*.tsv", "partition/base/*.tsv"]
-    blocks = ["split/**/*.tsv", "sensitivity/**/*.tsv", "quantize/base/*.tsv", "score/base/**/*.tsv"]
+def _jobs(command: str, logs: Path, plan: Plan) -> list[Path]:
+    """The benchmark files of the jobs that a command makes in an empty folder; none if a run of it is missing."""
     if "assyllm estimate" in command:
-        return [f"cost/base/{command.split('--method ')[1].split()[0]}.tsv"]
+        return _found(logs, [f"cost/base/{command.split('--method ')[1].split()[0]}.tsv"])
     if named := re.search(r"data/cost/base/\{([\w,]+)\}\.csv", command):
-        return [f"cost/base/{method}.tsv" for method in named[1].split(",")]
-    runs = re.search(r"data/runs/(\w+)/(?:\{([\w,]+)\}|(\w+))/", command)
-    if runs:
-        setting, methods = runs[1], (runs[2] or runs[3]).split(",")
-        own = [f"{rule}/{setting}/{m}/*.tsv" for m in methods for rule in ("federate", "baseline")]
-        own += [f"cost/base/{m}.tsv" for m in methods]
-        if set(methods) & set(SHARED):
-            own.append(f"baseline/{setting}/ft_oracle/*.tsv")
-        return [*pool, *(blocks if any("assyllm" in m for m in methods) else []), *own]
-    if "swap_ablation" in command:
-        return [*pool, *blocks, "federate/base/assyllm_paper/zoo0_seed0.tsv", "swap/*.tsv"]
-    if "ablations" in command:
-        return ["*/ablations/**/*.tsv"]
-    rules = ("split", "sensitivity", "quantize", "score", "cost", "federate", "baseline", "precision")
-    return [*pool, *(f"{rule}/**/*.tsv" for rule in rules), "collect/*.tsv"]
+        return _found(logs, [f"cost/base/{method}.tsv" for method in named[1].split(",")])
+    if named := re.search(r"data/runs/(\w+)/(?:\{([\w,]+)\}|(\w+))/zoo0_seed\{([\d,]+)\}", command):
+        methods, seeds = (named[2] or named[3]).split(","), [int(seed) for seed in named[4].split(",")]
+        runs, more = [RunKey(named[1], method, 0, seed) for method in methods for seed in seeds], []
+        curve: set[str] = set()
+    else:
+        size = "ablations" if "ablations" in command else "default"
+        runs, study = plan.runs(size), getattr(plan.params.study, size)
+        more = [table.replace("data/", "").replace(".csv", ".tsv") for table in plan.precision_tables(size)]
+        more += ["features/*.tsv", "swap/*.tsv", "collect/*.tsv"] if size == "default" else []
+        curve = set(study.precision.settings) if study.precision else set()
+    runs += [RunKey(r.setting, "ft_oracle", r.zoo, r.seed) for r in runs if r.method in SHARED]
+    files = {run: _found(logs, [f"*/{run.folder.removeprefix('data/runs/')}.tsv"]) for run in dict.fromkeys(runs)}
+    if not all(files.values()):
+        return []
+    zoos, drawn = {run.zoo for run in runs}, {run.seed for run in runs}
+    pool = ["tasks/*.tsv", *(f"download/base/seed{zoo}/*.tsv" for zoo in zoos)]
+    pool += [f"partition/base/seed{seed}.tsv" for seed in drawn]
+    pool += [f"cost/{plan.variant('cost', r.setting)}/{r.method}.tsv" for r in runs]
+    if settings := {run.setting for run in runs if run.method in ASSEMBLING} | curve:
+        variants = {plan.variant("quantize", setting) for setting in settings}
+        pool += [f"{rule}/*/zoo{zoo}.tsv" for rule in ("split", "sensitivity") for zoo in zoos]
+        pool += [f"quantize/{variant}/zoo{zoo}.tsv" for variant in variants for zoo in zoos]
+        pool += [f"score/*/zoo{zoo}_seed{seed}/*.tsv" for zoo in zoos for seed in drawn]
+    return [*_found(logs, [*pool, *more]), *(file for found in files.values() for file in found)]
+
+
+def _found(logs: Path, patterns: Iterable[str]) -> list[Path]:
+    return list(dict.fromkeys(file for pattern in patterns for file in sorted(logs.glob(pattern))))
 
 
 def write(root: Path) -> list[Path]:
     """Write minutes (where a study was run), README's parts and docs/PARAMETERS.md; the files that changed."""
     results = root / "data" / "results"
-    rows = minutes_rows(results, root / "logs")
+    rows = minutes_rows(results, root / "logs", Plan(root / "params.yaml"))
     if rows:
         write_table(results / "minutes.csv", rows, COLUMNS)
     made = {

@@ -12,6 +12,7 @@ from assyllm import readme
 from assyllm.artifacts import ArtifactError
 from assyllm.claims.shown import all_claims
 from assyllm.results import read_table
+from assyllm.study import Plan
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "data" / "results"
@@ -82,21 +83,26 @@ def test_halves_round_up() -> None:
     ("command", "jobs", "minutes"),
     [
         ("assyllm estimate --model llama-7b --method lora --batch 16", 1, "0.5"),
-        ("snakemake --cores 2 data/runs/base/{lora,swapping}/zoo0_seed{0,1}", 6, "4.0"),
+        ("snakemake --cores 2 data/runs/base/{lora,swapping}/zoo0_seed{0,1}", 9, "4.0"),
+        ("snakemake --cores 2 data/runs/base/assyllm/zoo0_seed{0,1}", 0, None),  # seed 1 was not run
         ("snakemake --cores 2 data/cost/base/{lora,nothing}.csv", 1, "0.5"),
         ("snakemake --cores 2 ablations", 0, None),
+        ("snakemake --cores 2 results", 0, None),
     ],
 )
 def test_minutes_are_those_of_a_command_s_jobs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, jobs: int, minutes: str | None
 ) -> None:
     seconds = {
-        "download/base/llama.tsv": 60, "tasks/base.tsv": 30, "cost/base/lora.tsv": 30, "baseline/base/lora/a.tsv": 60,
-        "baseline/base/ft_oracle/a.tsv": 40, "baseline/base/swapping/a.tsv": 20, "federate/base/assyllm/a.tsv": 999,
+        "download/base/seed0/llama.tsv": 60, "download/base/seed1/llama.tsv": 999, "tasks/base.tsv": 30,
+        "cost/base/lora.tsv": 30, "baseline/base/lora/zoo0_seed0.tsv": 40, "baseline/base/lora/zoo0_seed1.tsv": 20,
+        "baseline/base/ft_oracle/zoo0_seed0.tsv": 30, "baseline/base/ft_oracle/zoo0_seed1.tsv": 10,
+        "baseline/base/swapping/zoo0_seed0.tsv": 10, "baseline/base/swapping/zoo0_seed1.tsv": 10,
+        "baseline/base/lora/zoo0_seed2.tsv": 999, "federate/base/assyllm/zoo0_seed0.tsv": 999,
     }  # fmt: skip
     for name, value in seconds.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"s\tmax_rss\n{value}\t-\n")
     monkeypatch.setattr(readme, "all_claims", lambda results: [{"command": command}])
-    rows = readme.minutes_rows(tmp_path, tmp_path)
+    rows = readme.minutes_rows(tmp_path, tmp_path, Plan(ROOT / "params.yaml"))
     assert [(r["jobs"], r["minutes"]) for r in rows] == ([(jobs, minutes)] if jobs else [])

@@ -267,7 +267,7 @@ def _quantizer(table: Claims, sizes: list[Mapping[str, Any]]) -> None:
     mix = next((size for name, size in pool.items() if name.startswith("paper's mix")), None)
     fp16, int4 = pool.get("FP16"), pool.get("INT4")
     exact = "exact bytes at true shapes, scales and embeddings included"
-    command = "snakemake --cores 2 data/results/quantizer.csv"
+    command = "snakemake --cores 2 results"
     for name, method in (("FP16", "assyllm_fp16"), ("INT8", "assyllm_int8"), ("INT4", "assyllm_int4")):
         table.add(
             f"Size of the pool, {name}",

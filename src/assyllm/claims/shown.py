@@ -19,7 +19,7 @@ def swap_claims(times: Rows, paper: Rows) -> list[dict[str, Any]]:
             last[row["pipeline"]] = max(last.get(row["pipeline"], (0, 0.0)), took)
     seconds = {name: value for name, (_, value) in last.items()}
     table = Claims(paper, "random weights on a throttled storage, one run", "")
-    command = "snakemake --cores 2 data/results/swap_ablation.csv"
+    command = "snakemake --cores 2 results"
     for claim, name, over, metric, why in (
         ("Local time saved by pre-loading", "preload", "default", "time_saved_by_preload",
          "two units fit the budget here, so without pre-swapping a read waits until one is let go"),
