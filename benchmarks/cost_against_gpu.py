@@ -25,9 +25,19 @@ from assyllm.cost.step import Reading
 from assyllm.results import read_table, write_table
 
 GIB = 2**30
-READING = ("batch", "tokens", "optimizer", "bytes_per_weight", "attention")
+READING = ("batch", "tokens", "optimizer", "bytes_per_weight", "attention", "targets", "rank", "directions")
+PLAIN = {"targets": "query_value", "rank": 8, "directions": 1}  # of rows measured before there were others
 KEY = ("method", *READING, "residency")
-ROW = ("method", "batch", "tokens", "optimizer", "residency")  # what a row of the table is about
+ROW = (
+    "method",
+    "batch",
+    "tokens",
+    "optimizer",
+    "targets",
+    "rank",
+    "directions",
+    "residency",
+)  # what a row of the table is about
 PRODUCTS = [n / 100 for n in range(50, 91)]  # of matrix products and attention: at most 3 % of a step is attention
 BANDWIDTH = [n / 20 for n in range(8, 21)]
 
@@ -35,7 +45,7 @@ BANDWIDTH = [n / 20 for n in range(8, 21)]
 def predicted(row: dict[str, Any]) -> Point:
     """The cost model's point for a measured row."""
     residency = Residency(**row["residency"]) if row.get("residency") else None
-    reading = Reading(**{k: row[k] for k in READING})
+    reading = Reading(**{k: row[k] for k in READING if k in row})
     return measure_point(row["method"], config_of(row["model"]), reading, residency, deep=False)
 
 
@@ -58,7 +68,9 @@ def main() -> None:
     parser.add_argument(
         "--code", default="", help="Commit of the code that was measured and predicts, if not this one."
     )
-    parser.add_argument("--keep", action="store_true", help="keep the table's other rows")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the table's other rows, and the efficiencies as they are"
+    )
     options = parser.parse_args()
     files = [json.loads(path.read_text()) for path in options.measured]
     measured = files[0]
@@ -70,7 +82,7 @@ def main() -> None:
     # plain torch: not what is modelled
     plain = [i for i, row in enumerate(done) if row["method"] in ("ft_oracle", "lora", "fedadapter", "fwdllm")]
     efficiency = EFFICIENCY
-    if plain:
+    if plain and not options.keep:
         efficiency = fit([points[i] for i in plain], [done[i]["step_s"] for i in plain], on)
     rows = []
     for row, point in zip(done, points, strict=True):
@@ -78,7 +90,8 @@ def main() -> None:
         rows.append(
             {
                 "device": measured["device"], "method": row["method"], "batch": row["batch"], "tokens": row["tokens"],
-                "optimizer": row["optimizer"], "code": options.code,
+                "optimizer": row["optimizer"], **{k: row.get(k, plain) for k, plain in PLAIN.items()},
+                "code": options.code,
                 "residency": json.dumps(row["residency"]) if row["residency"] else "",
                 "measured_gib": row["peak_bytes"] / GIB, "predicted_gib": point.total / GIB,
                 "memory_error_percent": 100 * (point.total / row["peak_bytes"] - 1),
@@ -90,8 +103,10 @@ def main() -> None:
               "{memory_error_percent:+6.2f} %{measured_s:8.3f}{predicted_s:8.3f} s {time_error_percent:+6.1f} %".format(
                   **rows[-1]), flush=True)  # fmt: skip
     kept = read_table(options.out) if options.keep and options.out.is_file() else []
+    kept = [{**{name: str(value) for name, value in PLAIN.items()}, **row} for row in kept]
     new = {tuple(str(row[k]) for k in ROW) for row in rows}
-    write_table(options.out, [*(row for row in kept if tuple(row[k] for k in ROW) not in new), *rows])
+    every = [*(row for row in kept if tuple(row[k] for k in ROW) not in new), *rows]
+    write_table(options.out, every, list(rows[0]))
     large = [abs(r["memory_error_percent"]) for r in rows if r["measured_gib"] > 4]
     small = [abs(r["memory_error_percent"]) for r in rows if r["measured_gib"] <= 4]
     print(f"efficiency {efficiency}; workspace {measured['workspace']}; rates {measured['rates']}")

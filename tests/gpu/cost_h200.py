@@ -4,7 +4,7 @@
 
 Weights are drawn at random on the device, in 16 bit. ``benchmarks/cost_against_gpu.py`` puts the cost model's
 prediction beside each row. ``--methods adapter_tuning`` measures the training of the paper's adapters alone
-(``cost/tuning.py``: 128, 256 and 512 tokens, a minute). A row that does not fit the device says so. Needs torch,
+(``cost/tuning.py``: 128, 256 and 512 tokens, a minute), ``--adapters`` those on all layers alone. A row that does not fit the device says so. Needs torch,
 transformers, accelerate; peft for the methods with adapters.
 """
 
@@ -47,6 +47,9 @@ def rows() -> list[tuple[str, Reading, Residency | None]]:
     """What is measured, the rows that matter most first."""
     found: list[tuple[str, Reading, Residency | None]] = []
     found += [(TUNING, Reading(tokens=tokens), Residency(1, 1, 16)) for tokens in LENGTHS]  # a layer at a time
+    for tokens in LENGTHS:  # adapters on all linear layers, and as many directions as FwdLLM asks for at most
+        found += [(m, Reading(tokens=tokens, targets="all"), None) for m in ("lora", "qlora", "qlora_recomputation")]
+        found.append(("fwdllm", Reading(tokens=tokens, rank=1, directions=4), None))
     once = [method for method in STEPS if method not in ("ft_practical", "lora_all")]  # the same steps again
     for tokens in LENGTHS:
         for method in once:
@@ -125,6 +128,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=330, help="no row is begun after this")
     parser.add_argument("--methods", nargs="*", help="these only")
+    parser.add_argument("--adapters", action="store_true", help="only other adapters than rank 8 on queries and values")
     options = parser.parse_args()
     began = time.perf_counter()
     config = config_of("llama-7b")
@@ -138,6 +142,8 @@ def main() -> None:
     }
     for method, reading, residency in rows():
         if options.methods and method not in options.methods:
+            continue
+        if options.adapters and (reading.targets, reading.directions) == ("query_value", 1):
             continue
         if time.perf_counter() - began > options.seconds:
             found["rows"].append({"method": method, **asdict(reading), "status": "no time left"})
