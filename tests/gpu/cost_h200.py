@@ -4,8 +4,8 @@
 
 Weights are drawn at random on the device, in 16 bit. ``benchmarks/cost_against_gpu.py`` puts the cost model's
 prediction beside each row. ``--methods adapter_tuning`` measures the training of the paper's adapters alone
-(``cost/tuning.py``: 128, 256 and 512 tokens, a minute), ``--adapters`` those on all layers alone. A row that does not fit the device says so. Needs torch,
-transformers, accelerate; peft for the methods with adapters.
+(``cost/tuning.py``: 128, 256 and 512 tokens, a minute), ``--adapters`` low-rank adapters on all layers alone. A row
+that does not fit the device says so. Needs torch, transformers, accelerate; peft for the methods with adapters.
 """
 
 from __future__ import annotations
