@@ -29,7 +29,9 @@ def prose(text: str) -> str:
 def known() -> set[str]:
     """Every number that the tables give, as README may write it."""
     found = set()
-    for folder in (RESULTS, RESULTS / "full"):
+    for folder in (RESULTS, RESULTS / "full", RESULTS / "zoos"):
+        if not folder.is_dir():
+            continue
         for row in read_table(folder / "accuracy.csv"):
             found |= {readme.share(float(row[key])) for key in ("mean", "low", "high")}
         for row in read_table(folder / "differences.csv"):

@@ -27,7 +27,8 @@ def data(tables: Tables) -> pd.DataFrame:
     rows = [
         {
             "task": r.task, "world": r.world, "method": r.method, "split": r.split,
-            "value": 100 * r.mean, "low": 100 * r.low, "high": 100 * r.high, "source": "measured",
+            "value": 100 * r.mean, "low": 100 * r.low, "high": 100 * r.high, "runs": r.runs,
+            "source": "measured",
         }
         for r in a[a["split"].isin(splits)].itertuples()
     ]  # fmt: skip
