@@ -20,7 +20,8 @@ COMMITTED = Path(__file__).parents[2] / "data" / "results"
 @pytest.fixture
 def again(tmp_path: Path) -> Path:
     """A copy of the committed tables."""
-    return Path(shutil.copytree(COMMITTED, tmp_path / "again", ignore=shutil.ignore_patterns("full", "zoos", "ablations")))
+    ignored = shutil.ignore_patterns("full", "zoos", "ablations")
+    return Path(shutil.copytree(COMMITTED, tmp_path / "again", ignore=ignored))
 
 
 def edit(path: Path, row: int, column: str, value: str) -> None:

@@ -50,8 +50,8 @@ LIGHT = (
     "evaluate",
     "figures",
     "needs",
-    "readme",
     "study",
+    "readme",
     "cli",
 )
 HEAVY = {"torch", "transformers", "bitsandbytes", "peft", "datasets", "accelerate"}
