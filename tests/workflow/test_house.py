@@ -33,9 +33,9 @@ FLOORS = (
     ("federated", "baselines"),
     ("cost", "features"),
     ("claims", "precision", "collect", "reproduced"),
-    ("figures", "readme"),
+    ("figures",),
     ("stages", "bench"),
-    ("needs", "study", "cli", "__main__"),
+    ("needs", "study", "readme", "cli", "__main__"),
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 LIGHT = (
