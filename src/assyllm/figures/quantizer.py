@@ -98,7 +98,8 @@ def _sizes(ax: plt.Axes, df: pd.DataFrame) -> None:
     ax.plot(mark["bits"], mark["size_gb"], "o", color="#D55E00", ms=3, zorder=6, label="paper's mix, our bytes")
     for row in uniform.itertuples():
         below = row.precision in ("INT3", "INT4", "INT8")
-        ax.annotate(row.precision, (row.bits, row.size_gb), xytext=(5, -8) if below else (-7, 4),
+        aside = (13, -5) if row.precision == "INT4" else (5, -8) if below else (-7, 4)
+        ax.annotate(row.precision, (row.bits, row.size_gb), xytext=aside,
                     textcoords="offset points", ha="left" if below else "right", fontsize=7)  # fmt: skip
     ax.set_xlim(0.5, 17)
     ax.set_ylim(0, 46)
