@@ -26,18 +26,15 @@ from assyllm.results import read_table, write_table
 
 GIB = 2**30
 READING = ("batch", "tokens", "optimizer", "bytes_per_weight", "attention", "targets", "rank", "directions")
-PLAIN = {"targets": "query_value", "rank": 8, "directions": 1}  # of rows measured before there were others
-KEY = ("method", *READING, "residency")
-ROW = (
-    "method",
-    "batch",
-    "tokens",
-    "optimizer",
-    "targets",
-    "rank",
-    "directions",
-    "residency",
-)  # what a row of the table is about
+PLAIN = {
+    "targets": "query_value",
+    "rank": 8,
+    "directions": 1,
+    "kernel": "",
+}  # of rows measured before there were others
+KEY = ("method", "kernel", *READING, "residency")
+# what a row of the table is about
+ROW = ("method", "batch", "tokens", "optimizer", "targets", "rank", "directions", "kernel", "residency")
 PRODUCTS = [n / 100 for n in range(50, 91)]  # of matrix products and attention: at most 3 % of a step is attention
 BANDWIDTH = [n / 20 for n in range(8, 21)]
 

@@ -33,10 +33,11 @@ if importlib.util.find_spec("pydantic") is None:  # it checks params.yaml, which
     stand_in.model_validator = lambda **kwargs: lambda function: function
     sys.modules["pydantic"] = stand_in
 
+from assyllm.cost import methods
 from assyllm.cost.methods import STEPS, TUNING, step_of
 from assyllm.cost.selection import Residency
 from assyllm.cost.shapes import config_of
-from assyllm.cost.step import Reading
+from assyllm.cost.step import Reading, Step, build, fill, questions
 
 LENGTHS = (256, 128, 512)  # the one that matters most first
 STATELESS = "plain_sgd"
@@ -62,12 +63,35 @@ def rows() -> list[tuple[str, Reading, Residency | None]]:
     return found
 
 
-def measure(method: str, reading: Reading, residency: Residency | None, config: dict[str, Any]) -> dict[str, Any]:
+def bitsandbytes_step(method: str, config: dict[str, Any], reading: Reading) -> Step:
+    """A QLoRA method's own step on bitsandbytes' layers (``step_of`` has ours, whose weights plain torch decodes)."""
+    from assyllm.baselines.local import Local, start_state
+    from assyllm.baselines.qlora import four_bit
+
+    model = build(config, reading)
+    fill(model, "cuda")
+    kind = {"qlora": methods._QLora, "qlora_recomputation": methods._QLoraRecomputation}[method]
+    methods.pack_nf4, ours = four_bit, methods.pack_nf4  # type: ignore[assignment]
+    try:
+        subject = kind(model, methods.settings(reading))
+    finally:
+        methods.pack_nf4 = ours
+    weights = {name: tensor.to("cuda") for name, tensor in subject.start().items()}
+    state = start_state(weights, reading.optimizer)
+    batch = questions(config["model_type"], reading, config["vocab_size"], "cuda")
+    local = Local(1e-4, 1, reading.batch, reading.optimizer)
+    return Step(lambda: subject.step(weights, state, 1, batch, local), {}, keep=[subject])
+
+
+def measure(
+    method: str, reading: Reading, residency: Residency | None, config: dict[str, Any], kernel: str = ""
+) -> dict[str, Any]:
     """Peak bytes and median seconds of a step; the first one warms up."""
-    row: dict[str, Any] = {"method": method, "model": "llama-7b", **asdict(reading)}
+    row: dict[str, Any] = {"method": method, "model": "llama-7b", "kernel": kernel, **asdict(reading)}
     row |= {"residency": asdict(residency) if residency else None}
     try:
-        step = step_of(method, config, reading, residency, "cuda")
+        step = bitsandbytes_step(method, config, reading) if kernel else None
+        step = step or step_of(method, config, reading, residency, "cuda")
         gc.collect()
         getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()  # the last row's; this one takes its own again
         torch.cuda.empty_cache()
@@ -129,6 +153,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=330, help="no row is begun after this")
     parser.add_argument("--methods", nargs="*", help="these only")
     parser.add_argument("--adapters", action="store_true", help="only other adapters than rank 8 on queries and values")
+    parser.add_argument("--bitsandbytes", action="store_true", help="QLoRA alone, on bitsandbytes' own 4-bit layers")
     options = parser.parse_args()
     began = time.perf_counter()
     config = config_of("llama-7b")
@@ -140,7 +165,10 @@ def main() -> None:
         "rates": rates(),
         "rows": [],
     }
+    kernel = "bitsandbytes" if options.bitsandbytes else ""
     for method, reading, residency in rows():
+        if kernel and (method not in ("qlora", "qlora_recomputation") or reading.optimizer != STATELESS):
+            continue
         if options.methods and method not in options.methods:
             continue
         if options.adapters and (reading.targets, reading.directions) == ("query_value", 1):
@@ -148,7 +176,7 @@ def main() -> None:
         if time.perf_counter() - began > options.seconds:
             found["rows"].append({"method": method, **asdict(reading), "status": "no time left"})
             continue
-        row = measure(method, reading, residency, config)
+        row = measure(method, reading, residency, config, kernel)
         gc.collect()
         torch.cuda.empty_cache()
         found["rows"].append(row)

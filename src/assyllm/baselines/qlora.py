@@ -39,7 +39,7 @@ def four_bit(base: nn.Module) -> nn.Module:
         layer.support_avx512bf16_for_cpu = False
         layer.load_state_dict(part.state_dict())
         parent, _, leaf = name.rpartition(".")
-        setattr(base.get_submodule(parent), leaf, layer.to("cpu"))  # moving is what quantises
+        setattr(base.get_submodule(parent), leaf, layer.to(part.weight.device))  # moving is what quantises
     base.is_loaded_in_4bit = True  # type: ignore[assignment]  # peft then puts its 4-bit layers in place
     return base
 
