@@ -63,17 +63,16 @@ def rows() -> list[tuple[str, Reading, Residency | None]]:
     return found
 
 
-def bitsandbytes_step(method: str, config: dict[str, Any], reading: Reading) -> Step:
-    """A QLoRA method's own step on bitsandbytes' layers (``step_of`` has ours, whose weights plain torch decodes)."""
+def bitsandbytes_step(config: dict[str, Any], reading: Reading) -> Step:
+    """QLoRA's own step on bitsandbytes' layers (``step_of`` has ours, whose weights plain torch decodes)."""
     from assyllm.baselines.local import Local, start_state
     from assyllm.baselines.qlora import four_bit
 
     model = build(config, reading)
     fill(model, "cuda")
-    kind = {"qlora": methods._QLora, "qlora_recomputation": methods._QLoraRecomputation}[method]
     methods.pack_nf4, ours = four_bit, methods.pack_nf4  # type: ignore[assignment]
     try:
-        subject = kind(model, methods.settings(reading))
+        subject = methods._QLora(model, methods.settings(reading))
     finally:
         methods.pack_nf4 = ours
     weights = {name: tensor.to("cuda") for name, tensor in subject.start().items()}
@@ -90,7 +89,7 @@ def measure(
     row: dict[str, Any] = {"method": method, "model": "llama-7b", "kernel": kernel, **asdict(reading)}
     row |= {"residency": asdict(residency) if residency else None}
     try:
-        step = bitsandbytes_step(method, config, reading) if kernel else None
+        step = bitsandbytes_step(config, reading) if kernel else None
         step = step or step_of(method, config, reading, residency, "cuda")
         gc.collect()
         getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()  # the last row's; this one takes its own again
@@ -167,7 +166,7 @@ def main() -> None:
     }
     kernel = "bitsandbytes" if options.bitsandbytes else ""
     for method, reading, residency in rows():
-        if kernel and (method not in ("qlora", "qlora_recomputation") or reading.optimizer != STATELESS):
+        if kernel and (method != "qlora" or reading.optimizer != STATELESS):
             continue
         if options.methods and method not in options.methods:
             continue
