@@ -170,6 +170,8 @@ def test_adapters_are_counted_as_they_are_trained() -> None:
     assert few.traffic[0] == layers * 2 * 8 * (width + width) * 4 + head
     linear = 4 * (width + width) + 3 * (width + inner)
     assert all_layers.traffic[0] == layers * 8 * linear * 4 + head
+    half = {"targets": "all", "bytes_per_weight": 2}  # over 4-bit weights too adapters are of the reading's precision
+    assert point("qlora", **half).traffic == point("lora", **half).traffic
     assert point("lora", rank=4).traffic[0] - head == (few.traffic[0] - head) / 2
     one, four = point("fwdllm", rank=1), point("fwdllm", rank=1, directions=4)
     assert four.flops / one.flops == pytest.approx(9 / 3, rel=0.02)  # two passes a direction, and one for the head
@@ -178,7 +180,7 @@ def test_adapters_are_counted_as_they_are_trained() -> None:
 
 def test_cost_tables_read_the_adapters_of_the_runs() -> None:
     reading = {m: reading_of(PARAMS.cost, PARAMS.frozen_base, PARAMS.baselines.low_rank(m)) for m in METHODS}
-    assert (reading["lora"].targets, reading["qlora"].targets) == ("all", "query_value")
+    assert (reading["lora"].targets, reading["qlora"].targets) == ("all", "all")
     assert (reading["fwdllm"].rank, reading["fwdllm"].directions) == (1, 4)
     assert reading["ft_oracle"] == reading["assyllm"]
 

@@ -156,8 +156,7 @@ def _gradient(
     def make(method: str, config: dict[str, Any], reading: Reading, device: str) -> Step:
         def subject() -> Any:
             made: Any = kind(base(config, reading), settings(reading))
-            if base is frozen_base:
-                in_reading(made.base, reading)
+            in_reading(made.base, reading)
             return made
 
         return gradient_step(subject, config, reading, device)

@@ -117,7 +117,11 @@ def frozen_base(config: dict[str, Any], reading: Reading) -> nn.Module:
 
 
 def in_reading(base: nn.Module, reading: Reading) -> nn.Module:
-    """``base`` with what is trained at the reading's bytes a weight; peft's adapters over integers are float32."""
+    """``base`` with what is trained at the reading's bytes a weight.
+
+    Over weights stored as integers peft makes float32 adapters where it knows no type to compute in; over bitsandbytes'
+    layers, which name one, it takes that (as measured: ``tests/gpu/cost_h200.py --bitsandbytes``).
+    """
     for parameter in base.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(DTYPES[reading.bytes_per_weight])
