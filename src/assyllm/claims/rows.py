@@ -258,7 +258,7 @@ def _ablations(table: Claims, rows: list[Mapping[str, Any]]) -> None:
     drops = [lost("boolq", method, "partition.alpha=") for method in ("ft_practical", *PEFT)]
     ours, interval = max(((o, i) for o, i in drops if o is not None), default=(None, None))
     theirs = table.paper("noniid_accuracy_drop", "boolq", "baselines")
-    claim = "Baselines lose to unequal clients, up to, boolq"
+    claim = "PEFT and FT-practical lose to unequal clients, boolq"
     table.add(claim, "baselines", theirs, ours, "points", "measured", why, command, interval)
 
 
