@@ -26,12 +26,13 @@ def data(tables: Tables) -> pd.DataFrame:
     rows = []
     for (world, task), group in models.groupby(["world", "task"]):
         values = group[[*SCORES, "accuracy"]].astype(float)
+        ranks = values.rank()
         for score in SCORES:
             low, high = _spread(values[score].to_numpy(), values["accuracy"].to_numpy())
             rows.append(
                 dict.fromkeys(df.columns, "")
                 | {"what": "rank correlation", "world": world, "task": task, "model": f"{len(group)} models",
-                   "row": score, "cka": values[score].corr(values["accuracy"], method="spearman"), "low": low,
+                   "row": score, "cka": ranks[score].corr(ranks["accuracy"]), "low": low,
                    "high": high, "source": "measured"}
             )  # fmt: skip
     return pd.concat([df, pd.DataFrame(rows)], ignore_index=True)
