@@ -17,6 +17,7 @@ PAPER_SIZES = {"assyllm_fp16": 16.0, "assyllm_int8": 8.0, "assyllm_int4": 4.36} 
 PAPER_MIX = (4.77, 12.6, 70.2)  # bits, GB, percent below FP16
 KINDS = {"layerwise": ("INT4/INT8 by layer", "s"), "paper_rule": ("paper's thresholds", "D"), "nf4": ("nf4", "v")}
 METHODS = ("assyllm", "assyllm_paper")  # the first that was run is drawn
+WIDE = 8  # points of loss from which the axis is logarithmic beyond 2
 COLOURS = {0: "#D55E00", 1: "#0072B2"}
 NAMES = {0: "blocks replaced, nothing re-fitted", 1: "adapters and head re-fitted"}
 
@@ -65,8 +66,14 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         _differences(ax, mine)
         ax.set_title(style.task_label(task, mine["world"].iloc[0]), fontsize=look.font_points - 0.5)
         ax.set_xlabel("bits a weight")
+    low, high = measured["difference_low"].min() - 0.5, measured["difference_high"].max() + 0.5
     for place, ax in enumerate(axes[0][1:]):
-        ax.set_ylim(measured["difference_low"].min() - 0.5, measured["difference_high"].max() + 0.5)
+        if low < -WIDE:
+            ax.set_yscale("symlog", linthresh=2)
+            ticks = [tick for tick in (-50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10) if low < tick < high]
+            ax.set_yticks(ticks, [str(tick) for tick in ticks])
+            ax.minorticks_off()
+        ax.set_ylim(low, high)
         ax.tick_params(labelleft=place == 0)
     if tasks:
         axes[0][1].set_ylabel("points against 16 bit")
@@ -81,6 +88,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
             f" Right: test accuracy of {style.label(methods[0])}'s models less that of the 16-bit ones, by bits a"
             " weight of the tiny pool (groups of 32): mean and 95 % interval of the paired difference."
         )
+        text += " Logarithmic beyond 2 points." if low < -WIDE else ""
     style.caption(figure, df, text)
     return figure
 
