@@ -29,10 +29,13 @@ def test_settings_share_what_they_do_not_touch() -> None:
     assert PLAN.variant("score", "items_1") == "items_1"
 
 
-def test_default_study_is_small_and_full_study_contains_it() -> None:
-    default, full = PLAN.runs("default"), PLAN.runs("full")
+def test_studies_share_their_runs() -> None:
+    default, full, zoos, check = (PLAN.runs(size) for size in ("default", "full", "zoos", "check"))
     assert len(set(default)) == len(default)
-    assert set(default) <= set(full)
+    base = {run for run in default if run.setting == "base"}
+    assert base <= set(full)
+    assert base <= set(zoos)
+    assert set(check) < base
     assert default[0].folder == "data/runs/base/majority/zoo0_seed0"
 
 
