@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from assyllm.quantizer import allocate
@@ -57,6 +57,7 @@ def test_error_is_at_most_half_a_step(seed, rows, columns, group, scale) -> None
 
 @settings(max_examples=40, deadline=None)
 @given(SEEDS, st.integers(1, 4), st.lists(st.sampled_from(WIDTHS), min_size=1, unique=True), st.booleans())
+@example(seed=323, number=1, widths=[3, 4], whole=False)
 def test_a_larger_budget_keeps_every_bit_of_a_smaller_one(seed, number, widths, whole) -> None:
     widths = sorted(widths)
     generator = torch.Generator().manual_seed(seed)
@@ -70,7 +71,8 @@ def test_a_larger_budget_keeps_every_bit_of_a_smaller_one(seed, number, widths, 
         high += matrix_bytes({widths[-1]: rows}, columns, 16)
     before, error = None, float("inf")
     for share in (0.0, 0.2, 0.5, 0.8, 1.0, 1.1):
-        budget = low + int(share * (high - low))
+        # rows of a few columns take whole bytes a plane, so that three bits may take more than four
+        budget = low + int(share * max(0, high - low))
         found = allocate.knapsack(matrices, widths, 16, budget, whole)
         spent, scored = 0, 0.0
         for name, matrix in matrices.items():
