@@ -26,12 +26,8 @@ from assyllm.results import read_table, write_table
 
 GIB = 2**30
 READING = ("batch", "tokens", "optimizer", "bytes_per_weight", "attention", "targets", "rank", "directions")
-PLAIN = {
-    "targets": "query_value",
-    "rank": 8,
-    "directions": 1,
-    "kernel": "",
-}  # of rows measured before there were others
+# of rows measured before there were others
+USUAL = {"targets": "query_value", "rank": 8, "directions": 1, "kernel": ""}
 KEY = ("method", "kernel", *READING, "residency")
 # what a row of the table is about
 ROW = ("method", "batch", "tokens", "optimizer", "targets", "rank", "directions", "kernel", "residency")
@@ -87,7 +83,7 @@ def main() -> None:
         rows.append(
             {
                 "device": measured["device"], "method": row["method"], "batch": row["batch"], "tokens": row["tokens"],
-                "optimizer": row["optimizer"], **{k: row.get(k, plain) for k, plain in PLAIN.items()},
+                "optimizer": row["optimizer"], **{k: row.get(k, usual) for k, usual in USUAL.items()},
                 "code": options.code,
                 "residency": json.dumps(row["residency"]) if row["residency"] else "",
                 "measured_gib": row["peak_bytes"] / GIB, "predicted_gib": point.total / GIB,
@@ -100,7 +96,7 @@ def main() -> None:
               "{memory_error_percent:+6.2f} %{measured_s:8.3f}{predicted_s:8.3f} s {time_error_percent:+6.1f} %".format(
                   **rows[-1]), flush=True)  # fmt: skip
     kept = read_table(options.out) if options.keep and options.out.is_file() else []
-    kept = [{**{name: str(value) for name, value in PLAIN.items()}, **row} for row in kept]
+    kept = [{**{name: str(value) for name, value in USUAL.items()}, **row} for row in kept]
     new = {tuple(str(row[k]) for k in ROW) for row in rows}
     every = [*(row for row in kept if tuple(row[k] for k in ROW) not in new), *rows]
     write_table(options.out, every, list(rows[0]))

@@ -138,19 +138,18 @@ def difference_table(predictions: Rows, ev: Evaluate) -> list[dict]:
     Where the two were also run on another model (``baselines.model``), to them too: ``ft_oracle_vicuna``.
     """
     hits: dict[tuple[str, str], dict[tuple[str, str], int]] = defaultdict(dict)
-    others: list[str] = []
+    others: set[str] = set()
     for p in predictions:
         setting, name = without_zoo(p["setting"]), p["method"]
         if name in VERSUS and (other := re.fullmatch(r'baselines\.model="(\w+)"', setting)):
             setting, name = "", f"{name}_{other[1]}"
-            others.append(name)
+            others.add(name)
         if setting == "":
             repetition = p["run_id"].split("-", 2)[2]
             hits[p["task"], name][repetition, p["question"]] = int(p["correct"])
-    others = sorted(set(others))
     rows = []
     for (task, method), mine in sorted(hits.items()):
-        for versus in () if method in others else (*VERSUS, *others):
+        for versus in () if method in others else (*VERSUS, *sorted(others)):
             theirs = hits.get((task, versus), {})
             if method == versus or set(mine) != set(theirs):
                 continue
@@ -175,7 +174,8 @@ def zoo_table(predictions: Rows, ev: Evaluate, leader: str = "assyllm") -> list[
     """Every method on every differently pre-trained zoo, on the base setting, and how far it is behind ``leader``.
 
     ``mean`` is the test accuracy over seeds, ``behind`` the leader's less this one's with its paired interval; empty
-    where one of the two lacks a run. The task ``all`` is the mean over tasks.
+    where one of the two lacks a run. The task ``all`` is every question, so the mean
+    over tasks where these have as many.
     """
     hits: dict[tuple[str, str], dict[str, dict[tuple[str, str], int]]] = defaultdict(lambda: defaultdict(dict))
     for p in predictions:
@@ -203,7 +203,7 @@ def zoo_table(predictions: Rows, ev: Evaluate, leader: str = "assyllm") -> list[
 
 
 def _of_task(hits: dict[tuple[str, str], int], task: str) -> np.ndarray:
-    """The hits of one task, or of all (as many questions each), in the order of questions."""
+    """The hits of one task, or of all, in the order of questions."""
     return np.array([hit for (of, _), hit in sorted(hits.items()) if task in ("all", of)])
 
 
