@@ -43,9 +43,9 @@ class WithLikelihood(FullFineTuning):
         super().__init__(model)
         self.lm_head = model.get_output_embeddings().weight.detach().clone()
 
-    def start(self) -> Weights:
+    def start(self, seed: int = 0) -> Weights:
         """All pre-trained weights, and a common head of zeros."""
-        return super().start() | {LM_HEAD: self.lm_head.clone()}
+        return super().start(seed) | {LM_HEAD: self.lm_head.clone()}
 
     def scores(self, weights: Weights, batch: Packed) -> Tensor:
         """Scores [n, C]: log-likelihood of a choice's tokens, and the common head on its pooled state."""

@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=["zero_shot", "all", "tenth", "scratch"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--rates", nargs="*", type=float, default=[0.001, 0.003])
-    parser.add_argument("--optimizer", default="adamw", choices=["sgd", "adamw"])
+    parser.add_argument("--optimizer", default="adamw", choices=["sgd", "momentum", "adamw"])
     parser.add_argument("--head-factor", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--local-epochs", type=int, default=5)

@@ -132,16 +132,19 @@ def final_rows(
     return metrics, predictions
 
 
+def smoothed(values: Sequence[float]) -> np.ndarray:
+    """The mean of every point and its two neighbours (fewer at the ends), so that one lucky round does not count."""
+    points = np.array(values, dtype=np.float64)
+    return np.array([points[max(0, i - 1) : i + 2].mean() for i in range(len(points))])
+
+
 def converged_round(curve: Sequence[tuple[int, float]]) -> int:
     """The first round whose accuracy is within half a point of the smoothed curve's maximum.
-
-    Smoothed: the mean of a point and its two neighbours (fewer at the ends), so that one lucky round does not count.
 
     Args:
         curve: (round, accuracy in [0, 1]) in ascending order, at least one.
     """
-    values = np.array([value for _, value in curve], dtype=np.float64)
-    smooth = np.array([values[max(0, i - 1) : i + 2].mean() for i in range(len(values))])
+    smooth = smoothed([value for _, value in curve])
     return int(curve[int(np.argmax(smooth >= smooth.max() - 0.005 - 1e-12))][0])
 
 

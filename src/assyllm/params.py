@@ -409,20 +409,25 @@ class Federated(Section):
 
 
 class Tuning(Section):
-    """One method's tuned settings (the grid and its result are in EXPERIMENTS.md)."""
+    """One method's tuned settings (the grid and its result are in EXPERIMENTS.md).
 
-    learning_rate: Positive
+    By default FedAdam (Reddi 2021): clients step by plain SGD, the server's Adam follows their average. Where a client
+    makes one step a round its ``learning_rate`` is only a scale, which Adam takes out.
+    """
+
+    server_rate: Positive
     rounds: Count
     local_epochs: Count
     batch: Count
-    optimizer: Literal["sgd", "adamw"] = "adamw"
+    server: Literal["fedavg", "fedavgm", "fedadam"] = "fedadam"
+    learning_rate: Positive = 1.0
+    optimizer: Literal["sgd", "momentum", "adamw"] = "sgd"
     head_factor: Positive = 1.0
-    server: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"
-    server_rate: Positive = 1.0
 
-    def at(self, learning_rate: float, local_epochs: int, rounds: int) -> Tuning:
-        """This tuning at a point of the grid."""
-        return self.model_copy(update={"learning_rate": learning_rate, "local_epochs": local_epochs, "rounds": rounds})
+    def at(self, rate: float, local_epochs: int, rounds: int) -> Tuning:
+        """This tuning at a point of the grid; the rate is the server's, with FedAvg the clients'."""
+        knob = "learning_rate" if self.server == "fedavg" else "server_rate"
+        return self.model_copy(update={knob: rate, "local_epochs": local_epochs, "rounds": rounds})
 
 
 class LoraTuning(Tuning):
@@ -462,9 +467,9 @@ class FwdLLMTuning(LoraTuning):
     candidates: Count = 4
     variance: Fraction = 0.8
 
-    def at(self, learning_rate: float, local_epochs: int, rounds: int) -> Tuning:
-        """The server makes the steps, so the grid's rate is the server's; a client makes one estimate a round."""
-        return self.model_copy(update={"server_rate": learning_rate, "local_epochs": 1, "rounds": rounds})
+    def at(self, rate: float, local_epochs: int, rounds: int) -> Tuning:
+        """This tuning at a point of the grid; a client makes one estimate a round, whatever its epochs."""
+        return super().at(rate, 1, rounds)
 
 
 class ClosedForm(Section):
@@ -515,7 +520,7 @@ class Baselines(Section):
 class Tune(Section):
     """The grid of `snakemake tuning`, the same for every method."""
 
-    learning_rates: list[Positive] = Field(min_length=1)
+    rates: list[Positive] = Field(min_length=1)
     local_epochs: list[Count] = Field(min_length=1)
     rounds: Count
     seed: int

@@ -146,6 +146,12 @@ class Plan:
                     for seed in study.seeds:
                         yield RunKey(setting, method, zoo, seed)
 
+    def tuned(self) -> list[tuple[str, str]]:
+        """What `snakemake tuning` searches: (setting, method) for every model that a study fine-tunes."""
+        runs = {(run.setting, run.method) for size in P.STUDIES for run in self.runs(size)}
+        other = [s for s, changes in self.raw["settings"].items() if "baselines.model" in (changes or {})]
+        return [(s, m) for s in ("base", *other) for m in P.TUNED if s == "base" or (s, m) in runs]
+
     def walked(self, size: str) -> RunKey:
         """The run whose search the swapper's ablation follows: the first that assembles, on the base setting.
 

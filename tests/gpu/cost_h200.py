@@ -40,7 +40,7 @@ from assyllm.cost.shapes import config_of
 from assyllm.cost.step import Reading, Step, build, fill, questions
 
 LENGTHS = (256, 128, 512)  # the one that matters most first
-STATELESS = "plain_sgd"
+STATELESS = "sgd"
 TIMED = 2
 
 

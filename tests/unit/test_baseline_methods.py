@@ -41,10 +41,10 @@ from assyllm.zoo.forward import Packed, pooled
 from tiny import zoo as tiny
 
 torch.set_num_threads(1)
-COMMON = {"learning_rate": 0.01, "rounds": 4, "local_epochs": 1, "batch": 4}
+COMMON = {"server_rate": 0.01, "rounds": 4, "local_epochs": 1, "batch": 4}
 LORA = P.LoraTuning(**COMMON, rank=2, alpha=4, targets="all")
 GROWING = P.FedAdapterTuning(**COMMON, width=4, wider=4, trial_every=2, trial_rounds=1)
-FORWARD = P.FwdLLMTuning(**COMMON, server="fedadam", rank=1, alpha=2, targets="query_value", directions=2)
+FORWARD = P.FwdLLMTuning(**COMMON, rank=1, alpha=2, targets="query_value", directions=2)
 FAMILIES = ["llama", "opt", "bert", "roberta"]
 
 
@@ -153,7 +153,7 @@ def test_lora_of_full_rank_on_one_layer_is_full_fine_tuning_of_that_layer() -> N
     zero = {up: torch.zeros(32, 32)}
     batch = split.take(torch.arange(8))
     assert difference(gradients(lora_loss, zero, batch), gradients(full_loss, zero, batch)) <= 1e-4
-    local = Local(0.05, 3, 4, "sgd")
+    local = Local(0.05, 3, 4, "momentum")
     clients = [(0, [0, 1, 2, 3, 4, 5]), (1, [6, 7, 8])]
     ours, _ = train_cohort(lora_loss, zero, split, clients, local, "x")
     theirs, _ = train_cohort(full_loss, zero, split, clients, local, "x")
@@ -170,7 +170,7 @@ def test_lora_starts_at_the_base_trains_adapters_only_and_vectorises(family: str
     with torch.no_grad():
         plain = pooled(FullFineTuning(model(family)).base, None, batch)
         assert torch.allclose(pooled(subject.base, None, batch), plain, atol=1e-5)
-    local, clients = Local(0.01, 2, 4, "sgd"), [(c, items) for c, items in enumerate(OWNED) if items]
+    local, clients = Local(0.01, 2, 4, "momentum"), [(c, items) for c, items in enumerate(OWNED) if items]
     together, _ = train_cohort(subject.loss, shaken(start), split, clients, local, "x")
     total = sum(len(items) for _, items in clients)
     expected = {name: torch.zeros_like(tensor) for name, tensor in start.items()}

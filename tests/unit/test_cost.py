@@ -88,7 +88,7 @@ def test_categories_are_what_they_are_called() -> None:
     shape = Shape.of(TINY["llama"])
     with fakes():
         peak = measure(step_of("ft_oracle", TINY["llama"], SMALL), granule=1).peak
-        none = measure(step_of("ft_oracle", TINY["llama"], Reading(8, 64, "plain_sgd", 4)), granule=1).peak
+        none = measure(step_of("ft_oracle", TINY["llama"], Reading(8, 64, "sgd", 4)), granule=1).peak
         lora = measure(step_of("lora", TINY["llama"], SMALL), granule=1).peak
     backbone = shape.parameters - shape.vocabulary * shape.hidden  # no language head
     assert peak["parameters"] == pytest.approx(4 * backbone, rel=0.01)
@@ -149,7 +149,7 @@ def test_packed_rows_logged_again_are_as_they_were_traced(family: str, monkeypat
 def test_an_int8_base_takes_half_the_frozen_memory(method: str) -> None:
     def held(method: str, bits: int) -> int:
         with fakes():
-            step = step_of(method, TINY["llama"], Reading(8, 64, "plain_sgd", 2, base_bits=bits))
+            step = step_of(method, TINY["llama"], Reading(8, 64, "sgd", 2, base_bits=bits))
             own = {t.untyped_storage()._cdata: t for t in step.held["parameters"]}
             return sum(t.numel() * t.element_size() for t in own.values())
 

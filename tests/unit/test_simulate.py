@@ -17,10 +17,13 @@ from assyllm.bench import scoring as bench
 from assyllm.checkpoint import Checkpoint
 from assyllm.federated.client import client_step
 from assyllm.federated.data import Cohort
+from assyllm.federated.liars import Liars
 from assyllm.federated.messages import ProbeTask, ScoreReply, ScoreTask
 from assyllm.federated.probing import probe_step
+from assyllm.federated.secure_sum import secure_sum
 from assyllm.federated.server import Tally, server_step
-from assyllm.federated.simulate import head_sums, probe_cohort, score_cohort
+from assyllm.federated.simulate import CohortHeadSums, head_totals, probe_cohort, score_cohort
+from assyllm.zoo.encoding import combine
 
 SIZES = (1, 2, 4, 7, 3, 23, 40)  # questions of each client: the first has too few rows for CKA
 CHAINS = {
@@ -57,6 +60,11 @@ def cohort(pool, data, clients: Sequence[int] = range(len(SIZES))) -> Cohort:
         return Walker(pool, Readings(lambda m: encoded, pool.embedding, "llama", lambda m: "llama"), adapters)
 
     return Cohort(pool, data, clients, walker, adapters, params.Head(scope="last_block", ridge_grid=[1.0], rounds=1))
+
+
+def federated(liars: float) -> params.Federated:
+    return params.Federated(clients_per_round=7, dropout=0, stragglers=0, liars=liars, lie="sums", row_norm=None,
+                            max_examples=None)  # fmt: skip
 
 
 def score_task(**changes) -> ScoreTask:
@@ -150,10 +158,44 @@ def test_a_cohort_probes_as_its_clients_do(pool, data, limit) -> None:
     candidates = {(): ("llama:0-1", "bert:0-1"), **CHAINS}
     heads = {"+".join(chain): torch.linspace(-1, 1, 2 * pool.info(chain[-1]).width) for chain in CHAINS}
     task, whole = ProbeTask(1, candidates, heads, 0, limits=dict.fromkeys(PAIRS, limit)), cohort(pool, data)
-    for client, sums in probe_cohort(task, whole):
+    found = {key: sums.each() for key, sums in probe_cohort(task, whole).items()}
+    for client in whole.clients:
         alone = probe_step(task, whole.view(client))
-        assert list(alone) == list(sums)
+        assert list(alone) == list(found)
         for key in alone:
-            close(alone[key].parts(), sums[key].parts())
-    assert len(head_sums(whole, whole.features(("llama:0-1",)))) == len(SIZES)
-    assert probe_cohort(task, cohort(pool, data, [])) == []
+            close(alone[key].parts(), found[key][client].parts())
+    assert probe_cohort(task, cohort(pool, data, [])) == {}
+
+
+@pytest.mark.parametrize("limit", [Limit(), TIGHT], ids=["no limits", "limits"])
+@pytest.mark.parametrize("broken", [False, True], ids=["sound", "a client's states broken"])
+@pytest.mark.parametrize("liars", [0.0, 0.5])
+def test_a_cohorts_totals_are_what_the_secure_sum_makes_of_its_clients(pool, data, limit, broken, liars) -> None:
+    if broken:
+        data = replace(data, native={b: s.index_fill(0, torch.arange(2), float("nan")) for b, s in data.native.items()})
+    whole, chain = cohort(pool, data), ("llama:0-1",)
+    features = combine(whole.pooled("llama:0-1"))
+    assert bool(torch.isnan(features).any()) == broken
+    sums = {
+        "a": CohortHeadSums.of(whole, features, limit=limit),
+        "b": CohortHeadSums.of(whole, whole.features(chain), limit=limit),
+    }
+    lying = Liars(0, len(SIZES), federated(liars))
+    replies = [(c, {key: own.each()[c] for key, own in sums.items()}) for c in whole.clients]
+    limits = dict.fromkeys(sums, limit)
+    expected, refused = secure_sum(lying.head_sums(replies, limits), limits)
+    totals, why = head_totals(sums, lying)
+    assert why == refused
+    assert bool(refused) == broken
+    assert totals.keys() == expected.keys()
+    for key in expected:
+        close(expected[key].parts(), totals[key].parts())
+    assert all(own.bytes == expected[key].bytes for key, own in sums.items())
+
+
+def test_a_cohort_without_a_sound_client_has_no_totals(pool, data) -> None:
+    whole = cohort(pool, data)
+    sums = CohortHeadSums.of(whole, torch.full((*whole.real.shape, 3), float("nan")), limit=TIGHT)
+    totals, refused = head_totals({"head": sums}, Liars(0, len(SIZES), federated(0.0)))
+    assert totals == {}
+    assert set(refused) == set(whole.clients)

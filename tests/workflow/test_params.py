@@ -51,7 +51,7 @@ def changed(tmp_path: Path, dotted: str, value: object) -> Path:
         ("baselines.lora.boolq.rank", 4, "baselines.lora: other adapters for other tasks"),
         (
             "baselines.lora_all",
-            {"boolq": {"learning_rate": 0.03, "rounds": 9, "local_epochs": 1, "batch": 16, "rank": 4}},
+            {"boolq": {"server_rate": 0.03, "rounds": 9, "local_epochs": 1, "batch": 16, "rank": 4}},
             "baselines.lora_all: other adapters than those of lora",
         ),
         ("baselines.model", "gpt", "baselines.model: 'gpt' is not in zoo.models"),

@@ -11,7 +11,7 @@ rule results:
 
 rule tuning:
     input:
-        expand("data/tuning/{method}.csv", method=TUNED),
+        [f"data/tuning/{setting}/{method}.csv" for setting, method in PLAN.tuned()],
 
 
 rule partition:
@@ -238,11 +238,11 @@ rule tune:
         partition=f"data/partition/base/seed{PLAN.params.tune.seed}",
         cost="data/cost/base/{method}.csv",
     output:
-        "data/tuning/{method}.csv",
+        "data/tuning/{setting}/{method}.csv",
     log:
-        "logs/tune/{method}.log",
+        "logs/tune/{setting}/{method}.log",
     benchmark:
-        "logs/tune/{method}.tsv"
+        "logs/tune/{setting}/{method}.tsv"
     wildcard_constraints:
         method="|".join(TUNED),
     conda:

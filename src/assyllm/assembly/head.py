@@ -105,9 +105,8 @@ class HeadSums:
 
     @property
     def bytes(self) -> int:
-        """Bytes of one upload in float32 (upper triangle of X'X)."""
-        size = self.xy.numel()
-        return 4 * (size * (size + 1) // 2 + size + 3)
+        """Bytes of one upload."""
+        return sums_bytes(self.xy.numel())
 
     def fit(self, ridge: float) -> Head:
         """The ridge fit on columns scaled to equal variance.
@@ -131,7 +130,8 @@ class HeadSums:
         along, heads = xx.diagonal().clone(), []
         for ridge in grid:
             xx.diagonal().copy_(along + ridge)
-            heads.append(Head((torch.linalg.solve(xx, xy) / scale).float()))
+            found = torch.cholesky_solve(xy[:, None], torch.linalg.cholesky(xx))[:, 0]
+            heads.append(Head((found / scale).float()))
         return heads
 
     def evidence(self, grid: Sequence[float]) -> tuple[float, Head]:
@@ -165,6 +165,11 @@ class HeadSums:
         """Mean squared error of a head per choice on these sums."""
         w = head.weight.double()
         return float((self.yy - 2 * w @ self.xy + w @ self.xx @ w) / self.n.clamp(min=1))
+
+
+def sums_bytes(features: int) -> int:
+    """Bytes of a :class:`HeadSums` in float32 (upper triangle of X'X)."""
+    return 4 * (features * (features + 1) // 2 + features + 3)
 
 
 def rows_of(

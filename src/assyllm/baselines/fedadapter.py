@@ -13,7 +13,6 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,9 +36,11 @@ class FedAdapter(OnModel):
         self.tuning = tuning
         self.deepest = max(tuning.depth, int(tuning.MAX_DEPTH * len(self.layered.layers)))
         self.cache: dict[int, Tensor] = {}
+        self.seed = 0
 
-    def start(self) -> Weights:
+    def start(self, seed: int = 0) -> Weights:
         """The first, shallow and narrow adapters; they change nothing yet."""
+        self.seed = seed
         return self._grown(self.head(), self.tuning.depth, self.tuning.width)
 
     def _grown(self, weights: Weights, depth: int, width: int) -> Weights:
@@ -49,7 +50,7 @@ class FedAdapter(OnModel):
         grown = {HEAD: weights[HEAD].clone()}
         for layer in range(layers - depth, layers):
             name = f"adapter.{layer}."
-            draws = seeding.rng("adapter", layer).uniform(-1, 1, (1024, hidden))[:width] * hidden**-0.5
+            draws = seeding.rng("adapter", self.seed, layer).uniform(-1, 1, (1024, hidden))[:width] * hidden**-0.5
             down = torch.from_numpy(draws).to(like.dtype)
             bias, up = like.new_zeros(width), like.new_zeros(hidden, width)
             if name + "up" in weights:
@@ -120,19 +121,20 @@ class FedAdapter(OnModel):
         clients: Sequence[tuple[int, Sequence[int]]],
         local: Local,
         *names: str | int,
-    ) -> tuple[Weights, np.ndarray]:
+    ) -> tuple[Weights, float]:
         """A round of the given clients; during a trial they are dealt to the groups in turn."""
         groups = self._groups(weights)
         if not groups:
             return train_cohort(self.loss, weights, data, clients, local, *names)
         new: Weights = {}
-        losses = np.zeros(len(clients))
+        total, items = 0.0, sum(len(held) for _, held in clients)
         for number, (name, group) in enumerate(groups.items()):
             own = clients[number :: len(groups)]
             if own:
-                group, losses[number :: len(groups)] = train_cohort(self.loss, group, data, own, local, *names)
+                group, loss = train_cohort(self.loss, group, data, own, local, *names)
+                total += loss * sum(len(held) for _, held in own) / items
             new |= {f"{name}/{key}": tensor for key, tensor in group.items()}
-        return new, losses
+        return new, total
 
     def after_round(self, weights: Weights, round_: int) -> Weights:
         """Begin a trial after every ``trial_every`` rounds, end it ``trial_rounds`` later."""

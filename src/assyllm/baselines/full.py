@@ -20,7 +20,7 @@ class FullFineTuning(OnModel):
     def __init__(self, model: nn.Module, tuning: Tuning | None = None) -> None:
         super().__init__(model)
 
-    def start(self) -> Weights:
+    def start(self, seed: int = 0) -> Weights:
         """The trainable tensors before round one: the pre-trained weights, and a head of zeros."""
         return {name: p.detach().clone() for name, p in self.base.named_parameters()} | self.head()
 

@@ -80,10 +80,10 @@ class FwdLLM(Lora):
         super().__init__(model, tuning)
         self.tuning = tuning
 
-    def start(self) -> Weights:
+    def start(self, seed: int = 0) -> Weights:
         """LoRA's; no gradient is known yet."""
         self.last: Tensor | None = None
-        return super().start()
+        return super().start(seed)
 
     def progress(self) -> dict[str, Any]:
         """The last estimate, which the next directions are chosen by."""
@@ -113,10 +113,10 @@ class FwdLLM(Lora):
         clients: Sequence[tuple[int, Sequence[int]]],
         local: Local,
         *names: str | int,
-    ) -> tuple[Weights, np.ndarray]:
+    ) -> tuple[Weights, float]:
         """One gradient estimate over the cohort, and the weights one local step of plain SGD along it.
 
-        Every client uses one minibatch. Losses are those around the server's weights.
+        Every client uses one minibatch. The loss is that around the server's weights.
         """
         total = sum(min(len(items), local.batch) for _, items in clients)
         shares = torch.tensor([min(len(items), local.batch) / total for _, items in clients])
@@ -133,15 +133,15 @@ class FwdLLM(Lora):
         self.last = mean
         questions = data.take(torch.from_numpy(np.concatenate(_minibatches(clients, local, *names))))
         gradient = unflatten(mean, adapters) | {HEAD: self._head_gradient(weights, questions)}
-        return {name: t - local.learning_rate * gradient[name] for name, t in weights.items()}, losses.numpy()
+        return {name: t - local.learning_rate * gradient[name] for name, t in weights.items()}, float(shares @ losses)
 
     def step(self, weights: Weights, state: list[Weights], step: int, batch: Packed, local: Local) -> float:
         """What a device does for one ask on its minibatch, and plain SGD along it, in place; the loss around it."""
         whole = replace(local, batch=len(batch))
-        moved, losses = self.train(weights, batch, [(0, range(len(batch)))], whole, "step", step)
+        moved, loss = self.train(weights, batch, [(0, range(len(batch)))], whole, "step", step)
         for name, tensor in moved.items():
             weights[name].copy_(tensor)
-        return float(losses[0])
+        return loss
 
     def _head_gradient(self, weights: Weights, batch: Packed) -> Tensor:
         """The head's own gradient [F] on a batch: it needs the last states only, so no backward pass."""

@@ -5,11 +5,13 @@ simulator runs the same step for a whole cohort at once: the clients' weights ar
 maps the loss over them, and since no client's loss depends on another's weights the gradient of the sum of
 losses is every client's own gradient. Clients have unlike numbers of items: short batches are padded with
 items of weight zero, missing steps are switched off, so that the result equals the plain loop over clients.
+Where every client makes one step of stateless SGD, their average is one step along the gradient over all their items
+(FedSGD, McMahan 2017), and :func:`train_cohort` computes that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,13 +27,14 @@ Step = Callable[[Weights, list[Weights], int, Packed, "Local"], float]  # local_
 
 GROUP_OVERHEAD_ROWS = 24  # cost of one more vectorised call, in questions of padding it may save
 GROUP_CELLS = 2_000_000  # attention cells (rows x tokens x tokens) of one vectorised call: bounds its memory
+CHUNK_TOKENS = 4096  # tokens of one forward pass over questions of like length
 
 
 @dataclass(frozen=True, slots=True)
 class Local:
     """Settings of local training.
 
-    ``optimizer`` is "sgd" (momentum 0.9), "plain_sgd" (no state) or "adamw" (no weight decay).
+    ``optimizer`` is "sgd" (no state), "momentum" (SGD with 0.9) or "adamw" (no weight decay).
     """
 
     learning_rate: float
@@ -54,7 +57,7 @@ def weighted_loss(scores: Tensor, batch: Packed, item_weights: Tensor) -> Tensor
 
 def start_state(weights: Weights, optimizer: str) -> list[Weights]:
     """Fresh optimizer moments: none for plain SGD, one set for SGD with momentum, two for AdamW."""
-    sets = {"plain_sgd": 0, "sgd": 1, "adamw": 2}[optimizer]
+    sets = {"sgd": 0, "momentum": 1, "adamw": 2}[optimizer]
     return [{name: torch.zeros_like(tensor) for name, tensor in weights.items()} for _ in range(sets)]
 
 
@@ -166,8 +169,8 @@ def train_cohort(
     clients: Sequence[tuple[int, Sequence[int]]],
     local: Local,
     *names: str | int,
-) -> tuple[Weights, np.ndarray]:
-    """A round of several clients, vectorised: FedAvg's sum of their new weights, and their mean losses.
+) -> tuple[Weights, float]:
+    """A round of several clients, vectorised: FedAvg's sum of their new weights, and their mean loss.
 
     Args:
         weights: the server's trainable tensors.
@@ -176,12 +179,14 @@ def train_cohort(
         names: of the round, for the order of items (the client's number is appended).
 
     Returns:
-        The average of the clients' weights, weighted by items (FedAvg), and losses [clients].
+        The average of the clients' weights and that of their losses, weighted by items (FedAvg).
     """
+    plans = [schedule(len(items), local, *names, client) for client, items in clients]
+    if local.optimizer == "sgd" and all(len(plan) == 1 for plan in plans):
+        return pooled_step(loss, weights, data, np.concatenate([items for _, items in clients]), local)
     total = sum(len(items) for _, items in clients)
     average = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
     losses = np.zeros(len(clients))
-    plans = [schedule(len(items), local, *names, client) for client, items in clients]
     lengths = (data.segments >= 0).sum(-1).amax(-1).numpy()
     cells = [data.ids.shape[1] * int(lengths[list(items)].max()) ** 2 for _, items in clients]
     sizes = [max(len(batch) for batch in plan) for plan in plans]
@@ -206,7 +211,31 @@ def train_cohort(
         for name, tensor in stacked.items():
             average[name] += torch.tensordot(share.to(tensor.dtype), tensor, dims=1)
         losses[group] = sums.numpy() / [len(plans[k]) for k in group]
-    return average, losses
+    return average, float(np.average(losses, weights=[len(items) for _, items in clients]))
+
+
+def pooled_step(loss: Loss, weights: Weights, data: Packed, items: np.ndarray, local: Local) -> tuple[Weights, float]:
+    """The weights one step of stateless SGD along the mean gradient over ``items``, and the mean loss before it."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
+    value, gradients = 0.0, {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+    for index in by_length(data, torch.from_numpy(items)):
+        part = loss(leaves, data.take(index), torch.ones(len(index))) * (len(index) / len(items))
+        for total, gradient in zip(gradients.values(), torch.autograd.grad(part, list(leaves.values())), strict=True):
+            total += gradient
+        value += float(part.detach())
+    moved = {name: tensor.clone() for name, tensor in weights.items()}
+    update(moved, gradients, [], 1, None, local)
+    return moved, value
+
+
+def by_length(data: Packed, items: Tensor) -> Iterator[Tensor]:
+    """Indices ``items`` [n] of questions in order of length, about :data:`CHUNK_TOKENS` tokens at a time."""
+    lengths = (data.segments[items] >= 0).sum(-1).amax(-1)
+    order, rows, start = torch.argsort(lengths, stable=True), data.ids.shape[1], 0
+    while start < len(order):
+        size = max(1, CHUNK_TOKENS // (rows * max(1, int(lengths[order[start]]))))
+        yield items[order[start : start + size]]
+        start += size
 
 
 def groups(batch_sizes: Sequence[int], steps: Sequence[int], cells: Sequence[int]) -> list[list[int]]:

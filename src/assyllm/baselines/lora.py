@@ -42,7 +42,7 @@ class Lora(OnModel):
         super().__init__(model)
         self.base = with_adapters(copy.deepcopy(self.base), tuning)
 
-    def start(self) -> Weights:
+    def start(self, seed: int = 0) -> Weights:
         """Down-projections drawn uniformly as peft draws them (Kaiming), up-projections and head zero."""
         weights: Weights = {}
         for name, parameter in self.base.named_parameters():
@@ -50,7 +50,7 @@ class Lora(OnModel):
                 weights[name] = parameter.detach().clone().zero_()
                 if "lora_A" in name:
                     bound = parameter.shape[1] ** -0.5
-                    draws = seeding.rng("lora", name).uniform(-bound, bound, parameter.shape)
+                    draws = seeding.rng("lora", seed, name).uniform(-bound, bound, parameter.shape)
                     weights[name].copy_(torch.from_numpy(draws))
         return weights | self.head()
 

@@ -15,13 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from assyllm.baselines.local import Local, Weights, local_step, train_cohort, weighted_loss
+from assyllm.baselines.local import CHUNK_TOKENS, Local, Weights, by_length, local_step, train_cohort, weighted_loss
 from assyllm.tasks.record import Question
 from assyllm.zoo.encoding import features
 from assyllm.zoo.forward import Packed, is_causal, mask_padding
 
 HEAD = "head.weight"
-CHUNK_TOKENS = 4096  # tokens of one forward pass in evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +55,8 @@ class Method:
         """The data with what the method computes once before round one (cached activations); default: as it is."""
         return data
 
-    def start(self) -> Weights:
-        """The trainable tensors before round one."""
+    def start(self, seed: int = 0) -> Weights:
+        """The trainable tensors before round one; what is drawn hangs on ``seed``."""
         raise NotImplementedError
 
     def scores(self, weights: Weights, batch: Packed) -> Tensor:
@@ -79,8 +78,8 @@ class Method:
         clients: Sequence[tuple[int, Sequence[int]]],
         local: Local,
         *names: str | int,
-    ) -> tuple[Weights, np.ndarray]:
-        """A round of the given clients: averaged new weights, mean local losses [clients]."""
+    ) -> tuple[Weights, float]:
+        """A round of the given clients: their new weights and their losses, averaged by items."""
         return train_cohort(self.loss, weights, data, clients, local, *names)
 
     def traffic(self, weights: Weights) -> tuple[int, int]:
@@ -128,16 +127,9 @@ def chunks(data: Packed) -> Iterator[Tensor]:
 @torch.no_grad()
 def choose(method: Method, weights: Weights, data: Packed) -> np.ndarray:
     """The choice [N] of highest score for every question; questions run in order of length."""
-    lengths = (data.segments >= 0).sum(-1).amax(-1)
-    order = torch.argsort(lengths, stable=True)
     chosen = np.zeros(len(data), dtype=np.int64)
-    rows = data.ids.shape[1]
-    start = 0
-    while start < len(order):
-        size = max(1, CHUNK_TOKENS // (rows * max(1, int(lengths[order[start]]))))
-        index = order[start : start + size]
+    for index in by_length(data, torch.arange(len(data))):
         batch = data.take(index)
         scores = mask_padding(method.scores(weights, batch), batch.choice_mask)
         chosen[index.numpy()] = scores.argmax(-1).numpy()
-        start += size
     return chosen

@@ -35,7 +35,7 @@ class OneModelHead(OnModel):
         super().__init__(model)
         self.grid = closed_form.ridge_grid
 
-    def start(self) -> Weights:
+    def start(self, seed: int = 0) -> Weights:
         """Sums of no questions, and a head of zeros."""
         return dict(zip(SUMS, HeadSums.zeros(features(self.width)).parts(), strict=True)) | self.head()
 
@@ -58,11 +58,12 @@ class OneModelHead(OnModel):
         clients: Sequence[tuple[int, Sequence[int]]],
         local: Local,
         *names: str | int,
-    ) -> tuple[Weights, np.ndarray]:
-        """The sums with those of the given clients; the last head's mean squared error on each of them [clients]."""
+    ) -> tuple[Weights, float]:
+        """The sums with those of the given clients; the last head's mean squared error on their questions."""
         total = {name: tensor.clone() for name, tensor in weights.items()}
         batches = [data.take(torch.as_tensor(np.asarray(items))) for _, items in clients]
-        return total, np.array([self.step(total, [], 1, batch, local) for batch in batches])
+        errors = [self.step(total, [], 1, batch, local) for batch in batches]
+        return total, float(np.average(errors, weights=[len(batch) for batch in batches]))
 
     def step(self, weights: Weights, state: list[Weights], step: int, batch: Packed, local: Local) -> float:
         """Add one client's sums, in place; the mean squared error of the last head on its questions."""

@@ -80,7 +80,7 @@ def run_rounds(
     Clients without items never take part. With no eligible client the starting weights are evaluated.
 
     Args:
-        seed: names cohorts, dropouts and the order of items.
+        seed: names cohorts, dropouts, first values and the order of items.
         eligible: numbers of the clients whose devices can run the method.
         report: called with each round's dict.
 
@@ -92,7 +92,7 @@ def run_rounds(
     """
     eligible = [client for client in eligible if len(data.owned[client])]
     data = method.prepare(data)
-    weights, outcome, server = method.start(), Outcome(), Server(plan.server, plan.server_rate)
+    weights, outcome, server = method.start(seed), Outcome(), Server(plan.server, plan.server_rate)
     best = weights
     stored = checkpoint.load() if checkpoint else None
     if stored is not None:
@@ -116,11 +116,10 @@ def run_rounds(
             row["stragglers"] = len(late)
         if answering:
             work = [(client, data.owned[client]) for client in answering]
-            average, losses = method.train(weights, data.train, work, plan.local, seed, round_)
+            average, row["loss"] = method.train(weights, data.train, work, plan.local, seed, round_)
             weights = server.step(weights, average)
-            row["loss"] = float(np.average(losses, weights=[len(items) for _, items in work]))
             if not np.isfinite(row["loss"]):
-                raise Diverged(f"round {round_}: the loss is {row['loss']}; lower the learning rate")
+                raise Diverged(f"round {round_}: the loss is {row['loss']}; lower the rate")
         weights = method.after_round(weights, round_)
         outcome.seconds.append(time.perf_counter() - began)
         if round_ % plan.evaluate_every == 0 or round_ == rounds:

@@ -45,7 +45,7 @@ def compare(method: Method, full: FullFineTuning, data: Data, plan: Plan, seed: 
     gradient = weight = 0.0
     count = 0
     holding = [client for client in eligible if len(data.owned[client])]
-    plain = replace(plan.local, optimizer="sgd")  # its first moment after one step from nothing is the gradient
+    plain = replace(plan.local, optimizer="momentum")  # its first moment after one step from nothing is the gradient
     for client in sample(seed, 1, holding, plan.clients_per_round, plan.dropout)[:clients]:
         head = torch.from_numpy(seeding.rng("proof head", seed).standard_normal(full.start()[HEAD].shape))
         ours, theirs = (full.start() | {HEAD: head.to(full.start()[HEAD].dtype)} for _ in range(2))
@@ -56,7 +56,7 @@ def compare(method: Method, full: FullFineTuning, data: Data, plan: Plan, seed: 
             gradients = []
             for subject in (method, full):
                 copied = {name: tensor.clone() for name, tensor in ours.items()}
-                gradients.append(start_state(copied, "sgd"))
+                gradients.append(start_state(copied, "momentum"))
                 subject.step(copied, gradients[-1], 1, batch, plain)
             for name, theirs_gradient in gradients[1][0].items():
                 scale = float(theirs_gradient.abs().max()) or 1.0

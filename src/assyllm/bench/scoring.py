@@ -13,7 +13,9 @@ of the bound is c / (c + (L - 1) / 2), .55 with three. Chains that share prefixe
 can do, and ``work_saved_over_reachable_shortlist`` is what the cache saves of that.
 
 ``overhead_ms_per_client``: time of a client's step outside block passes and adapters, a client and round, with the
-shortlist; ``server_ms_per_round``: the server's part. Times are the thread's own, so that a busy machine counts less.
+shortlist, by the paper's rule; ``server_ms_per_round``: the server's part. ``probe_overhead_ms_per_client``: the same
+by the rule ``probe`` on the same candidates, the secure sum included. Times are the thread's own, so that a busy
+machine counts less.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from torch import Tensor
 
 from assyllm import params, seeding
 from assyllm.adapter.base import Adapter
+from assyllm.adapter.limit import Limit
 from assyllm.adapter.linear import LinearAdapter
 from assyllm.adapter.reading import Readings
 from assyllm.assembly import search
@@ -42,9 +45,10 @@ from assyllm.comparator import compatibility as by
 from assyllm.comparator.activations import native
 from assyllm.comparator.public import Public
 from assyllm.federated.data import Cohort, TaskData
-from assyllm.federated.messages import ScoreTask
+from assyllm.federated.liars import Liars
+from assyllm.federated.messages import ProbeTask, ScoreTask
 from assyllm.federated.server import Tally, decide, server_step
-from assyllm.federated.simulate import score_cohort
+from assyllm.federated.simulate import head_totals, probe_cohort, score_cohort
 from assyllm.zoo.encoding import Encoded
 
 MEMBERS = {  # family, layers (one block each), width, heads: the paper's 6/6/6/4/6 blocks
@@ -56,6 +60,10 @@ KEPT, BEAM, SHORTLIST = 2, 4, 3  # as in params.yaml
 COHORT, OWNED, CHOICES, TOKENS = 20, 4, 2, 24  # clients, questions of each, choices, tokens a row
 VOCABULARY = 100
 FIRST = "llama"  # all models read the same random tokens
+LIMIT = Limit(x=1e6, y=10.0, rows=4000.0, examples=1000.0, choices=4000.0)  # no honest client reaches it
+HONEST = params.Federated(
+    clients_per_round=COHORT, dropout=0, stragglers=0, liars=0, lie="sums", row_norm=None, max_examples=None
+)
 
 
 def run(rounds: int = 3) -> Record:
@@ -73,6 +81,7 @@ def run(rounds: int = 3) -> Record:
             "work_saved_over_reachable_shortlist": few["saved"] / few["reachable"],
             "overhead_ms_per_client": few["overhead_ms"],
             "server_ms_per_round": few["server_ms"],
+            "probe_overhead_ms_per_client": few["probe_ms"],
         })  # fmt: skip
     return Record.of("scoring", found)
 
@@ -194,7 +203,7 @@ def walk(pool: Pool, data: TaskData, evaluated: int) -> dict[str, float]:
     rule = by.rule("paper_distinct")
     chains = search.roots(pool)
     without, used, least = [1.0], [1.0], [1.0]  # place 1: a start block is one pass either way
-    overhead, server = [], []
+    overhead, server, probe = [], [], []
     for place in range(2, PLACES + 1):
         candidates = {c.blocks: _some(by.eligible(pool, c.blocks, rule), evaluated) for c in chains}
         pairs = [(chain, block) for chain, blocks in candidates.items() for block in blocks]
@@ -221,11 +230,19 @@ def walk(pool: Pool, data: TaskData, evaluated: int) -> dict[str, float]:
         winners = decide(tally, task)
         server.append(time.thread_time() - stepped)
         overhead.append((stepped - began - sum(w.seconds for w in walkers)) / COHORT)
+        passes = sum(w.passes for w in walkers)
+        heads = {"+".join(chain): torch.zeros(2 * pool.info(chain[-1]).width) for chain in candidates}
+        probing = ProbeTask(place, candidates, heads, 0, limits=dict.fromkeys(task.cor, LIMIT))
+        timed, cohort = len(walkers), Cohort(pool, data, clients, walker, adapters, head)
+        began = time.thread_time()
+        head_totals(probe_cohort(probing, cohort), Liars(0, 0, HONEST))
+        probe.append((time.thread_time() - began - sum(w.seconds for w in walkers[timed:])) / COHORT)
         without.append(float(np.mean([len(chain) + 1 for chain, _ in pairs])))
-        used.append(sum(w.passes for w in walkers) / len(pairs))
+        used.append(passes / len(pairs))
         least.append(1 + len({chain[:i] for chain, _ in pairs for i in range(1, len(chain) + 1)}) / len(pairs))
         chains, _ = search.grow(pool, chains, winners, BEAM, PLACES + 1)
-    milliseconds = {"overhead_ms": 1e3 * float(np.median(overhead)), "server_ms": 1e3 * float(np.median(server))}
+    times = {"overhead_ms": overhead, "server_ms": server, "probe_ms": probe}
+    milliseconds = {name: 1e3 * float(np.median(seconds)) for name, seconds in times.items()}
     return {"saved": sum(without) / sum(used), "reachable": sum(without) / sum(least)} | milliseconds
 
 

@@ -35,7 +35,7 @@ def estimate(
     positions = config.get("max_position_embeddings")
     if config["model_type"] != "llama" and positions and tokens > positions:
         raise ArtifactError(f"length: {tokens} tokens are more than the {positions} positions of {model}")
-    reading = Reading(batch, tokens, OPTIMIZERS[optimizer], targets=targets, rank=rank, directions=directions)
+    reading = Reading(batch, tokens, optimizer, targets=targets, rank=rank, directions=directions)
     point = device_point(method, config, reading, Residency(resident_layers, 2, bits))
     row = point.row(wanted[0])
     shared = {key: value for key, value in row.items() if key not in ("device", "step_s", "step_j")}

@@ -78,7 +78,7 @@ class _QLoraRecomputation(_QLora):
 class _FedAdapter(FedAdapter):
     """FedAdapter without the store of frozen states: the lower layers run forward in every step."""
 
-    def start(self) -> Weights:
+    def start(self, seed: int = 0) -> Weights:
         """Adapters as deep and wide as they may grow: what a device must be able to hold."""
         return self._grown(self.head(), self.deepest, self.tuning.width)
 

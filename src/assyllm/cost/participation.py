@@ -16,14 +16,13 @@ from assyllm.cost.step import Reading
 from assyllm.params import FROZEN_BASE, Cost, Fleet, FrozenBase, FwdLLMTuning, LoraTuning, Quantize, Zoo
 
 MODEL = "llama-7b"  # the shape of the curves
-OPTIMIZERS = {"sgd": "plain_sgd", "adamw": "adamw"}
+OPTIMIZERS = ("sgd", "adamw")
 LENGTHS, BATCHES, RESIDENT, BITS = (128, 256, 512), (1, 4, 8, 16), (1, 2, 4), (16, 8, 4)
 
 
 def reading_of(cost: Cost, base: FrozenBase, adapters: LoraTuning | None = None) -> Reading:
     """The declared reading, with the low-rank adapters that the method's runs train."""
-    optimizer = OPTIMIZERS[cost.optimizer]
-    reading = Reading(cost.batch, cost.tokens, optimizer, cost.bytes_per_weight, base_bits=base.bits)
+    reading = Reading(cost.batch, cost.tokens, cost.optimizer, cost.bytes_per_weight, base_bits=base.bits)
     if adapters is None:
         return reading
     asked = adapters.max_directions if isinstance(adapters, FwdLLMTuning) else 1  # the cap decides (EXPERIMENTS.md)
@@ -94,7 +93,7 @@ def _readings(method: str, base: Reading, kept: Residency) -> Iterator[tuple[str
     for batch in BATCHES:
         yield "batch", replace(base, batch=batch), kept
     if method not in FORWARD:
-        for optimizer in OPTIMIZERS.values():
+        for optimizer in OPTIMIZERS:
             yield "optimizer", replace(base, optimizer=optimizer), kept
     for size in (2, 4):
         yield "bytes_per_weight", replace(base, bytes_per_weight=size), kept
@@ -132,7 +131,6 @@ def curves(
     done: dict[Any, Point] = {}
     if method in (*SAME_STEP, *WHOLE, "majority"):
         return rows
-    names = {ours: theirs for theirs, ours in OPTIMIZERS.items()}
     for what, reading, residency in _readings(method, reading_of(cost, base, adapters), residency_of(cost, quantize)):
         key = (reading, residency)
         if key not in done:
@@ -145,7 +143,7 @@ def curves(
                 "varies": what,
                 "batch": reading.batch,
                 "tokens": reading.tokens,
-                "optimizer": names[reading.optimizer],
+                "optimizer": reading.optimizer,
                 "bytes_per_weight": reading.bytes_per_weight,
                 "bits": _bits(method, reading, residency),
                 "resident_blocks": residency.resident if method in STREAMED else "",

@@ -37,7 +37,7 @@ class Reading:
 
     batch: int = 16
     tokens: int = 256
-    optimizer: str = "plain_sgd"  # plain_sgd | sgd (momentum) | adamw
+    optimizer: str = "sgd"  # sgd (no state) | momentum | adamw
     bytes_per_weight: int = 2
     attention: str = "sdpa"  # sdpa (fused) | eager
     base_bits: int = 16  # of the frozen base of lora, fedadapter and fwdllm: 16 (bytes_per_weight counts) | 8

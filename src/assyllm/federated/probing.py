@@ -27,8 +27,7 @@ from assyllm.comparator import compatibility as by
 from assyllm.federated.context import Context
 from assyllm.federated.data import ClientView
 from assyllm.federated.messages import ProbeTask
-from assyllm.federated.secure_sum import secure_sum
-from assyllm.federated.simulate import probe_cohort
+from assyllm.federated.simulate import head_totals, probe_cohort
 from assyllm.federated.state import State
 from assyllm.swapper.walks import walk
 
@@ -47,12 +46,12 @@ def select(run: Context, state: State) -> State:
     run.pool.expect(walk(list(task.candidates.items()), "candidate"))
     clients, late = run.sample(state.round)
     cohort = run.cohort(state, clients)
-    replies = [] if task.random else run.liars.head_sums(probe_cohort(task, cohort), task.limits)
-    totals, refused = secure_sum(replies, task.limits)
+    probed = {} if task.random else probe_cohort(task, cohort)
+    totals, refused = head_totals(probed, run.liars)
     state.dropped += refusals(state.round, refused)
     for key, sums in totals.items():
         state.probed[key] = state.probed[key] + sums if key in state.probed else sums
-    up = sum(part.bytes for _, sums in replies for part in sums.values()) / max(1, len(replies))
+    up = sum(part.bytes for part in probed.values())
     run.log(state, clients, late, up_sums=up, down=task.bytes)
     state.rows[-1]["walk"] = [[list(chain), list(blocks)] for chain, blocks in task.candidates.items()]
     state.tried += 1

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from assyllm.artifacts import ArtifactError
 from assyllm.assembly import search
-from assyllm.assembly.head import HeadSums, accuracy, fit_on_dev
+from assyllm.assembly.head import accuracy, fit_on_dev
 from assyllm.assembly.search import Chain
 from assyllm.assembly.walk import edges
 from assyllm.blocks.pool import Pool
@@ -29,8 +29,7 @@ from assyllm.federated.cohort import in_time, partitioned
 from assyllm.federated.context import Context, Settings
 from assyllm.federated.data import TaskData
 from assyllm.federated.messages import ID
-from assyllm.federated.secure_sum import secure_sum
-from assyllm.federated.simulate import head_sums
+from assyllm.federated.simulate import CohortHeadSums, head_totals
 from assyllm.federated.state import State
 
 Save = Callable[[State], None]
@@ -77,16 +76,14 @@ class Rounds(Context):
         )
         clients, late = in_time(self.seed, state.round, answering, federated.stragglers)
         limits = {chain.id: self.limits.head(self._read(chain)) for chain in state.finished}
-        replies: list[tuple[int, dict[str, HeadSums]]] = []
+        sums: dict[str, CohortHeadSums] = {}
         if clients:
             cohort = self.cohort(state, clients)
-            replies = [(client, {}) for client in clients]
             for chain in sorted(state.finished, key=lambda c: c.id):
-                found = head_sums(cohort, cohort.features(chain.blocks), limit=limits[chain.id])
-                for (_, sums), part in zip(replies, found, strict=True):
-                    sums[chain.id] = part
+                features = cohort.features(chain.blocks)
+                sums[chain.id] = CohortHeadSums.of(cohort, features, limit=limits[chain.id])
                 cohort.walker.forget(chain.blocks)
-        totals, refused = secure_sum(self.liars.head_sums(replies, limits), limits)
+        totals, refused = head_totals(sums, self.liars)
         state.dropped += probing.refusals(state.round, refused)
         heads = dict(state.heads)
         for name, total in totals.items():

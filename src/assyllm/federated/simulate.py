@@ -3,27 +3,33 @@
 :func:`score_cohort` gives what :func:`assyllm.federated.client.client_step` gives client by client, and
 :func:`probe_cohort` what :func:`assyllm.federated.probing.probe_step` gives (tested). Clients have unlike numbers of
 rows, so theirs are laid out side by side, padded with zeros; a client's values never touch another's.
+
+Of a head's sums only the total is wanted, so that X'X is one product over all rows (:class:`CohortHeadSums`); what a
+device is judged by, its norms and counts, stays its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, pairwise
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from assyllm.adapter.limit import Limit, shortened
+from assyllm.adapter.limit import SLACK, Limit, shortened
 from assyllm.adapter.linear import LinearSums
-from assyllm.assembly.head import HeadSums, rows_of
+from assyllm.assembly.head import HeadSums, rows_of, sums_bytes
 from assyllm.comparator.cka import Estimator, HsicTerms, centred_padded, minibatches
 from assyllm.federated.client import ballot
 from assyllm.federated.data import Cohort
+from assyllm.federated.liars import Liars
 from assyllm.federated.messages import CandidateSums, ProbeTask, ScoreReply, ScoreTask, Vote
+from assyllm.federated.secure_sum import secure_sum
 
+K = TypeVar("K", bound=Hashable)
 Chain = tuple[str, ...]
 Key = tuple[str, str]  # chain id, block
 
@@ -87,35 +93,104 @@ def score_cohort(task: ScoreTask, cohort: Cohort) -> list[ScoreReply]:
     ]
 
 
-def probe_cohort(task: ProbeTask, cohort: Cohort) -> list[tuple[int, dict[Key, HeadSums]]]:
-    """The cohort's clients with their statistics of every candidate."""
-    if not cohort.clients:
-        return []
-    sums: list[dict[Key, HeadSums]] = [{} for _ in cohort.clients]
-    for chain, blocks in task.candidates.items():
+def probe_cohort(task: ProbeTask, cohort: Cohort) -> dict[Key, CohortHeadSums]:
+    """The cohort's statistics of every candidate."""
+    sums: dict[Key, CohortHeadSums] = {}
+    for chain, blocks in task.candidates.items() if cohort.clients else ():
         name = "+".join(chain)
         explained = cohort.features(chain).double() @ task.heads[name].double() if chain else None
         for block in blocks:
-            found = head_sums(cohort, cohort.tried(chain, block), explained, task.limits.get((name, block)))
-            for own, part in zip(sums, found, strict=True):
-                own[name, block] = part
-    return list(zip(cohort.clients, sums, strict=True))
+            limit = task.limits.get((name, block))
+            sums[name, block] = CohortHeadSums.of(cohort, cohort.tried(chain, block), explained, limit)
+    return sums
 
 
-def head_sums(
-    cohort: Cohort, features: Tensor, explained: Tensor | None = None, limit: Limit | None = None
-) -> list[HeadSums]:
-    """Every client's :meth:`HeadSums.of`.
+@dataclass(frozen=True, slots=True)
+class CohortHeadSums:
+    """The rows whose products every client's :class:`HeadSums` are, a client's rows side by side."""
 
-    Args:
-        features: ``[n, C, F]`` of the cohort's questions; explained: ``[n, C]``; limit: a client's.
-    """
-    parts = Parts.of(torch.arange(len(features))[:, None], list(cohort.places.values()))
-    x, y = rows_of(features, cohort.real, cohort.answer, explained, limit)
-    x, y = parts.of_states(x).flatten(1, 2), parts.of_states(y).flatten(1, 2).unsqueeze(-1)
-    n, questions = parts.of_states(cohort.real).sum((1, 2)), parts.count.double()
-    products = x.mT @ x, (x.mT @ y).squeeze(-1), y.square().sum((1, 2)), n, questions
-    return [HeadSums(*own).within(limit) for own in zip(*(product.unbind() for product in products), strict=True)]
+    x: Tensor  # [n, C, F] float64, zero at padding choices
+    y: Tensor  # [n, C]
+    real: Tensor  # [n, C] bool
+    places: Mapping[int, slice]  # client -> its questions
+    limit: Limit | None
+
+    @classmethod
+    def of(
+        cls, cohort: Cohort, features: Tensor, explained: Tensor | None = None, limit: Limit | None = None
+    ) -> CohortHeadSums:
+        """Of the cohort's questions.
+
+        Args:
+            features: ``[n, C, F]``; explained: ``[n, C]``; limit: a client's (see :meth:`HeadSums.of`).
+        """
+        x, y = rows_of(features, cohort.real, cohort.answer, explained, limit)
+        return cls(x, y, cohort.real, cohort.places, limit)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes up, of one client."""
+        return sums_bytes(self.x.shape[-1])
+
+    def each(self) -> dict[int, HeadSums]:
+        """What every client sends."""
+        return {client: self._sums(place).within(self.limit) for client, place in self.places.items()}
+
+    def refused(self) -> dict[int, str]:
+        """By client why its sums are left out, as :func:`secure_sum` does; judged by norms and counts."""
+        owner = torch.arange(len(self.places)).repeat_interleave(
+            torch.tensor([place.stop - place.start for place in self.places.values()])
+        )
+
+        def own(values: Tensor) -> Tensor:
+            return torch.zeros(len(self.places), *values.shape[1:], dtype=values.dtype).index_add_(0, owner, values)
+
+        xx, yy = own(self.x.square().sum((1, 2))), own(self.y.square().sum(1))
+        xy = own(torch.einsum("ncf,nc->nf", self.x, self.y)).square().sum(1)
+        n, questions = own(self.real.double().sum(1)), own(torch.ones(len(owner), dtype=torch.float64))
+        fine = torch.isfinite(xx) & torch.isfinite(yy) & torch.isfinite(xy)
+        if self.limit is not None:
+            share = torch.tensor([self.limit.share(*pair) for pair in zip(n.tolist(), questions.tolist(), strict=True)])
+            n, questions = n * share, questions * share
+            fine &= (questions <= n.clamp(max=self.limit.examples * SLACK)) & (n <= self.limit.rows * SLACK)
+            fine &= (xx * share <= n * self.limit.x**2 * SLACK) & (yy * share <= questions * self.limit.y**2 * SLACK)
+            fine &= xy <= xx * yy * SLACK
+        if bool(fine.all()):
+            return {}
+        limits = {} if self.limit is None else {"": self.limit}
+        return secure_sum([(client, {"": sums}) for client, sums in self.each().items()], limits)[1]
+
+    def total(self, without: Container[int] = ()) -> HeadSums:
+        """The sum over all clients but some."""
+        kept = {client: place for client, place in self.places.items() if client not in without}
+        if len(kept) < len(self.places):
+            index = torch.tensor([q for place in kept.values() for q in range(place.start, place.stop)])
+            places = dict(zip(kept, cuts(p.stop - p.start for p in kept.values()), strict=True))
+            return CohortHeadSums(self.x[index], self.y[index], self.real[index], places, self.limit).total()
+        whole = self._sums(slice(None))
+        if self.limit is None or self.limit.share(float(whole.n), float(whole.questions)) == 1:  # so is every client's
+            return whole
+        return sum(self.each().values(), start=HeadSums.zeros(self.x.shape[-1]))
+
+    def _sums(self, place: slice) -> HeadSums:
+        x, y, real = self.x[place].flatten(0, 1), self.y[place].flatten(), self.real[place]
+        questions = torch.tensor(float(len(real)), dtype=torch.float64)
+        return HeadSums(x.T @ x, x.T @ y, y @ y, real.sum().double(), questions)
+
+
+def head_totals(sums: Mapping[K, CohortHeadSums], liars: Liars) -> tuple[dict[K, HeadSums], dict[int, str]]:
+    """What :func:`secure_sum` makes of the clients' sums: totals by key, and who was left out and why."""
+    if liars.in_sums:
+        limits = {key: own.limit for key, own in sums.items() if own.limit is not None}
+        each = {key: own.each() for key, own in sums.items()}
+        clients = next(iter(each.values()), {})
+        replies = [(client, {key: own[client] for key, own in each.items()}) for client in clients]
+        return secure_sum(liars.head_sums(replies, limits), limits)
+    refused: dict[int, str] = {}
+    for own in sums.values():
+        refused = own.refused() | refused
+    answered = {client for own in sums.values() for client in own.places}
+    return {key: own.total(refused) for key, own in sums.items() if answered - refused.keys()}, refused
 
 
 def cuts(sizes: Iterable[Tensor | int]) -> list[slice]:

@@ -18,8 +18,8 @@ CODE = (
     "evaluate.py", "results.py", "artifacts.py", "checkpoint.py", "seeding.py",
 )  # fmt: skip
 COLUMNS = (
-    "task", "method", "model", "rank", "dev_accuracy", "best_round", "learning_rate", "local_epochs", "rounds",
-    "batch", "optimizer", "head_factor", "server", "server_rate", "seed", "source",
+    "task", "method", "model", "rank", "server_rate", "local_epochs", "smoothed_dev", "dev_accuracy", "best_round",
+    "end_dev", "rounds", "batch", "learning_rate", "optimizer", "head_factor", "server", "seed", "source",
 )  # fmt: skip
 
 
@@ -35,15 +35,16 @@ def run(
 ) -> None:
     """Write the grid's development accuracies per task, best first; the test split is never scored.
 
-    The grid is ``tune.learning_rates`` x ``tune.local_epochs`` at ``tune.rounds`` rounds and ``tune.seed``;
-    batch, optimizer and head factor are the method's own. A tie goes to the cheaper setting (fewer epochs,
-    earlier best round).
+    The grid is ``tune.rates`` x ``tune.local_epochs`` at ``tune.rounds`` rounds and ``tune.seed``;
+    all else is the method's own. A point is worth the maximum of its smoothed curve, so that a rate whose runs fall
+    apart does not win by one lucky round; a tie goes to the cheaper setting (fewer epochs, earlier best round).
     """
     import torch
 
     from assyllm.baselines.job import eligible_clients, encode_task, open_base, plan, read_task
     from assyllm.baselines.registry import METHODS
     from assyllm.baselines.rounds import Diverged, Outcome, run_rounds
+    from assyllm.evaluate import smoothed
     from assyllm.federated.cohort import device_memory
 
     torch.set_num_threads(1)
@@ -61,28 +62,34 @@ def run(
         kept = getattr(p.baselines, method)[task]
         data, _ = encode_task(files, tokenizer, METHODS[method](model, kept), p.tasks.max_tokens[task])
         found, tried = [], []
-        for rate, epochs in itertools.product(p.tune.learning_rates, p.tune.local_epochs):
+        for rate, epochs in itertools.product(p.tune.rates, p.tune.local_epochs):
             tuning = kept.at(rate, epochs, p.tune.rounds)
             if tuning in tried:  # a method whose clients make one step has no epochs
                 continue
             tried.append(tuning)
             settings = plan(tuning, p.federated, p.baselines)
-            outcome = Outcome(best_dev=0.0)  # what a setting that diverges is worth
+            outcome = Outcome(best_dev=0.0, rounds=[{"dev": 0.0}])  # what a setting that diverges is worth
             with contextlib.suppress(Diverged):
                 _, outcome = run_rounds(METHODS[method](model, tuning), data, settings, seed, eligible)
-            print(f"{task} {rate:g} x {epochs}: dev {outcome.best_dev:.3f}", flush=True)
+            curve = [row["dev"] for row in outcome.rounds if "dev" in row]
+            smooth = float(smoothed(curve).max())
+            print(f"{task} {rate:g} x {epochs}: dev {outcome.best_dev:.3f}, smoothed {smooth:.3f}", flush=True)
             found.append(
                 {
                     "task": task,
                     "method": method,
                     "model": p.baselines.model,
+                    "smoothed_dev": smooth,
                     "dev_accuracy": outcome.best_dev,
+                    "end_dev": curve[-1],
                     "best_round": outcome.best_round,
                     **tuning.model_dump(),
                     "seed": seed,
                     "source": "measured",
                 }
             )
-        found.sort(key=lambda r: (-r["dev_accuracy"], r["local_epochs"], r["best_round"], r["learning_rate"]))
+        found.sort(
+            key=lambda r: (-r["smoothed_dev"], r["local_epochs"], r["best_round"], r["learning_rate"], r["server_rate"])
+        )
         rows += [{"rank": rank, **{c: row[c] for c in COLUMNS if c in row}} for rank, row in enumerate(found, start=1)]
     write_table(out, rows, columns=COLUMNS)
