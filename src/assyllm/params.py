@@ -412,10 +412,11 @@ class Tuning(Section):
     """One method's tuned settings (the grid and its result are in EXPERIMENTS.md).
 
     By default FedAdam (Reddi 2021): clients step by plain SGD, the server's Adam follows their average. Where a client
-    makes one step a round its ``learning_rate`` is only a scale, which Adam takes out.
+    makes one step a round its ``learning_rate`` is only a scale, which Adam takes out. ``server_rate`` is a number, or
+    one for every model that may be fine-tuned.
     """
 
-    server_rate: Positive
+    server_rate: Positive | dict[str, Positive]
     rounds: Count
     local_epochs: Count
     batch: Count
@@ -423,6 +424,10 @@ class Tuning(Section):
     learning_rate: Positive = 1.0
     optimizer: Literal["sgd", "momentum", "adamw"] = "sgd"
     head_factor: Positive = 1.0
+
+    def server_rate_of(self, model: str) -> float:
+        """The server's rate where ``model`` is fine-tuned."""
+        return self.server_rate[model] if isinstance(self.server_rate, dict) else self.server_rate
 
     def at(self, rate: float, local_epochs: int, rounds: int) -> Tuning:
         """This tuning at a point of the grid; the rate is the server's, with FedAvg the clients'."""
@@ -466,6 +471,10 @@ class FwdLLMTuning(LoraTuning):
     max_directions: Count = 4
     candidates: Count = 4
     variance: Fraction = 0.8
+
+    def server_rate_of(self, model: str) -> float:
+        """The server's rate where ``model`` is fine-tuned."""
+        return self.server_rate[model] if isinstance(self.server_rate, dict) else self.server_rate
 
     def at(self, rate: float, local_epochs: int, rounds: int) -> Tuning:
         """This tuning at a point of the grid; a client makes one estimate a round, whatever its epochs."""
@@ -642,6 +651,9 @@ class Params(Section):
             for method in TUNED:
                 if method in used and task not in getattr(self.baselines, method):
                     raise ValueError(f"baselines.{method}: no entry for {task}")
+                rate = getattr(self.baselines, method)[task].server_rate if method in used else {}
+                if rate and isinstance(rate, dict) and self.baselines.model not in rate:
+                    raise ValueError(f"baselines.{method}.{task}.server_rate: none for {self.baselines.model!r}")
         if (self.tasks.source == "world") != (any(m.facets for m in self.zoo.models.values())):
             raise ValueError("tasks.source: 'world' goes with zoo members that know facets, and only with them")
         for name, member in self.zoo.models.items():

@@ -18,6 +18,7 @@ from assyllm.artifacts import ArtifactError
 from assyllm.baselines import majority
 from assyllm.baselines.full import FullFineTuning
 from assyllm.baselines.job import budget, eligible_clients
+from assyllm.baselines import local as local_training
 from assyllm.baselines.local import Local, groups, train_client, train_cohort
 from assyllm.baselines.method import Data, choose
 from assyllm.baselines.rounds import Diverged, Plan, run_rounds
@@ -56,11 +57,19 @@ def data(family: str = "llama") -> Data:
 
 
 @pytest.mark.parametrize(
-    ("family", "optimizer"),
-    [("llama", "adamw"), ("llama", "momentum"), ("opt", "sgd"), ("bert", "adamw"), ("roberta", "adamw")],
-)
-def test_cohort_equals_the_loop_over_clients(family: str, optimizer: str) -> None:
-    local = Local(0.01, local_epochs=2, batch=4, optimizer=optimizer, head_factor=3.0)
+    ("family", "optimizer", "epochs", "batch"),
+    [("llama", "adamw", 2, 4), ("llama", "momentum", 2, 4), ("opt", "sgd", 2, 4), ("bert", "adamw", 2, 4),
+     ("roberta", "adamw", 2, 4), ("llama", "sgd", 1, 16), ("bert", "sgd", 1, 16)],
+)  # fmt: skip
+def test_cohort_equals_the_loop_over_clients(
+    family: str, optimizer: str, epochs: int, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one step of SGD a client it is one pooled step (its chunks small here), else one call for like clients."""
+    monkeypatch.setattr("assyllm.baselines.local.CHUNK_TOKENS", 200)
+    called = []
+    real = local_training.pooled_step
+    monkeypatch.setattr(local_training, "pooled_step", lambda *given: called.append(1) or real(*given))
+    local = Local(0.01, epochs, batch, optimizer, head_factor=3.0)
     # in float64, as AdamW turns a gradient's rounding error into a whole step wherever the gradient is zero
     subject, split = method(family, torch.float64), data(family).train
     start = subject.start()
@@ -80,6 +89,7 @@ def test_cohort_equals_the_loop_over_clients(family: str, optimizer: str) -> Non
         moved = (tensor - start[name]).abs().max()
         assert (tensor - together[name]).abs().max() <= 1e-5 * moved + 1e-9, name
         assert moved > 0 or "embed" in name or "position" in name or "token_type" in name, name
+    assert bool(called) == (batch == 16)
 
 
 def test_groups_hold_every_client_once_and_keep_like_sizes_together() -> None:
@@ -325,6 +335,6 @@ def test_tune_stage_ranks_the_grid_by_dev(files: dict[str, Path]) -> None:
     tune.run(sections(tune.SECTIONS, "ft_oracle"), "code", "ft_oracle", files["zoo"], files["tasks"],
              files["partition"], cost, out)  # fmt: skip
     table = rows(out)
-    assert [row["rank"] for row in table] == ["1", "2", "1", "2"]
+    assert [row["place"] for row in table] == ["1", "2", "1", "2"]
     assert float(table[0]["dev_accuracy"]) >= float(table[1]["dev_accuracy"])
     assert {row["seed"] for row in table} == {str(P.load(Path(__file__).parents[2] / "params.yaml").tune.seed)}

@@ -62,7 +62,7 @@ def plan(tuning: P.Tuning, federated: P.Federated, baselines: P.Baselines) -> Pl
     )
     return Plan(
         tuning.rounds, federated.clients_per_round, baselines.evaluate_every, local, federated.dropout, tuning.server,
-        tuning.server_rate, baselines.test_every, federated.stragglers,
+        tuning.server_rate_of(baselines.model), baselines.test_every, federated.stragglers,
     )  # fmt: skip
 
 

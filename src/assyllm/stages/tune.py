@@ -18,9 +18,10 @@ CODE = (
     "evaluate.py", "results.py", "artifacts.py", "checkpoint.py", "seeding.py",
 )  # fmt: skip
 COLUMNS = (
-    "task", "method", "model", "rank", "server_rate", "local_epochs", "smoothed_dev", "dev_accuracy", "best_round",
+    "task", "method", "model", "place", "server_rate", "local_epochs", "smoothed_dev", "dev_accuracy", "best_round",
     "end_dev", "rounds", "batch", "learning_rate", "optimizer", "head_factor", "server", "seed", "source",
 )  # fmt: skip
+CHEAPER = ("local_epochs", "best_round", "learning_rate", "server_rate")  # what a tie goes by
 
 
 def run(
@@ -88,8 +89,6 @@ def run(
                     "source": "measured",
                 }
             )
-        found.sort(
-            key=lambda r: (-r["smoothed_dev"], r["local_epochs"], r["best_round"], r["learning_rate"], r["server_rate"])
-        )
-        rows += [{"rank": rank, **{c: row[c] for c in COLUMNS if c in row}} for rank, row in enumerate(found, start=1)]
+        found.sort(key=lambda row: (-row["smoothed_dev"], *(row[cheap] for cheap in CHEAPER)))
+        rows += [{c: row[c] for c in COLUMNS if c in row} | {"place": i} for i, row in enumerate(found, start=1)]
     write_table(out, rows, columns=COLUMNS)
