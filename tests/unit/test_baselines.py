@@ -15,10 +15,10 @@ import yaml
 
 from assyllm import params as P
 from assyllm.artifacts import ArtifactError
+from assyllm.baselines import local as local_training
 from assyllm.baselines import majority
 from assyllm.baselines.full import FullFineTuning
 from assyllm.baselines.job import budget, eligible_clients
-from assyllm.baselines import local as local_training
 from assyllm.baselines.local import Local, groups, train_client, train_cohort
 from assyllm.baselines.method import Data, choose
 from assyllm.baselines.rounds import Diverged, Plan, run_rounds
