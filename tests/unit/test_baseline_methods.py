@@ -36,7 +36,7 @@ from assyllm.baselines.sharing import compare
 from assyllm.baselines.stream import Disk
 from assyllm.baselines.swapping import Swapping
 from assyllm.checkpoint import Checkpoint
-from assyllm.evaluate import converged_round
+from assyllm.evaluate import converged_round, smoothed
 from assyllm.zoo.forward import Packed, pooled
 from tiny import zoo as tiny
 
@@ -491,6 +491,27 @@ def test_convergence_is_a_round_of_the_curve_and_ignores_what_follows_a_plateau(
 def test_one_lucky_round_is_not_convergence() -> None:
     values = [0.3, 0.5, 0.9, 0.5, 0.6, 0.7, 0.75, 0.8, 0.8, 0.8, 0.8]
     assert converged_round([(5 * i, v) for i, v in enumerate(values, 1)]) == 45
+
+
+def test_a_rates_worth_is_its_smoothed_curve_s_best() -> None:
+    assert smoothed([0.3, 0.9, 0.3]).tolist() == pytest.approx([0.6, 0.5, 0.6])
+    assert smoothed([0.7]).tolist() == [0.7]
+
+
+@pytest.mark.parametrize(("kind", "tuning"), [(Lora, LORA), (FedAdapter, GROWING)])
+def test_first_adapters_are_drawn_by_the_seed(kind: type, tuning: P.Tuning) -> None:
+    first, again, other = (kind(model(), tuning).start(seed) for seed in (0, 0, 1))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    assert any(not torch.equal(tensor, other[name]) for name, tensor in first.items())
+
+
+def test_a_rate_may_differ_by_model_and_is_what_the_grid_searches() -> None:
+    by_model = P.Tuning(**COMMON | {"server_rate": {"llama": 0.1, "opt": 0.2}})
+    assert [by_model.server_rate_of(name) for name in ("llama", "opt")] == [0.1, 0.2]
+    assert by_model.at(0.3, 1, 5).server_rate_of("opt") == 0.3
+    averaged = P.Tuning(**COMMON | {"server_rate": 1.0}, server="fedavg", learning_rate=0.01, optimizer="adamw")
+    found = averaged.at(0.3, 2, 5)
+    assert (found.learning_rate, found.server_rate, found.local_epochs, found.rounds) == (0.3, 1.0, 2, 5)
 
 
 # --------------------------------------------------------------------------------------------------- resuming
