@@ -33,6 +33,7 @@ from assyllm.zoo.forward import Packed, inputs, pool_states
 
 LM_HEAD = "lm_head"
 METHODS = (("ft_practical", "llama"), ("ft_oracle", "llama"), ("ft_oracle", "vicuna"))
+RATES = {"fedavg": (0.0003, 0.001, 0.003, 0.006, 0.01), "fedadam": (0.0003, 0.0005, 0.001, 0.002, 0.004)}
 COLUMNS = ("method", "model", "task", "seed", "rate", "best_round", "dev", "test", "end_dev", "source")
 
 
@@ -69,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--study", type=Path, default=Path(), help="folder whose data/ a study filled")
     parser.add_argument("--tuning-partition", type=Path, help="where the partition of params' tune.seed lies")
-    parser.add_argument("--rates", type=float, nargs="*", default=[0.0003, 0.0005, 0.001, 0.002, 0.004])
+    parser.add_argument("--rates", type=float, nargs="*", help="instead of RATES, for every method")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
     options = parser.parse_args()
@@ -83,7 +84,8 @@ def main() -> None:
         files = read_task(data / "tasks" / "base", partition, task, p.partition)
         model, tokenizer = open_model(data / "zoo" / "base" / "seed0" / name)
         subject = WithLikelihood(model)
-        tuned = getattr(p.baselines, method)[task].model_copy(update={"server_rate": rate})
+        kept = getattr(p.baselines, method)[task]
+        tuned = kept.at(rate, kept.local_epochs, kept.rounds)
         encoded, _ = encode_task(files, tokenizer, subject, p.tasks.max_tokens[task])
         memory = device_memory(seed, p.fleet, p.partition.clients)
         eligible = eligible_clients(data / "cost" / "base" / f"{method}.csv", name, memory)
@@ -98,7 +100,8 @@ def main() -> None:
 
     for method, name in METHODS:
         for task in p.tasks.names:
-            grid = [run(method, name, task, p.tune.seed, rate, tuning_partition) for rate in options.rates]
+            rates = options.rates or RATES[getattr(p.baselines, method)[task].server]
+            grid = [run(method, name, task, p.tune.seed, rate, tuning_partition) for rate in rates]
             best = max(grid, key=lambda row: row["dev"])["rate"]
             rows += [row | {"test": ""} for row in grid]  # test decides nothing
             rows += [run(method, name, task, seed, best, dealt / f"seed{seed}") for seed in options.seeds]
