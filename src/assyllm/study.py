@@ -148,7 +148,8 @@ class Plan:
 
     def tuned(self) -> list[tuple[str, str]]:
         """What `snakemake tuning` searches: (setting, method) for every model that a study fine-tunes."""
-        runs = {(run.setting, run.method) for size in P.STUDIES for run in self.runs(size)}
+        sizes = [size for size in P.STUDIES if getattr(self.params.study, size) is not None]
+        runs = {(run.setting, run.method) for size in sizes for run in self.runs(size)}
         other = [s for s, changes in self.raw["settings"].items() if "baselines.model" in (changes or {})]
         return [(s, m) for s in ("base", *other) for m in P.TUNED if s == "base" or (s, m) in runs]
 
