@@ -651,8 +651,8 @@ class Params(Section):
             for method in TUNED:
                 if method in used and task not in getattr(self.baselines, method):
                     raise ValueError(f"baselines.{method}: no entry for {task}")
-                rate = getattr(self.baselines, method)[task].server_rate if method in used else {}
-                if rate and isinstance(rate, dict) and self.baselines.model not in rate:
+                rate = getattr(self.baselines, method)[task].server_rate if method in used else 1.0
+                if isinstance(rate, dict) and self.baselines.model not in rate:
                     raise ValueError(f"baselines.{method}.{task}.server_rate: none for {self.baselines.model!r}")
         if (self.tasks.source == "world") != (any(m.facets for m in self.zoo.models.values())):
             raise ValueError("tasks.source: 'world' goes with zoo members that know facets, and only with them")
