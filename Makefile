@@ -13,7 +13,7 @@ run: install
 	snakemake --cores $(CORES)
 
 test: install lint
-	python -m pytest -n 2 --dist loadfile
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 full: install
 	snakemake --cores $(CORES) full

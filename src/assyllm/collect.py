@@ -1,7 +1,8 @@
 """Raw runs become the result tables. No torch.
 
 ``accuracy.csv``: one row per world, task, method, setting and split, with a bootstrap interval over seeds and
-questions. ``differences.csv``: paired differences between methods, ``ablations.csv``: between settings.
+questions, those about the same thing drawn together. ``differences.csv``: paired differences between methods,
+``ablations.csv``: between settings.
 ``claims.csv``: :mod:`assyllm.claims`.
 """
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from assyllm.artifacts import ArtifactError, write_json
 from assyllm.cost.resources import RESOURCES, resources_table
-from assyllm.evaluate import bootstrap_mean, paired_bootstrap
+from assyllm.evaluate import paired_bootstrap
 from assyllm.params import Evaluate
 from assyllm.results import Metric, Prediction, Run, check_columns, read_table, write_table
 
@@ -27,6 +28,40 @@ from assyllm.results import Metric, Prediction, Run, check_columns, read_table, 
 VERSUS = ("ft_practical", "ft_oracle")
 PER_ROUND = ("participants", "bytes_up", "bytes_down", "bytes_up_votes", "bytes_up_sums")  # see `condensed`
 Rows = list[dict[str, str]]
+Key = tuple[str, str]  # task, question
+Hits = dict[Key, int]  # 0 or 1
+
+
+def repetition(run_id: str) -> tuple[str, str, str]:
+    """Setting, method and repetition (``zoo0-seed1``) of a run; a setting's name may hold hyphens."""
+    setting, method, zoo, seed = run_id.rsplit("-", 3)
+    return setting, method, f"{zoo}-{seed}"
+
+
+def subjects(predictions: Rows) -> dict[Key, str]:
+    """What every question is about; questions of real tasks stand for themselves."""
+    return {
+        (p["task"], p["question"]): p["about"] if p["about"] != p["question"] else f"{p['task']}/{p['question']}"
+        for p in predictions
+    }
+
+
+def compared(runs: Sequence[Hits], about: dict[Key, str], ev: Evaluate) -> tuple[float, float, float]:
+    """Mean and interval over runs that answered the same questions (:func:`paired_bootstrap`).
+
+    Raises:
+        ArtifactError: they answered others.
+    """
+    keys = sorted(runs[0])
+    if any(run.keys() != runs[0].keys() for run in runs):
+        raise ArtifactError(f"{keys[0][0]}: runs with other test questions cannot be compared")
+    values = [np.array([run[key] for key in keys]) for run in runs]
+    return paired_bootstrap(values, [about[key] for key in keys], ev.bootstrap_samples, ev.interval)
+
+
+def less(mine: Hits, theirs: Hits) -> Hits:
+    """One run's hits less another's, question by question."""
+    return {key: hit - theirs[key] for key, hit in mine.items()}
 
 
 def paper_values() -> Rows:
@@ -96,21 +131,22 @@ def accuracy_table(predictions: Rows, metrics: Rows, worlds: dict[str, str], ev:
     """
     best = best_zero_shot(metrics)
     fallen = {(m["run_id"], m["task"]) for m in metrics if m["metric"] == "collapsed" and float(m["value"])}
-    groups: dict[tuple, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    about = subjects(predictions)
+    groups: dict[tuple, dict[str, Hits]] = defaultdict(lambda: defaultdict(dict))
     for p in predictions:
         splits = ["test"] + ([f"test_{'seen' if p['seen'] == '1' else 'unseen'}"] if p["seen"] else [])
         for split in splits:
             key = (worlds[p["run_id"]], p["task"], p["method"], without_zoo(p["setting"]), split)
-            groups[key][p["run_id"]].append(int(p["correct"]))
+            groups[key][p["run_id"]][p["task"], p["question"]] = int(p["correct"])
     rows = []
     for key, by_run in sorted(groups.items()):
         world, task, method, setting, split = key
-        hits = [np.array(values) for values in by_run.values()]
-        low, high = bootstrap_mean(hits, ev.bootstrap_samples, ev.interval, name="/".join(key))
+        hits = list(by_run.values())
+        mean, low, high = compared(hits, about, ev)
         rows.append(
             {
                 "world": world, "task": task, "method": method, "setting": setting, "split": split,
-                "mean": float(np.mean([h.mean() for h in hits])), "low": low, "high": high,
+                "mean": mean, "low": low, "high": high,
                 "runs": len(hits), "examples": len(hits[0]),
                 "collapsed": int(any((run, task) in fallen for run in by_run)),
                 "main": int(setting == "" or (method == "zero_shot" and (task, setting) in best)), "source": "measured",
@@ -137,7 +173,8 @@ def difference_table(predictions: Rows, ev: Evaluate) -> list[dict]:
 
     Where the two were also run on another model (``baselines.model``), to them too: ``ft_oracle_vicuna``.
     """
-    hits: dict[tuple[str, str], dict[tuple[str, str], int]] = defaultdict(dict)
+    about = subjects(predictions)
+    hits: dict[tuple[str, str], dict[str, Hits]] = defaultdict(lambda: defaultdict(dict))
     others: set[str] = set()
     for p in predictions:
         setting, name = without_zoo(p["setting"]), p["method"]
@@ -145,26 +182,24 @@ def difference_table(predictions: Rows, ev: Evaluate) -> list[dict]:
             setting, name = "", f"{name}_{other[1]}"
             others.add(name)
         if setting == "":
-            repetition = p["run_id"].split("-", 2)[2]
-            hits[p["task"], name][repetition, p["question"]] = int(p["correct"])
+            hits[p["task"], name][repetition(p["run_id"])[2]][p["task"], p["question"]] = int(p["correct"])
     rows = []
     for (task, method), mine in sorted(hits.items()):
         for versus in () if method in others else (*VERSUS, *sorted(others)):
             theirs = hits.get((task, versus), {})
-            if method == versus or set(mine) != set(theirs):
+            if method == versus or not _same_questions(mine, theirs):
                 continue
-            pairs: dict[str, list[int]] = defaultdict(list)
-            for key in sorted(mine):
-                pairs[key[0]].append(mine[key] - theirs[key])
-            difference = [np.array(values) for values in pairs.values()]
-            mean, low, high = paired_bootstrap(
-                difference, ev.bootstrap_samples, ev.interval, name=f"{task}/{method}/{versus}"
-            )
+            difference = [less(mine[run], theirs[run]) for run in sorted(mine)]
+            mean, low, high = compared(difference, about, ev)
             rows.append(
                 {"task": task, "method": method, "versus": versus, "difference": mean, "low": low,
                  "high": high, "runs": len(difference), "source": "measured"}
             )  # fmt: skip
     return rows
+
+
+def _same_questions(mine: dict[str, Hits], theirs: dict[str, Hits]) -> bool:
+    return mine.keys() == theirs.keys() and all(own.keys() == theirs[run].keys() for run, own in mine.items())
 
 
 ZOOS = ("zoo", "task", "method", "mean", "behind", "low", "high", "runs", "source")
@@ -177,10 +212,11 @@ def zoo_table(predictions: Rows, ev: Evaluate, leader: str = "assyllm") -> list[
     where one of the two lacks a run. The task ``all`` is every question, so the mean
     over tasks where these have as many.
     """
-    hits: dict[tuple[str, str], dict[str, dict[tuple[str, str], int]]] = defaultdict(lambda: defaultdict(dict))
+    about = subjects(predictions)
+    hits: dict[tuple[str, str], dict[str, Hits]] = defaultdict(lambda: defaultdict(dict))
     for p in predictions:
         if without_zoo(p["setting"]) == "":
-            zoo, seed = p["run_id"].split("-", 2)[2].split("-")
+            zoo, seed = repetition(p["run_id"])[2].split("-")
             hits[zoo.removeprefix("zoo"), p["method"]][seed][p["task"], p["question"]] = int(p["correct"])
     rows = []
     for zoo, method in sorted(hits):
@@ -190,21 +226,19 @@ def zoo_table(predictions: Rows, ev: Evaluate, leader: str = "assyllm") -> list[
         for task in ["all", *tasks]:
             right = {s: _of_task(own, task) for s, own in sorted(mine.items())}
             row = dict.fromkeys(ZOOS, "") | {
-                "zoo": zoo, "task": task, "method": method, "mean": float(np.mean([h.mean() for h in right.values()])),
+                "zoo": zoo, "task": task, "method": method, "mean": compared(list(right.values()), about, ev)[0],
                 "runs": len(right), "source": "measured",
             }  # fmt: skip
             if paired:
-                behind = [_of_task(first[seed], task) - own for seed, own in right.items()]
-                name = f"zoo{zoo}/{task}/{method}"
-                found = paired_bootstrap(behind, ev.bootstrap_samples, ev.interval, name)
+                found = compared([less(_of_task(first[seed], task), own) for seed, own in right.items()], about, ev)
                 row |= dict(zip(("behind", "low", "high"), found, strict=True))
             rows.append(row)
     return rows
 
 
-def _of_task(hits: dict[tuple[str, str], int], task: str) -> np.ndarray:
-    """The hits of one task, or of all, in the order of questions."""
-    return np.array([hit for (of, _), hit in sorted(hits.items()) if task in ("all", of)])
+def _of_task(hits: Hits, task: str) -> Hits:
+    """The hits of one task, or of all."""
+    return {key: hit for key, hit in hits.items() if task in ("all", key[0])}
 
 
 ABLATIONS = (
@@ -219,14 +253,15 @@ def ablation_table(predictions: Rows, worlds: dict[str, str], settings: Sequence
     Args:
         settings: names, in the order of the table.
     """
-    hits: dict[tuple[str, str, str], dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
+    about = subjects(predictions)
+    hits: dict[tuple[str, str, str], dict[str, Hits]] = defaultdict(lambda: defaultdict(dict))
     changed: dict[str, str] = {}
     world = ""
     for p in predictions:
-        setting, method, repetition = p["run_id"].split("-", 2)
+        setting, method, run = repetition(p["run_id"])
         if method == "zero_shot":  # its settings are members of the zoo
             continue
-        hits[setting, method, p["task"]][repetition][p["question"]] = int(p["correct"])
+        hits[setting, method, p["task"]][run][p["task"], p["question"]] = int(p["correct"])
         changed[setting] = without_zoo(p["setting"])
         world = worlds[p["run_id"]]
     varied = {(method, task) for setting, method, task in hits if setting != "base"}
@@ -236,16 +271,14 @@ def ablation_table(predictions: Rows, worlds: dict[str, str], settings: Sequence
             continue
         mine, base = hits[setting, method, task], hits.get(("base", method, task), {})
         shared = sorted(run for run in set(mine) & set(base) if set(mine[run]) == set(base[run]))
-        name = f"ablation/{setting}/{method}/{task}"
-        right = [np.array([mine[run][q] for q in sorted(mine[run])]) for run in sorted(mine)]
-        mean, low, high = paired_bootstrap(right, ev.bootstrap_samples, ev.interval, name)
+        right = [mine[run] for run in sorted(mine)]
+        mean, low, high = compared(right, about, ev)
         row = dict.fromkeys(ABLATIONS, "") | {
             "setting": setting, "changed": changed[setting], "method": method, "task": task, "world": world,
             "mean": mean, "low": low, "high": high, "runs": len(right), "source": "measured",
         }  # fmt: skip
         if shared and setting != "base":
-            less = [np.array([mine[run][q] - base[run][q] for q in sorted(mine[run])]) for run in shared]
-            found = paired_bootstrap(less, ev.bootstrap_samples, ev.interval, f"{name}/difference")
+            found = compared([less(mine[run], base[run]) for run in shared], about, ev)
             row |= dict(zip(("difference", "difference_low", "difference_high"), found, strict=True))
         rows.append(row)
     return rows
@@ -315,7 +348,7 @@ def collect(
                                                        "runs", "source"])  # fmt: skip
     write_table(out / "zoos.csv", zoo_table(predictions, ev), ZOOS)
     ablations = ablation_table(
-        predictions, worlds, list(dict.fromkeys(r["run_id"].split("-", 1)[0] for r in run_rows)), ev
+        predictions, worlds, list(dict.fromkeys(repetition(r["run_id"])[0] for r in run_rows)), ev
     )
     write_table(out / "ablations.csv", ablations, ABLATIONS)
     write_table(out / "models.csv", models, list(models[0]) if models else ["world", "run_id", "source"])

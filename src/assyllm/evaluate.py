@@ -1,13 +1,14 @@
 """How accuracies are taken and compared: one place for every method.
 
 Accuracy, seen against unseen facts, collapse to one answer, intervals by a paired bootstrap over runs and
-examples. No torch: the result tables are made from here too.
+what the questions are about. No torch: the result tables are made from here too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,6 +34,10 @@ class Question(Protocol):
     @property
     def facts(self) -> tuple[str, ...]:
         """The facts it rests on."""
+
+    @property
+    def about(self) -> str:
+        """What they are about."""
 
 
 # ---------------------------------------------------------------------------------------------- accuracies
@@ -123,6 +128,7 @@ def final_rows(
             seed=label.seed,
             setting=label.setting,
             question=question.id,
+            about=question.about,
             seen=flag,
             chosen=int(choice),
             correct=int(choice == question.answer),
@@ -151,48 +157,42 @@ def converged_round(curve: Sequence[tuple[int, float]]) -> int:
 # ----------------------------------------------------------------------------------------------- bootstrap
 
 
-def bootstrap_mean(hits: Sequence[np.ndarray], samples: int, interval: float, name: str) -> tuple[float, float]:
-    """Interval (low, high) of a mean accuracy, resampling runs and examples.
-
-    Args:
-        hits: one array [examples] of 0/1 a run, the same examples in the same order in each.
-        samples: number of resamples.
-        interval: its level, e.g. 0.95.
-        name: of the random draw.
-
-    Raises:
-        ArtifactError: runs with unlike numbers of examples.
-    """
-    _, low, high = paired_bootstrap(hits, samples, interval, name)
-    return low, high
-
-
 def paired_bootstrap(
-    differences: Sequence[np.ndarray], samples: int, interval: float, name: str
+    differences: Sequence[np.ndarray], clusters: Sequence[str], samples: int, interval: float
 ) -> tuple[float, float, float]:
-    """Mean and interval (mean, low, high) of the difference of two methods' accuracies.
+    """Mean and interval (mean, low, high) of the difference of two methods' accuracies, or of an accuracy.
 
-    Both methods are resampled with the same runs and examples, so what is hard for both cancels.
+    Runs are resampled, and clusters of examples rather than examples: questions about the same thing are right or wrong
+    together, so that as single ones they would count as more evidence than they are. Both methods are resampled with
+    the same runs and examples, so what is hard for both cancels; equal numbers always have equal intervals.
 
     Args:
-        differences: per run, [examples] of one method's 0/1 less the other's, same examples in each.
+        differences: per run, [examples] of one method's 0/1 less the other's (or 0/1), same examples in each.
+        clusters: [examples] names of clusters.
         samples: number of resamples.
         interval: its level, e.g. 0.95.
-        name: of the random draw.
 
     Raises:
         ArtifactError: runs with unlike numbers of examples.
     """
-    if len({len(run) for run in differences}) != 1:
-        raise ArtifactError(f"{name}: runs with unlike numbers of test questions cannot be compared")
+    if {len(run) for run in differences} != {len(clusters)}:
+        raise ArtifactError("runs with unlike numbers of test questions cannot be compared")
     values = np.stack([np.asarray(run, dtype=np.float64) for run in differences])
-    runs, examples = values.shape
-    draw = seeding.rng("bootstrap", name)
-    means = np.empty(samples)
-    for start in range(0, samples, 250):
-        size = min(250, samples - start)
-        rows = draw.multinomial(runs, np.full(runs, 1 / runs), size=size) / runs
-        columns = draw.multinomial(examples, np.full(examples, 1 / examples), size=size) / examples
-        means[start : start + size] = ((rows @ values) * columns).sum(-1)
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    sizes = np.bincount(index).astype(np.float64)
+    sums = np.stack([np.bincount(index, weights=run) for run in values])
+    rows, columns = _resamples(len(values), len(sizes), samples)
+    means = (rows * (columns @ sums.T)).sum(-1) / (columns @ sizes)
     low, high = np.quantile(means, [(1 - interval) / 2, (1 + interval) / 2])
-    return float(values.mean()), float(low), float(high)
+    # a sum's last digits would decide whether an interval that ends at 0 is clear of it
+    mean, low, high = (round(float(value), 9) + 0.0 for value in (values.mean(), low, high))
+    return mean, low, high
+
+
+@lru_cache(maxsize=16)
+def _resamples(runs: int, clusters: int, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each run (as a share) and each cluster is drawn: [samples, runs] and [samples, clusters]."""
+    draw = seeding.rng("bootstrap", runs, clusters)
+    rows = draw.multinomial(runs, np.full(runs, 1 / runs), size=samples) / runs
+    columns = draw.multinomial(clusters, np.full(clusters, 1 / clusters), size=samples).astype(np.float64)
+    return rows, columns

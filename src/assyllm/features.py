@@ -32,7 +32,7 @@ from assyllm.zoo.encoding import Encoded, combine, encode
 PLANE_DIMS = 30  # of the shared PCA before t-SNE
 POINTS = ("what", "pair", "space", "model", "layer", "other", "example", "x", "y", "value", "source")
 SCORES = ("what", "world", "task", "seed", "model", "candidate", "shown", "row", "column", "cka", "cor",
-          "compatibility", "reported_compatibility", "accuracy", "source")  # fmt: skip
+          "compatibility", "reported_compatibility", "trained_joins", "accuracy", "source")  # fmt: skip
 
 
 @dataclass
@@ -180,7 +180,8 @@ def score_rows(
             continue
         rows.append(
             common | {"cka": round(alike, 6), "cor": round(near, 6), "compatibility": round(both, 6),
-                      "reported_compatibility": model["compatibility"], "accuracy": model["accuracy_test"]}
+                      "reported_compatibility": model["compatibility"], "trained_joins": model["trained_joins"],
+                      "accuracy": model["accuracy_test"]}
         )  # fmt: skip
         if common["shown"]:
             for i, line in enumerate(heatmap(public, chains, blocks)):

@@ -411,9 +411,9 @@ class Federated(Section):
 class Tuning(Section):
     """One method's tuned settings (the grid and its result are in EXPERIMENTS.md).
 
-    By default FedAdam (Reddi 2021): clients step by plain SGD, the server's Adam follows their average. Where a client
-    makes one step a round its ``learning_rate`` is only a scale, which Adam takes out. ``server_rate`` is a number, or
-    one for every model that may be fine-tuned.
+    By default FedAdam (Reddi 2021): a client makes one step of plain SGD over all its items, the server's Adam follows
+    their average. ``learning_rate`` is then only a scale, which Adam takes out. ``server_rate`` is a number, or one for
+    every model that may be fine-tuned.
     """
 
     server_rate: Positive | dict[str, Positive]
@@ -424,6 +424,12 @@ class Tuning(Section):
     learning_rate: Positive = 1.0
     optimizer: Literal["sgd", "momentum", "adamw"] = "sgd"
     head_factor: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _one_step_of_sgd(self) -> Tuning:
+        if self.optimizer == "sgd" and self.local_epochs > 1:
+            raise ValueError("local_epochs: sgd makes one step a round; momentum or adamw may make several")
+        return self
 
     def server_rate_of(self, model: str) -> float:
         """The server's rate where ``model`` is fine-tuned."""

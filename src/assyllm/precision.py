@@ -2,7 +2,8 @@
 
 Without a re-fit: the models of the setting that `study.<size>.precision.fitted_on` names, their blocks replaced (stage
 ``precision``). With one: runs of the same method under the other settings. Differences are paired, by seed, zoo and
-question, with the models as they were fitted. Sizes at 7B shapes stand in the same table, modelled.
+question, with the models as they were fitted, and with INT4 (setting ``int4``) at the same re-fit. Sizes at 7B shapes
+stand in the same table, modelled.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from assyllm.results import read_table
 
 COLUMNS = (
     "what", "precision", "refit", "method", "task", "world", "bits", "size_gb", "mean", "low", "high",
-    "difference", "difference_low", "difference_high", "runs", "source",
+    "difference", "difference_low", "difference_high", "over_int4", "over_int4_low", "over_int4_high", "runs", "source",
 )  # fmt: skip
 # (setting, method, task) -> repetition -> 0 or 1 for each question
 Hits = dict[tuple[str, str, str], dict[str, np.ndarray]]
@@ -55,20 +56,23 @@ def quantizer_table(
             sizes[row["setting"]] = (8 * size / weights, size / 1e9)
     refitted: Hits = defaultdict(dict)
     grouped: dict[tuple[str, str, str, str], list[int]] = defaultdict(list)
+    about: dict[str, dict[str, str]] = defaultdict(dict)  # task -> question -> what it is about, in the test's order
     for p in predictions:
-        setting, method, repetition = p["run_id"].split("-", 2)
+        setting, method, zoo, seed = p["run_id"].rsplit("-", 3)
+        about[p["task"]][p["question"]] = p["about"]
         if setting in sizes:
-            grouped[setting, method, p["task"], repetition.replace("-", "_")].append(int(p["correct"]))
+            grouped[setting, method, p["task"], f"{zoo}_{seed}"].append(int(p["correct"]))
     for (setting, method, task, repetition), values in grouped.items():
         refitted[setting, method, task][repetition] = np.array(values)
+    clusters = {task: list(found.values()) for task, found in about.items()}
     for refit, found in ((0, replaced), (1, refitted)):
-        rows += _accuracies(found, replaced, fitted_on, sizes, refit, world, ev)
+        rows += _accuracies(found, replaced, fitted_on, sizes, refit, world, clusters, ev)
     return rows
 
 
 def _accuracies(
     found: Hits, plain: Hits, fitted_on: str, sizes: Mapping[str, tuple[float, float]], refit: int, world: str,
-    ev: Evaluate,
+    clusters: Mapping[str, list[str]], ev: Evaluate,
 ) -> list[dict[str, Any]]:  # fmt: skip
     rows = []
     for (setting, method, task), by_run in sorted(found.items(), key=lambda i: (i[0][1:], -sizes[i[0][0]][0])):
@@ -78,15 +82,19 @@ def _accuracies(
             continue
         hits = [by_run[run] for run in runs]
         less = [by_run[run] - plainly[run] for run in runs]
-        name = f"precision/{setting}/{method}/{task}/{refit}"
-        mean, low, high = paired_bootstrap(hits, ev.bootstrap_samples, ev.interval, name)
-        difference, below, above = paired_bootstrap(less, ev.bootstrap_samples, ev.interval, f"{name}/difference")
+        of = (clusters[task], ev.bootstrap_samples, ev.interval)
+        (mean, low, high), (difference, below, above) = paired_bootstrap(hits, *of), paired_bootstrap(less, *of)
+        int4 = found.get(("int4", method, task), {})
+        over: tuple[Any, ...] = ("", "", "")
+        if setting != "int4" and set(runs) <= set(int4):
+            over = paired_bootstrap([by_run[run] - int4[run] for run in runs], *of)
         bits, size = sizes[setting]
         rows.append(
             {
                 "what": "accuracy", "precision": setting, "refit": refit, "method": method, "task": task,
                 "world": world, "bits": bits, "size_gb": size, "mean": mean, "low": low, "high": high,
-                "difference": difference, "difference_low": below, "difference_high": above, "runs": len(runs),
+                "difference": difference, "difference_low": below, "difference_high": above,
+                "over_int4": over[0], "over_int4_low": over[1], "over_int4_high": over[2], "runs": len(runs),
                 "source": "measured",
             }
         )  # fmt: skip

@@ -82,6 +82,7 @@ class Prediction:
     seed: int
     setting: str
     question: str
+    about: str  # what it rests on: questions about the same thing are right or wrong together (intervals)
     seen: str  # "1", "0", or "" where the task has no facts
     chosen: int
     correct: int

@@ -35,6 +35,7 @@ READS = {
 # changing how parameters are parsed or paths planned changes no result: a stage's values are in its JSON
 NOT_CODE = ("params.py", "study.py", "cli.py")
 SOURCE = Path(__file__).parent
+FIGURE_IMPORT = re.compile(r"^from assyllm\.(figures|claims|cost)\.(\w+) import", re.M)
 
 
 class RunKey(NamedTuple):
@@ -62,7 +63,8 @@ def code_sha(rule: str, *extra: str) -> str:
     files: set[Path] = {SOURCE / "stages" / f"{rule}.py"}
     for name in (*stage_module(rule).CODE, *extra):
         path = SOURCE / name
-        files.update(path.rglob("*.py") if path.is_dir() else [path])
+        inside = (file for file in path.rglob("*") if file.suffix in (".py", ".csv", ".json"))  # tables of facts too
+        files.update(inside if path.is_dir() else [path])
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(str(file.relative_to(SOURCE)).encode())
@@ -71,18 +73,28 @@ def code_sha(rule: str, *extra: str) -> str:
 
 
 def figure_code(name: str) -> list[str]:
-    """The source files of one figure: its own module and those of figures/ that it imports."""
+    """The source files of one figure: its own module, and what that computes with from figures/, claims/ and cost/."""
     found: list[str] = []
-    todo = [name]
+    todo = [f"figures/{name}.py"]
     while todo:
-        path = SOURCE / "figures" / f"{todo.pop()}.py"
-        if path.is_file() and (own := f"figures/{path.name}") not in found:
+        own = todo.pop()
+        path = SOURCE / own
+        if path.is_file() and own not in found:
             found.append(own)
             text = path.read_text(encoding="utf-8")
-            todo += re.findall(r"^from assyllm\.figures\.(\w+) import", text, re.M)
+            todo += [f"{floor}/{module}.py" for floor, module in FIGURE_IMPORT.findall(text)]
             for names in re.findall(r"^from assyllm\.figures import ([\w, ]+)$", text, re.M):
-                todo += names.split(", ")
+                todo += [f"figures/{module}.py" for module in names.split(", ")]
     return sorted(found)
+
+
+def contents(*paths: Path | str) -> str:
+    """Content hash of those of the files that are there: for what a rule reads and no rule makes."""
+    digest = hashlib.sha256()
+    for path in (Path(path) for path in paths):
+        digest.update(path.read_bytes() if path.is_file() else b"")
+        digest.update(b"|")
+    return digest.hexdigest()[:12]
 
 
 class Plan:
@@ -152,6 +164,13 @@ class Plan:
         runs = {(run.setting, run.method) for size in sizes for run in self.runs(size)}
         other = [s for s, changes in self.raw["settings"].items() if "baselines.model" in (changes or {})]
         return [(s, m) for s in ("base", *other) for m in P.TUNED if s == "base" or (s, m) in runs]
+
+    def local_tasks(self, setting: str) -> list[Path]:
+        """The user's own files of the tasks (``tasks.source: local``), whether they are there or not."""
+        tasks = self.at(setting).tasks
+        folder = Path(os.environ.get("ASSYLLM_DATA") or tasks.local_dir)
+        splits = ("train", "validation", "test") if tasks.source == "local" else ()
+        return [folder / task / f"{split}.jsonl" for task in tasks.names for split in splits]
 
     def walked(self, size: str) -> RunKey:
         """The run whose search the swapper's ablation follows: the first that assembles, on the base setting.

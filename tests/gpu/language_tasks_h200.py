@@ -332,7 +332,7 @@ def rows(folder: Path, method: str, task: str, seconds: float) -> list[dict[str,
     """Test accuracy with its interval of each model of a run; dev beside it."""
     import numpy as np
 
-    from assyllm.evaluate import bootstrap_mean
+    from assyllm.evaluate import paired_bootstrap
 
     def read(name: str) -> list[dict[str, str]]:
         with open(folder / name, newline="", encoding="utf-8") as handle:
@@ -344,7 +344,7 @@ def rows(folder: Path, method: str, task: str, seconds: float) -> list[dict[str,
         hits.setdefault(row["setting"], []).append(int(row["correct"]))
     found = []
     for setting, right in hits.items():
-        low, high = bootstrap_mean([np.array(right)], SAMPLES, LEVEL, f"{method} {task} {setting}")
+        _, low, high = paired_bootstrap([np.array(right)], [str(i) for i in range(len(right))], SAMPLES, LEVEL)
         whole = [r for r in metrics if r["setting"] == setting and r["metric"] == "accuracy" and r["split"] == "dev"]
         last = [r for r in whole if not r["round"] or r["round"] == "0"] or whole
         rounds = max((int(r["round"]) for r in metrics if r["round"]), default=0)

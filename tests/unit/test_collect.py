@@ -36,7 +36,15 @@ def write_run(folder: Path, method: str, setting: str, name: str, seed: int, tas
     for task in tasks:
         hits = draw.random(80) < QUALITY[method]
         predictions += [
-            Prediction(**common, task=task, question=f"q{i}", seen=str(i % 2), chosen=int(h), correct=int(h))
+            Prediction(
+                **common,
+                task=task,
+                question=f"q{i}",
+                about=f"a{i // 2}",
+                seen=str(i % 2),
+                chosen=int(h),
+                correct=int(h),
+            )
             for i, h in enumerate(hits)
         ]
         row = {**common, "task": task, "world": "embedded", "metric": "accuracy"}
@@ -53,7 +61,8 @@ def write_run(folder: Path, method: str, setting: str, name: str, seed: int, tas
                 {
                     **common, "task": task, "model": i, "blocks": "a:0-1 b:1-2", "n_blocks": 2 + i % 3,
                     "families": "llama opt", "size_bytes": 10**6 * (i + 1), "compatibility": 0.5 + 0.1 * i,
-                    "accuracy_dev": 0.5, "accuracy_test": 0.6, "reported": int(i == 3), "source": "measured",
+                    "trained_joins": int(i == 3), "accuracy_dev": 0.5, "accuracy_test": 0.6, "reported": int(i == 3),
+                    "source": "measured",
                 }
                 for i in range(4)
             ]  # fmt: skip
@@ -180,10 +189,14 @@ def write_feature_tables(out: Path) -> None:
             common |= {"candidate": chain.split()[1], "shown": i if task == "piqa" and i else "", "source": "measured"}
             scores.append(
                 common | {"what": "model", "cka": i / 4, "cor": 0.9, "compatibility": 0.5, "accuracy": 0.5 + i / 10,
-                          "reported_compatibility": 1 - i / 4}
+                          "reported_compatibility": 1 - i / 4, "trained_joins": 0}
             )  # fmt: skip
             if common["shown"]:
                 scores += [common | {"what": "cell", "row": r, "column": c, "cka": 0.5} for r in (1, 2) for c in (1, 2)]
+        scores.append(  # a model with trained joins is in no correlation
+            common | {"what": "model", "shown": "", "cka": 0, "cor": 0.9, "compatibility": 0.5, "accuracy": 1,
+                      "reported_compatibility": 1, "trained_joins": 1}
+        )  # fmt: skip
     write_table(out / "feature_differences.csv", points, POINTS)
     write_table(out / "compatibility_heatmaps.csv", scores, SCORES)
 

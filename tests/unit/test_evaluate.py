@@ -9,7 +9,6 @@ from assyllm.artifacts import ArtifactError
 from assyllm.evaluate import (
     Label,
     accuracy,
-    bootstrap_mean,
     collapsed,
     final_rows,
     majority,
@@ -59,16 +58,34 @@ def test_final_rows_split_seen_and_unseen() -> None:
     assert {row.setting for row in metrics} == {"a=1"}
 
 
+def alone(number: int) -> list[str]:
+    return [f"q{i}" for i in range(number)]
+
+
 def test_bootstrap_covers_and_is_deterministic() -> None:
     draw = np.random.default_rng(0)
     inside = 0
-    for trial in range(100):
+    for _ in range(100):
         hits = [(draw.random(300) < 0.7).astype(int)]
-        low, high = bootstrap_mean(hits, 400, 0.9, f"trial{trial}")
+        mean, low, high = paired_bootstrap(hits, alone(300), 400, 0.9)
         inside += low <= 0.7 <= high
-        assert (low, high) == bootstrap_mean(hits, 400, 0.9, f"trial{trial}")
+        assert (mean, low, high) == paired_bootstrap(hits, alone(300), 400, 0.9)
     assert 80 <= inside <= 98
     assert high - low == pytest.approx(2 * 1.645 * np.sqrt(0.21 / 300), rel=0.2)
+
+
+def test_questions_about_the_same_thing_count_as_one_piece_of_evidence() -> None:
+    draw = np.random.default_rng(0)
+    inside = {"clustered": 0, "single": 0}
+    for _ in range(100):
+        hits = [np.repeat(draw.random(75) < 0.7, 4).astype(int)]  # four wordings of each of 75 facts, all alike
+        about = [f"fact{i // 4}" for i in range(300)]
+        for name, clusters in (("clustered", about), ("single", alone(300))):
+            mean, low, high = paired_bootstrap(hits, clusters, 400, 0.9)
+            inside[name] += low <= 0.7 <= high
+            assert mean == pytest.approx(hits[0].mean())
+    assert 80 <= inside["clustered"] <= 98
+    assert inside["single"] < 75
 
 
 def test_pairing_cancels_what_is_hard_for_both_and_runs_widen() -> None:
@@ -76,16 +93,22 @@ def test_pairing_cancels_what_is_hard_for_both_and_runs_widen() -> None:
     hard = draw.random(500) < 0.5
     better = [np.where(hard, draw.random(500) < 0.1, 1).astype(int) for _ in range(3)]
     worse = [b & (draw.random(500) < 0.95) for b in better]
-    mean, low, high = paired_bootstrap([b - w for b, w in zip(better, worse, strict=True)], 1000, 0.95, "x")
+    less = [b - w for b, w in zip(better, worse, strict=True)]
+    mean, low, high = paired_bootstrap(less, alone(500), 1000, 0.95)
     assert low < mean < high
     assert low > 0
-    alone_low, alone_high = bootstrap_mean(better, 1000, 0.95, "y")
+    _, alone_low, alone_high = paired_bootstrap(better, alone(500), 1000, 0.95)
     assert high - low < alone_high - alone_low
     constant = [np.full(50, value) for value in (0.0, 1.0)]  # runs that disagree entirely
-    _, low, high = paired_bootstrap(constant, 1000, 0.95, "z")
+    _, low, high = paired_bootstrap(constant, alone(50), 1000, 0.95)
     assert (low, high) == (0.0, 1.0)
+
+
+def test_an_interval_that_ends_at_zero_ends_there() -> None:
+    third = np.array([1 / 3, -1 / 3] * 30)
+    assert paired_bootstrap([third - third], alone(60), 200, 0.95) == (0.0, 0.0, 0.0)
 
 
 def test_unlike_runs_are_refused() -> None:
     with pytest.raises(ArtifactError, match="unlike numbers"):
-        bootstrap_mean([np.ones(3), np.ones(4)], 10, 0.9, "x")
+        paired_bootstrap([np.ones(3), np.ones(4)], alone(3), 10, 0.9)

@@ -13,7 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from tiny.study import ROOT, SNAKEMAKE, dvc_environment, dvc_repository, products, snakemake, tiny_params, write_params
+from tiny.study import (
+    ROOT,
+    SNAKEMAKE,
+    TIMED,
+    dvc_environment,
+    dvc_repository,
+    products,
+    snakemake,
+    tiny_params,
+    write_params,
+)
 
 PRESETS = [ROOT, *sorted(path.parent for path in (ROOT / "presets").glob("*/params.yaml"))]
 pytestmark = pytest.mark.workflow
@@ -174,11 +184,21 @@ def killed(command: list[str], folder: Path, kills: int, seed: str, environment:
 
 
 def test_one_core_gives_the_same_bytes_and_a_killed_run_goes_on(study: Path, tmp_path: Path, kills: int) -> None:
+    """From models to two runs; with ``--kills`` the whole study."""
     folder = tmp_path / "killed"
     write_params(folder, tiny_params())
-    assert killed([*SNAKEMAKE, "--directory", str(folder), "--cores", "1"], folder, kills or 3, "snakemake")
-    snakemake(folder, "--cores", "1")
-    assert products(folder) == products(study)
+    runs = [f"data/runs/base/{method}/zoo0_seed0" for method in ("ft_oracle", "assyllm")]
+    command = ["--cores", "1", *(() if kills else runs)]
+    assert killed([*SNAKEMAKE, "--directory", str(folder), *command], folder, kills or 3, "snakemake")
+    snakemake(folder, *command)
+    for made in ("data/zoo", "data/quantized/base", *runs):
+        assert contents(folder / made) == contents(study / made)
+    assert not kills or products(folder) == products(study)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (file for file in folder.rglob("*") if file.is_file() and file.stem not in TIMED)
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def test_a_killed_dvc_repro_goes_on(study: Path, tmp_path: Path, kills: int) -> None:
@@ -193,12 +213,18 @@ def test_a_killed_dvc_repro_goes_on(study: Path, tmp_path: Path, kills: int) -> 
     assert products(tmp_path) == products(study)
 
 
-def test_a_second_writer_is_refused_in_one_line(study: Path) -> None:
+def test_a_second_writer_is_refused_in_one_line_and_may_plan(study: Path, tmp_path: Path) -> None:
+    shutil.copytree(study, tmp_path / "copy", symlinks=True)
+    study = tmp_path / "copy"
+    raw = tiny_params()
+    raw["figures"]["dpi"] = 99
+    write_params(study, raw)
     folder = str(study / ".snakemake")
     code = f"import time; from assyllm.study import hold; hold({folder!r}); print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         other.stdout.readline()
         output = snakemake(study, "--cores", "1", check=False)
+        assert planned(study) == {"figure"}
         other.kill()
     assert "another run is at work in this folder" in output

@@ -2,14 +2,21 @@
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
-from snakemake.settings.types import ExecMode
 
 from assyllm.artifacts import ArtifactError
 from assyllm.cost.same_step import SAME_STEP
 from assyllm.figures import about, topic
 from assyllm.params import ASSEMBLING, BASELINES, SHARES, STUDIES, TUNED
 from assyllm.results import FIGURE_READS, FIGURE_TABLES, TABLES
-from assyllm.study import Plan, code_sha, figure_code, hold, job_environment, kept
+from assyllm.study import (
+    Plan,
+    code_sha,
+    contents,
+    figure_code,
+    hold,
+    job_environment,
+    kept,
+)
 
 try:
     PLAN = Plan(Path("params.yaml"))
@@ -18,8 +25,10 @@ except ArtifactError as error:
 
 job_environment()
 
-# Snakemake's own lock outlives a killed run; this one ends with the process (profiles/default sets nolock)
-if workflow.exec_mode == ExecMode.DEFAULT and not workflow.dryrun:
+
+# Snakemake's own lock outlives a killed run; this one ends with the process (profiles/default sets nolock). Who only plans
+# (`snakemake -n`) or reads takes none.
+onstart:
     try:
         hold()
     except BlockingIOError:

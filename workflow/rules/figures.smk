@@ -39,6 +39,10 @@ rule figure:
         sections=sections("figure"),
         code=lambda w: code_sha("figure", *figure_code(w.name)),
         about=lambda w: about(w.name),
+        # what only the ablations measured, where they were run
+        beside=lambda w: (
+            contents("data/results/ablations/claims.csv") if w.name == "claims" else ""
+        ),
         results=lambda w, input: str(Path(input[0]).parent),
         out=lambda w, output: str(Path(output[0]).parent),
     shell:

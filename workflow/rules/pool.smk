@@ -25,6 +25,7 @@ rule tasks:
     params:
         sections=sections("tasks"),
         code=code_sha("tasks"),
+        files=lambda w: contents(*PLAN.local_tasks(w.variant)),
     shell:
         "assyllm tasks --params {params.sections:q} --code {params.code} --out {output} &> {log}"
 

@@ -186,7 +186,8 @@ class FwdLLM(Lora):
 
 
 def _minibatches(clients: Sequence[tuple[int, Sequence[int]]], local: Local, *names: str | int) -> list[np.ndarray]:
-    return [np.asarray(items)[schedule(len(items), local, *names, client)[0]] for client, items in clients]
+    first = ((items, schedule(len(items), local, *names, client)[0][: local.batch]) for client, items in clients)
+    return [np.asarray(items)[chosen] for items, chosen in first]
 
 
 def unflatten(flat: Tensor, like: Weights) -> Weights:

@@ -5,8 +5,9 @@ simulator runs the same step for a whole cohort at once: the clients' weights ar
 maps the loss over them, and since no client's loss depends on another's weights the gradient of the sum of
 losses is every client's own gradient. Clients have unlike numbers of items: short batches are padded with
 items of weight zero, missing steps are switched off, so that the result equals the plain loop over clients.
-Where every client makes one step of stateless SGD, their average is one step along the gradient over all their items
-(FedSGD, McMahan 2017), and :func:`train_cohort` computes that.
+Stateless SGD makes one step an epoch, along the gradient over all of a client's items (a device adds it up over
+minibatches): after one such step the clients' average is one step along the gradient over all their items (FedSGD,
+McMahan 2017), and :func:`train_cohort` computes that.
 """
 
 from __future__ import annotations
@@ -141,11 +142,15 @@ def cohort_step(
 
 
 def schedule(items: int, local: Local, *names: str | int) -> list[np.ndarray]:
-    """Index arrays of a client's minibatches: reshuffled each epoch, the last one may be short."""
-    batches = []
+    """Index arrays of the items of a client's steps: reshuffled each epoch, the last one may be short.
+
+    A step takes a minibatch, or with "sgd" all items: its rate is made for the server's Adam, which takes any scale out
+    of a mean gradient, and would throw the weights far away in several steps.
+    """
+    batches, size = [], items if local.optimizer == "sgd" else local.batch
     for epoch in range(local.local_epochs):
         order = seeding.rng("batches", *names, epoch).permutation(items)
-        batches += [order[start : start + local.batch] for start in range(0, items, local.batch)]
+        batches += [order[start : start + size] for start in range(0, items, size)]
     return batches
 
 

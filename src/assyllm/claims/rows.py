@@ -306,7 +306,7 @@ def _quantizer(table: Claims, sizes: list[Mapping[str, Any]]) -> None:
         r["precision"]: r for r in sizes if r["what"] == "accuracy" and str(r["refit"]) == "0" and r["task"] == "boolq"
     }
     why = "tiny pool at 6 bits a weight (groups of 32), blocks replaced and nothing fitted again"
-    base, low = kept.get("base"), kept.get("int4")
+    base, int4 = kept.get("base"), kept.get("int4")
     loss = -100 * float(base["difference"]) if base else None
     table.add(
         "Mixed precision loses to FP16 at most, boolq",
@@ -319,14 +319,15 @@ def _quantizer(table: Claims, sizes: list[Mapping[str, Any]]) -> None:
         command,
         kind="at most",
     )
-    gain = 100 * (float(base["difference"]) - float(low["difference"])) if base and low else None
+    over = [100 * float(base[f"over_int4{end}"]) for end in ("", "_low", "_high")] if base and int4 else []
     table.add(
         "Mixed precision beats INT4, boolq",
         "quantizer",
         table.paper("accuracy_gain_vs_int4", "boolq", "block_quantizer"),
-        gain,
+        over[0] if over else None,
         "points",
         "measured",
-        why + "; 4 bits cost models this small nothing either",
+        f"{why}, INT4 at {float(int4['bits']):.2f} with its scales and embeddings" if int4 else why,
         command,
+        interval=(over[1], over[2]) if over else None,
     )

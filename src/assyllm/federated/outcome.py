@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from assyllm.adapter.base import Adapter
+from assyllm.adapter.cross_attention import CrossAttentionAdapter
 from assyllm.adapter.reading import readings
 from assyllm.artifacts import write_json
 from assyllm.assembly import search
@@ -21,6 +22,7 @@ from assyllm.assembly.recipe import recipe_of
 from assyllm.assembly.search import Chain
 from assyllm.assembly.walk import Walker, edges
 from assyllm.blocks.pool import Pool
+from assyllm.evaluate import Label, final_rows
 from assyllm.federated.context import Settings
 from assyllm.federated.data import TaskData
 from assyllm.federated.state import State
@@ -28,7 +30,7 @@ from assyllm.results import Metric, Prediction, Run, write_rows, write_table
 
 MODEL_COLUMNS = (
     "run_id", "method", "task", "seed", "setting", "model", "blocks", "n_blocks", "families", "size_bytes",
-    "compatibility", "ended", "accuracy_test", "accuracy_dev", "reported", "source",
+    "compatibility", "ended", "trained_joins", "accuracy_test", "accuracy_dev", "reported", "source",
 )  # fmt: skip
 
 
@@ -167,11 +169,13 @@ def write_run(
         common: dict[str, Any] = {
             "run_id": run_id, "method": method, "task": task, "world": world, "seed": seed, "setting": setting,
         }  # fmt: skip
-        metrics += _metrics(found, common)
-        predictions += _predictions(found, common)
+        tests = found.data.splits["test"]
+        final = final_rows(Label(**common), tests, found.reported.chosen, _seen(found), found.reported.dev)
+        metrics += [*final[0], *_metrics(found, common)]
+        predictions += final[1]
         for place, model in enumerate(found.models):
             row = {key: value for key, value in common.items() if key != "world"}
-            models.append(row | _model_row(pool, model, settings.rule.probe) | {"reported": int(place == 0)})
+            models.append(row | _model_row(pool, model, state, settings.rule.probe) | {"reported": int(place == 0)})
         timings += [
             {"run_id": run_id, "what": f"{task}/round/{i}", "value": seconds, "unit": "s"}
             for i, seconds in enumerate(state.seconds, start=1)
@@ -200,27 +204,8 @@ def _seen(found: Outcome) -> list[str]:
     return ["" if not q.facts else str(int(set(q.facts) <= held)) for q in found.data.splits["test"]]
 
 
-def _predictions(found: Outcome, common: dict[str, Any]) -> list[Prediction]:
-    keys = {key: common[key] for key in ("run_id", "method", "task", "seed", "setting")}
-    questions, chosen = found.data.splits["test"], found.reported.chosen
-    return [
-        Prediction(**keys, question=q.id, seen=seen, chosen=int(c), correct=int(c == q.answer))
-        for q, seen, c in zip(questions, _seen(found), chosen, strict=True)
-    ]
-
-
 def _metrics(found: Outcome, common: dict[str, Any]) -> list[Metric]:
-    best, state = found.reported, found.state
-    rows = [
-        Metric(**common, split="test", metric="accuracy", value=best.test),
-        Metric(**common, split="dev", metric="accuracy", value=best.dev),
-    ]
-    answers = np.array([q.answer for q in found.data.splits["test"]])
-    seen = np.array(_seen(found))
-    for name, mark in (("test_seen", "1"), ("test_unseen", "0")):
-        if (seen == mark).any():
-            share = float((best.chosen == answers)[seen == mark].mean())
-            rows.append(Metric(**common, split=name, metric="accuracy", value=share))
+    rows, state = [], found.state
     for row in state.rows:
         for name in ("participants", "bytes_up", "bytes_down", "bytes_up_votes", "bytes_up_sums"):
             unit = "bytes" if name.startswith("bytes") else ""
@@ -242,8 +227,9 @@ def _metrics(found: Outcome, common: dict[str, Any]) -> list[Metric]:
     return rows
 
 
-def _model_row(pool: Pool, model: Assembled, adding: bool) -> dict[str, Any]:
+def _model_row(pool: Pool, model: Assembled, state: State, adding: bool) -> dict[str, Any]:
     chain = model.chain
+    trained = sum(isinstance(adapter, CrossAttentionAdapter) for adapter in adapters_of(chain, state))
     return {
         "model": chain.id,
         "blocks": " ".join(chain.blocks),
@@ -252,6 +238,7 @@ def _model_row(pool: Pool, model: Assembled, adding: bool) -> dict[str, Any]:
         "size_bytes": model.size_bytes,
         "compatibility": chain.worth(adding),
         "ended": chain.ended,
+        "trained_joins": trained,
         "accuracy_test": model.test,
         "accuracy_dev": model.dev,
         "source": "measured",

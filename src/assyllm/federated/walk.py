@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from assyllm.assembly import search
 from assyllm.blocks.pool import Pool
 from assyllm.federated.state import State
 
@@ -11,18 +12,21 @@ Walked = list[tuple[list[str], list[str]]]
 COLUMNS = ("run_id", "task", "round", "phase", "clients", "chain", "candidates")
 
 
-def walk_rows(run_id: str, task: str, pool: Pool, state: State) -> list[dict[str, Any]]:
+def walk_rows(run_id: str, task: str, pool: Pool, state: State, adding: bool) -> list[dict[str, Any]]:
     """One row a round and open chain, in the search's order; block ids are space-separated.
 
+    ``adding``: how finished chains rank (:func:`search.ranked`).
+
     A first round passes through every model of the pool, a select round through each open chain and the candidates
-    put on it, a head round through every finished chain.
+    put on it, a round that trains adapters through the reported chain, a head round through every finished chain.
     """
     whole: Walked = [([info.id for info in pool.of_model(model)], []) for model in pool.models]
     finished: Walked = [(list(chain.blocks), []) for chain in sorted(state.finished, key=lambda chain: chain.id)]
+    tuned: Walked = [(list(chain.blocks), []) for chain in search.ranked(state.finished, adding)[:1]]
     rows = []
     for row in state.rows:
-        phase = "head" if row["head"] else "select" if "walk" in row else "native"
-        walked = {"native": whole, "select": row.get("walk", []), "head": finished}[phase]
+        phase = row["phase"]
+        walked = {"native": whole, "select": row.get("walk", []), "tune": tuned, "head": finished}[phase]
         for chain, candidates in walked if row["participants"] else ():
             rows.append(
                 {

@@ -75,6 +75,6 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     text = "All models assembled by the search"
     if len(counts):
         text += f"; of the paper's rule {counts.min()} to {counts.max()} a run and task (the paper: 21)"
-    text += "."
+    text += ". The paper's rule trains the joins of the model that it reports; models that begin alike share them."
     style.caption(figure, df, text)
     return figure

@@ -84,8 +84,8 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     text = (
         f"Left: wall times of one run; pre-loading saves {preload:z.0f} % and pre-swapping {preswap:z.0f} % of the "
         f"rest (the paper: {paper[PAPER[0]]:g} % and {paper[PAPER[1]]:g} %; overlap alone saves at most 50 % in all). "
-        "Right: the search's own walk, "
-        "client by client, bytes at the models' true shapes, mean over tasks; the least is a lower bound."
+        "Right: the search's own walk "
+        "on one device, bytes at the models' true shapes, mean over tasks; the least is a lower bound."
     )
     style.caption(figure, df, text, scale="random weights on a throttled storage (left), true shapes (right)")
     return figure

@@ -11,7 +11,7 @@ SECTIONS = (
 )  # fmt: skip
 CODE = (
     "params.py", "artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer", "swapper",
-    "comparator", "adapter", "assembly", "federated", "checkpoint.py",
+    "comparator", "adapter", "assembly", "federated", "evaluate.py", "checkpoint.py",
 )  # fmt: skip
 
 
@@ -98,7 +98,7 @@ def run(
             setting=setting, alpha=p.partition.alpha, weights_sha=manifest_sha(Path(pool))[:12],
             params_sha=params_sha(params), code_sha=code_sha,
         )  # fmt: skip
-        walks = [row for o in outcomes for row in walk_rows(run_id, o.data.task, opened, o.state)]
+        walks = [row for o in outcomes for row in walk_rows(run_id, o.data.task, opened, o.state, settings.rule.probe)]
         write_table(folder / "walk.csv", walks, COLUMNS)
     if checkpoint is not None:
         shutil.rmtree(checkpoint, ignore_errors=True)

@@ -102,7 +102,7 @@ def reads(
     """Bytes that every policy reads on the search's own walk, beside the least that is possible.
 
     Args:
-        rounds: one task's; their clients go one after another in the paper's order.
+        rounds: one task's; a device walks for its own client alone.
         sizes: bytes of every unit.
         correlation: of block pairs, for ``lru_correlation``.
     """
@@ -145,9 +145,13 @@ def optimum_bytes(plan: Sequence[str], sizes: Mapping[str, int], budget: int) ->
             continue
         read += sizes[unit] - kept.pop(unit, 0)
         excess = sum(kept.values()) + sizes[unit] + sizes.get(before, 0) - budget
-        for far in sorted(kept, key=lambda u: uses[u][-1], reverse=True):
-            gone = min(max(0, excess), kept[far])
-            kept[far], excess = kept[far] - gone, excess - gone
+        while excess > 0 and kept:
+            far = max(kept, key=lambda u: uses[u][-1])
+            gone = min(excess, kept[far])
+            excess -= gone
+            kept[far] -= gone
+            if not kept[far]:
+                del kept[far]
         if before and uses[before]:
             kept[before] = sizes[before]
         before = unit

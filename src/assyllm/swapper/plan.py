@@ -72,14 +72,10 @@ class Cache:
         self.plan: list[str] = []
         self.position = 0  # of the next access
         self.resident: dict[str, int] = {}  # unit -> position of its last access
+        self.bytes = 0  # in memory after the last decision
         self.gap: dict[str, int] = {}  # unit -> accesses between its last two
         self._uses: dict[str, list[int]] = {}
         self.resize(budget)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes in memory after the last decision."""
-        return sum(self.sizes[unit] for unit in self.resident)
 
     def resize(self, budget: int) -> None:
         """Take another budget; :meth:`shrink` then makes room.
@@ -109,6 +105,7 @@ class Cache:
         self.plan, self._uses, self.position = [], {}, position
         self.extend([*past, *rest])
         self.resident = {unit: last.get(unit, -1) for unit in resident}
+        self.bytes = sum(self.sizes[unit] for unit in self.resident)
 
     def access(self) -> Step:
         """Decide on the next access of the plan."""
@@ -117,7 +114,8 @@ class Cache:
         if unit not in self.resident:
             size = self.sizes[unit]
             pinned = {self.plan[position - 1]} if self.overlap and position else set()
-            evicted = [(gone, self.resident.pop(gone)) for gone in self._victims(size, pinned)]
+            evicted = [(gone, self._drop(gone)) for gone in self._victims(size, pinned)]
+            self.bytes += size
         else:
             self.gap[unit] = position - self.resident[unit]
         self.resident[unit] = position
@@ -128,20 +126,25 @@ class Cache:
         """Evict until the budget holds; ``pinned`` stay."""
         gone = self._victims(0, pinned)
         for unit in gone:
-            del self.resident[unit]
+            self._drop(unit)
         return gone
+
+    def _drop(self, unit: str) -> int:
+        self.bytes -= self.sizes[unit]
+        return self.resident.pop(unit)
 
     def _victims(self, size: int, pinned: set[str]) -> list[str]:
         excess = self.bytes + size - self.budget
         if excess <= 0:
             return []
-        rank, chosen, freed = POLICIES[self.policy], [], 0
-        prefer = rank(self, sorted(unit for unit in self.resident if unit not in pinned))
-        for unit in sorted(prefer, key=lambda u: (prefer[u], u), reverse=True):
-            if freed >= excess:
-                break
-            chosen.append(unit)
-            freed += self.sizes[unit]
+        chosen, freed = [], 0
+        ranks = POLICIES[self.policy](self, [unit for unit in self.resident if unit not in pinned])
+        left = [(rank, unit) for unit, rank in ranks.items()]
+        while left and freed < excess:  # few leave at a time: no need to sort them all
+            highest = max(left)
+            left.remove(highest)
+            chosen.append(highest[1])
+            freed += self.sizes[highest[1]]
         for unit in reversed(chosen[:-1]):  # small ones stay where a large one alone makes the room
             if freed - self.sizes[unit] >= excess:
                 chosen.remove(unit)
@@ -189,7 +192,7 @@ def _lru_correlation(cache: Cache, units: list[str]) -> Ranks:
     our reading.
     """
     current = block_of(cache.plan[min(cache.position, len(cache.plan) - 1)])
-    order = sorted(units, key=lambda unit: cache.resident[unit], reverse=True)  # youngest first
+    order = sorted(units, key=lambda unit: (-cache.resident[unit], unit))  # youngest first
     age = {unit: i / max(1, len(order) - 1) for i, unit in enumerate(order)}
     return {unit: age[unit] + 1 - _related(cache.correlation, current, block_of(unit)) for unit in units}
 
@@ -203,7 +206,7 @@ def _mru(cache: Cache, units: list[str]) -> Ranks:
 
 
 def _random(cache: Cache, units: list[str]) -> Ranks:
-    return dict(zip(units, cache.draws.random(len(units)).tolist(), strict=True))
+    return dict(zip(sorted(units), cache.draws.random(len(units)).tolist(), strict=True))
 
 
 # what leaves first has the highest rank

@@ -36,6 +36,15 @@ class Question:
             raise ArtifactError(f"question {self.id!r}: answer {self.answer} is not one of its choices")
 
     @property
+    def about(self) -> str:
+        """Entity and facet of its facts (``<form>/<entity>/<facet>``), or its id where it names none.
+
+        Questions about the same thing are right or wrong together.
+        """
+        pairs = {"/".join(fact.split("/")[1:3]) or fact for fact in self.facts}
+        return "+".join(sorted(pairs)) or self.id
+
+    @property
     def stem(self) -> str:
         """The text before the choice: passage, if any, then the question."""
         return f"{self.context} {self.question}".strip()
