@@ -40,9 +40,18 @@ def _temporary(path: Path) -> Path:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, creating its folder."""
+    """Write a file whole or not at all, creating its folder.
+
+    Raises:
+        ArtifactError: there is something else than a file, or the folder cannot be had.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        raise ArtifactError(f"{path}: not a file; nothing is written")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"{path.parent}: {error.strerror}; nothing is written") from None
     temporary = _temporary(path)
     try:
         with open(temporary, "wb") as handle:
@@ -50,8 +59,21 @@ def write_bytes(path: Path, content: bytes) -> None:
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise ArtifactError(f"{path}: {error.strerror}; nothing is written") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file (a byte order mark left out); what cannot be read is one :class:`ArtifactError` line."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ArtifactError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ArtifactError(f"{path}, line {line}: not UTF-8 text") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -67,11 +89,12 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> dict:
     """Read a JSON object; a missing or broken file is one :class:`ArtifactError` line."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtifactError(f"{path}: {error.strerror}") from None
+        value = json.loads(read_text(path))
     except ValueError as error:
         raise ArtifactError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path}: a JSON object is expected")
+    return value
 
 
 def _files(folder: Path) -> list[Path]:
@@ -84,9 +107,17 @@ def output_folder(folder: Path, unlisted: tuple[str, ...] = ()) -> Iterator[Path
 
     ``unlisted`` names files that the manifest leaves out (wall times differ from run to run). If the body
     raises, ``folder`` is untouched. If ``folder`` exists with an equal manifest it stays as it is.
+
+    Raises:
+        ArtifactError: ``folder`` is a file, or holds files and no manifest, so that somebody else made them.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not (folder.is_dir() and ((folder / MANIFEST).is_file() or not any(folder.iterdir()))):
+        raise ArtifactError(f"{folder}: there already, and not made by assyllm; nothing is written")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"{folder.parent}: {error.strerror}; nothing is written") from None
     _sweep(folder)
     temporary = _temporary(folder)
     temporary.mkdir()
@@ -129,7 +160,9 @@ def verify_folder(folder: Path) -> dict[str, dict]:
         ArtifactError: a file is missing, truncated or altered, or there is no manifest.
     """
     folder = Path(folder)
-    files = read_json(folder / MANIFEST)["files"]
+    files = read_json(folder / MANIFEST).get("files")
+    if not isinstance(files, dict):
+        raise ArtifactError(f"{folder / MANIFEST}: not a manifest (no files)")
     for name, entry in files.items():
         path = folder / name
         if not path.is_file():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from assyllm import __version__
-from assyllm.artifacts import ArtifactError
+from assyllm.artifacts import ArtifactError, read_text
 
 if TYPE_CHECKING:
     from assyllm.bench.record import Record
@@ -36,10 +36,7 @@ def _sections(text: str) -> str:
     """The JSON itself, or the content of ``@file``."""
     if not text.startswith("@"):
         return text
-    try:
-        return Path(text[1:]).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ArtifactError(f"--params {text}: {error.strerror}") from None
+    return read_text(Path(text[1:]))
 
 
 ParamsJson = Annotated[
@@ -63,9 +60,9 @@ def params_check(
     path: Annotated[Path, typer.Argument(help="The file to check.")] = Path("params.yaml"),
 ) -> None:
     """Check every key and value; one line says what is wrong."""
-    from assyllm.params import load
+    from assyllm.study import Plan
 
-    load(path)
+    Plan(path)
     typer.echo(f"{path}: ok")
 
 
@@ -400,7 +397,7 @@ def compare(
     """Score every layer of a model against every layer of another: CKA, COR, compatibility."""
     from assyllm.comparator import compare as comparing
 
-    lines = texts.read_text(encoding="utf-8").splitlines()
+    lines = read_text(texts).split("\n")
     table = comparing(
         model_a, model_b, lines, max_tokens=max_tokens, cka_weight=cka_weight, cka_batch=cka_batch, bf16=bf16
     )
@@ -504,4 +501,9 @@ def main() -> None:
         app()
     except ArtifactError as error:
         typer.echo(f"assyllm: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:  # a full disk, a file that may not be read
+        if error.filename is None:
+            raise
+        typer.echo(f"assyllm: {error.filename}: {error.strerror}", err=True)
         sys.exit(1)

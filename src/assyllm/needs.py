@@ -111,7 +111,7 @@ def _need(name: str, zoo: P.Zoo, ask: Ask | None, remarks: list[str]) -> ModelNe
     member = zoo.models[name]
     source = zoo.source_of(name)
     if source != "hub":
-        shape = _own_shape(member) if source == "embedded" else shape_of(member.stands_for)
+        shape = _own_shape(member) if source == "embedded" else _shape_there(member) or shape_of(member.stands_for)
         bits = 16 if source == "random" else 32
         origin = str(member.path) if source == "local" else source
         written = shape.parameters * bits // 8
@@ -135,6 +135,12 @@ def _need(name: str, zoo: P.Zoo, ask: Ask | None, remarks: list[str]) -> ModelNe
         name, member.hub_id, member.revision, member.licence or "-", said, record.gated,
         max(size - there, 0), there, size if record.weights == "bin" else 0, shape, record.bits,
     )  # fmt: skip
+
+
+def _shape_there(member: P.Member) -> Shape | None:
+    """The shape of a local model, where its folder is there."""
+    config = member.path / "config.json" if member.path is not None else None
+    return Shape.of(read_json(config)) if config is not None and config.is_file() else None
 
 
 def _asked(name: str, member: P.Member, said: Repository, record: Record | None, remarks: list[str]) -> ModelNeed:

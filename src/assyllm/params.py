@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from assyllm.artifacts import ArtifactError, sha256_text
+from assyllm.artifacts import ArtifactError, read_text, sha256_text
 
 Task = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 PUBLISHED = ("boolq", "piqa", "openbookqa")  # tasks that the world and the hub have; any other is one's own JSON lines
@@ -48,6 +48,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(ge=0, lt=1)]  # somebody must be left
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]  # of a folder and a wildcard
 
 
 class ParamsError(ArtifactError):
@@ -73,9 +75,9 @@ class PrecisionStudy(Section):
 class Study(Section):
     """What is run: seeds, zoos and, for each named setting, the methods."""
 
-    seeds: list[int] = Field(min_length=1)
-    zoo_seeds: list[int] = Field(min_length=1)
-    runs: dict[str, list[Method]] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
+    zoo_seeds: list[Seed] = Field(min_length=1)
+    runs: dict[str, Annotated[list[Method], Field(min_length=1)]] = Field(min_length=1)
     precision: PrecisionStudy | None = None
     figures: list[str] | None = None
 
@@ -133,6 +135,8 @@ class Member(Section):
     def _heads_divide(self) -> Member:
         if self.hidden_size % self.heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+        if self.key_value_heads is not None and self.heads % self.key_value_heads:
+            raise ValueError(f"key_value_heads {self.key_value_heads} does not divide heads {self.heads}")
         return self
 
 
@@ -140,7 +144,7 @@ class Zoo(Section):
     """The pre-trained models whose blocks are assembled."""
 
     source: Literal["embedded", "local", "hub", "random"]
-    models: dict[str, Member] = Field(min_length=1)
+    models: dict[Name, Member] = Field(min_length=1)
     pretrain: Pretrain
 
     def source_of(self, name: str) -> str:
@@ -192,7 +196,7 @@ class Tasks(Section):
             raise ValueError("names: a task is listed twice")
         own = next((name for name in self.names if name not in PUBLISHED), None)
         if own is not None and self.source != "local":
-            near = _nearest(own, PUBLISHED) or f"; known are {', '.join(PUBLISHED)}, others need source: local"
+            near = nearest(own, PUBLISHED) or f"; known are {', '.join(PUBLISHED)}, others need source: local"
             raise ValueError(f"names: {self.source} has no task {own!r}{near}")
         for name in self.names:
             if name not in self.max_tokens:
@@ -607,7 +611,7 @@ class Params(Section):
     """All of params.yaml."""
 
     study: Studies
-    settings: dict[str, dict[str, Any]]
+    settings: dict[Name, dict[str, Any]]
     zoo: Zoo
     world: World
     tasks: Tasks
@@ -636,6 +640,8 @@ class Params(Section):
                 f"federated.clients_per_round: {self.federated.clients_per_round} is more than "
                 f"partition.clients ({self.partition.clients})"
             )
+        if self.settings.get("base"):
+            raise ValueError("settings.base: empty by definition; change the sections themselves")
         studies = {size: study for size in STUDIES if (study := getattr(self.study, size)) is not None}
         for study in studies.values():
             for methods in study.runs.values():
@@ -695,7 +701,11 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise ParamsError(f"{key}: not a key (line {key_node.start_mark.line + 1})")
             if key in seen:
                 raise ParamsError(f"{key}: given twice (line {key_node.start_mark.line + 1})")
             seen.add(key)
@@ -705,10 +715,11 @@ class _StrictLoader(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping; a missing, broken or doubled key is one :class:`ParamsError` line."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(path)
+    except ArtifactError as error:
+        raise ParamsError(str(error)) from None
+    try:
         value = yaml.load(text, Loader=_StrictLoader)
-    except OSError as error:
-        raise ParamsError(f"{path}: {error.strerror}") from None
     except yaml.YAMLError as error:
         raise ParamsError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):
@@ -742,9 +753,9 @@ def with_setting(raw: dict[str, Any], setting: str) -> Params:
             node = node.get(parent) if isinstance(node, dict) else None
             if node is None:
                 raise ParamsError(f"{dotted}: no such key")
-        if not isinstance(node, dict) or leaf not in node:
-            raise ParamsError(f"{dotted}: no such key{_nearest(leaf, node or {})}")
-        node[leaf] = value
+        if not isinstance(node, dict):
+            raise ParamsError(f"{dotted}: no such key")
+        node[leaf] = value  # a key with a default need not stand in the file; an unknown one is refused below
     return validate(Params, merged)
 
 
@@ -796,7 +807,7 @@ def _one_line(model: type[BaseModel], raw: Any, error: ValidationError, prefix: 
     key = ".".join([prefix, *where] if prefix else where)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_nearest(where[-1], _known_keys(model, where[:-1]))}{more}"
+        return f"{key}: unknown key{nearest(where[-1], _known_keys(model, where[:-1]))}{more}"
     if first["type"] == "missing":
         return f"{key}: missing{more}"
     if first["type"] == "value_error":
@@ -816,7 +827,8 @@ def _known_keys(model: Any, path: list[str]) -> Iterable[str]:
     return getattr(model, "model_fields", {})
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Words to end a message with: which of the known names is meant, where one is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f", did you mean {close[0]!r}?" if close else ""
 

@@ -58,10 +58,10 @@ def quantizer_table(
     grouped: dict[tuple[str, str, str, str], list[int]] = defaultdict(list)
     about: dict[str, dict[str, str]] = defaultdict(dict)  # task -> question -> what it is about, in the test's order
     for p in predictions:
-        setting, method, zoo, seed = p["run_id"].rsplit("-", 3)
+        setting, method, zoo_seed, seed = p["run_id"].rsplit("-", 3)
         about[p["task"]][p["question"]] = p["about"]
         if setting in sizes:
-            grouped[setting, method, p["task"], f"{zoo}_{seed}"].append(int(p["correct"]))
+            grouped[setting, method, p["task"], f"{zoo_seed}_{seed}"].append(int(p["correct"]))
     for (setting, method, task, repetition), values in grouped.items():
         refitted[setting, method, task][repetition] = np.array(values)
     clusters = {task: list(found.values()) for task, found in about.items()}

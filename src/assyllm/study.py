@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from assyllm import params as P
 from assyllm.artifacts import sha256_text, write_text
+from assyllm.figures import TOPICS
 
 RULES = (
     "download", "tasks", "split", "sensitivity", "quantize", "partition", "cost",
@@ -88,6 +89,23 @@ def figure_code(name: str) -> list[str]:
     return sorted(found)
 
 
+def check_figures(params: P.Params) -> None:
+    """Every figure that params name can be drawn.
+
+    Raises:
+        ParamsError: naming the first that cannot, and the nearest that can.
+    """
+    known = [name for names in TOPICS.values() for name in names]
+    for key, names in [("figures.names", params.figures.names)] + [
+        (f"study.{size}.figures", study.figures or [])
+        for size in P.STUDIES
+        if (study := getattr(params.study, size)) is not None
+    ]:
+        for name in names:
+            if name not in known:
+                raise P.ParamsError(f"{key}: no figure {name!r}{P.nearest(name, known)}")
+
+
 def contents(*paths: Path | str) -> str:
     """Content hash of those of the files that are there: for what a rule reads and no rule makes."""
     digest = hashlib.sha256()
@@ -103,6 +121,7 @@ class Plan:
     def __init__(self, path: Path = Path("params.yaml")) -> None:
         self.path = Path(path)
         self.params = P.load(self.path)
+        check_figures(self.params)
         self.raw = P.read_yaml(self.path)
         self._settings: dict[str, P.Params] = {}
 

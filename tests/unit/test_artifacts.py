@@ -70,6 +70,21 @@ def test_damage_is_one_line_that_names_the_file(tmp_path: Path, damage, words: s
     assert "\n" not in str(caught.value)
 
 
+def test_what_others_made_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("hi")
+    with pytest.raises(A.ArtifactError, match="not made by assyllm"), A.output_folder(tmp_path / "mine"):
+        pytest.fail("nothing may be computed")
+    with pytest.raises(A.ArtifactError, match="not made by assyllm"), A.output_folder(tmp_path / "mine/thesis.txt"):
+        pytest.fail("nothing may be computed")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "hi"
+    for path in (tmp_path, Path("."), Path("/dev/null"), tmp_path / "mine" / "thesis.txt" / "x"):
+        with pytest.raises(A.ArtifactError, match="nothing is written"):
+            A.write_text(path, "x")
+    assert not Path("/dev/null").is_file()
+    assert [p.name for p in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
+
+
 def test_json_is_stable_and_broken_json_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     A.write_json(path, {"b": 1, "a": [2]})

@@ -65,6 +65,13 @@ def test_no_score_is_none_and_grey(tiny_folder, tmp_path) -> None:
         table.heatmap(tmp_path / "map.gif")
 
 
+def test_equal_texts_have_no_cka_and_too_few_tokens_are_refused(tiny_folder) -> None:
+    llama, bert = tiny_folder / "zoo" / "llama", tiny_folder / "zoo" / "bert"
+    assert {cell for row in compare(llama, bert, [TEXTS[0]] * 40).cka for cell in row} == {None}
+    with pytest.raises(ArtifactError, match="max_tokens 1: none is left beside the 1"):
+        compare(llama, bert, TEXTS, max_tokens=1)
+
+
 def test_bad_input_is_one_line(tiny_folder, tmp_path) -> None:
     folder = tiny_folder / "zoo" / "opt"
     with pytest.raises(ArtifactError, match="3 texts: a comparison needs at least 4"):

@@ -162,12 +162,26 @@ def test_predict_answers_a_file_of_questions(saved, tmp_path) -> None:
         ('{"question": "x", "choices": ["a", "b"], "answer": 2}', "line 2: .*not one of its choices"),
         ('{"question": "x", "choices": ["a", "b"], "anwser": 1}', "line 2: .*unknown key 'anwser'"),
         ("{", "line 2: not a question"),
+        ('{"question": null, "choices": ["a", "b"]}', "line 2: .*not a text"),
+        ('{"question": "x", "choices": ["a", "b"], "context": 5}', "line 2: .*not a text"),
+        ('{"question": "x", "choices": ["a", "b"], "answer": true}', "line 2: .*not the number of a choice"),
+        ('{"question": "x", "choices": ["a", "b"], "answer": "0"}', "line 2: .*not the number of a choice"),
     ],
 )
 def test_a_bad_question_is_one_line(line, message, tmp_path) -> None:
     (tmp_path / "q.jsonl").write_text('{"question": "x", "choices": ["a", "b"]}\n' + line + "\n")
     with pytest.raises(ArtifactError, match=message):
         read_asked(tmp_path / "q.jsonl")
+
+
+def test_questions_may_hold_any_separator_and_no_question_is_told(tmp_path) -> None:
+    path = tmp_path / "q.jsonl"
+    row = {"question": "a\u2028b", "choices": ["a", "b"], "context": None}
+    path.write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [q.question for q, _ in read_asked(path)] == ["a\u2028b"]
+    path.write_text("\n")
+    with pytest.raises(ArtifactError, match="no questions"):
+        read_asked(path)
 
 
 def tampered(saved: Path, folder: Path, change) -> Path:

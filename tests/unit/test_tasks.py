@@ -124,6 +124,8 @@ def test_a_task_of_ones_own_has_two_to_five_choices(tmp_path: Path, monkeypatch:
         ({"choices": "ab"}, "choices must be a list of texts"),
         ({"answer": 2}, "answer 2 is not one of its choices"),
         ({"answer": "a"}, "answer must be a whole number"),
+        ({"answer": 1.0}, "answer is float, before int"),
+        ({"answer": float("nan")}, "answer is float, before int"),
         ({"question": " "}, "question must be a text"),
     ],
 )
@@ -136,6 +138,21 @@ def test_a_wrong_row_of_ones_own_task_is_named(
     for split in ("train", "validation"):
         (tmp_path / "mine" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ArtifactError, match=rf"mine.train\.jsonl, row 2: .*{words}"):
+        sources.load("mine", "local", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "train.jsonl: no rows"), ("é".encode("latin-1"), "line 1: not UTF-8"), (b"[]\n", "row 1: an object")],
+)
+def test_a_file_that_is_no_task_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, words: str
+) -> None:
+    monkeypatch.delenv("ASSYLLM_DATA", raising=False)
+    (tmp_path / "mine").mkdir()
+    for split in ("train", "validation"):
+        (tmp_path / "mine" / f"{split}.jsonl").write_bytes(content)
+    with pytest.raises(ArtifactError, match=words):
         sources.load("mine", "local", tmp_path)
 
 

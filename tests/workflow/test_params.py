@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from assyllm import params as P
+from assyllm.study import Plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,7 +67,7 @@ def changed(tmp_path: Path, dotted: str, value: object) -> Path:
         (
             "settings.opt",
             {"baselines.modle": "opt"},
-            "settings.opt: baselines.modle: no such key, did you mean",
+            "settings.opt: baselines.modle: unknown key, did you mean",
         ),
         (
             "study.default.runs",
@@ -74,6 +75,11 @@ def changed(tmp_path: Path, dotted: str, value: object) -> Path:
             "study.default.runs.nope: no such entry under settings",
         ),
         ("study.default.runs", {"base": ["loraa"]}, "study.default.runs.base.0: Input should be"),
+        ("study.default.runs", {"base": []}, "study.default.runs.base: List should have at least 1 item"),
+        ("study.default.seeds", [-1], "study.default.seeds.0: Input should be greater than or equal to 0"),
+        ("settings.a b", {}, "settings.a b.[key]: String should match pattern"),
+        ("settings.base", {"partition.alpha": 3.0}, "settings.base: empty by definition"),
+        ("zoo.models.opt.key_value_heads", 4, "zoo.models.opt.key_value_heads 4 does not divide heads 6"),
     ],
 )
 def test_one_line_names_the_key(tmp_path: Path, key: str, value: object, words: str) -> None:
@@ -98,6 +104,30 @@ def test_missing_doubled_and_broken_files(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(raw))
     with pytest.raises(P.ParamsError, match="evaluate: missing"):
         P.load(path)
+
+
+def test_files_that_are_no_text_and_keys_that_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes("world:\n  name: é\n".encode("latin-1"))
+    with pytest.raises(P.ParamsError, match="line 2: not UTF-8"):
+        P.load(path)
+    path.write_text("? [a, b]\n: 1\n")
+    with pytest.raises(P.ParamsError, match="not a key"):
+        P.load(path)
+    path.write_text("a: &x {b: 1}\nc: {<<: *x, d: 2}\n")
+    assert P.read_yaml(path)["c"] == {"b": 1, "d": 2}
+
+
+def test_a_setting_may_set_what_has_a_default(tmp_path: Path) -> None:
+    params = P.load(changed(tmp_path, "settings.other", {"baselines.ft_oracle.boolq.optimizer": "momentum"}))
+    raw = P.read_yaml(tmp_path / "params.yaml")
+    assert P.with_setting(raw, "other").baselines.ft_oracle["boolq"].optimizer == "momentum"
+    assert params.baselines.ft_oracle["boolq"].optimizer == "sgd"
+
+
+def test_a_figure_that_is_none_is_named_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(P.ParamsError, match=r"figures\.names: no figure 'memory_wal', did you mean 'memory_wall'"):
+        Plan(changed(tmp_path, "figures.names", ["memory_wal"]))
 
 
 def test_a_stage_reads_its_sections_and_no_other() -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from assyllm.artifacts import ArtifactError
+from assyllm.artifacts import ArtifactError, read_text
 from assyllm.assembly.assembled import AssembledModel
 from assyllm.tasks.record import Question
 
@@ -21,14 +21,10 @@ def read_asked(path: Path) -> list[tuple[Question, bool]]:
     index into the choices) are not.
 
     Raises:
-        ArtifactError: no such file, or a line that is no question; file and line number are named.
+        ArtifactError: no such file, no question in it, or a line that is none; file and line number are named.
     """
     asked = []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -41,12 +37,19 @@ def read_asked(path: Path) -> list[tuple[Question, bool]]:
                 raise ArtifactError("choices is not a list of texts")
             answered = row.get("answer") is not None
             answer = row["answer"] if answered else 0
+            texts = row["question"], row.get("context") or ""
+            if not all(isinstance(text, str) for text in texts):
+                raise ArtifactError("question or context is not a text")
+            if type(answer) is not int:
+                raise ArtifactError("answer is not the number of a choice")
             name = str(row.get("id", number))
-            asked.append((Question(name, row.get("context", ""), row["question"], tuple(choices), answer), answered))
+            asked.append((Question(name, texts[1], texts[0], tuple(choices), answer), answered))
         except KeyError as error:
             raise ArtifactError(f"{path}, line {number}: no {error.args[0]!r}") from None
         except (ValueError, TypeError, ArtifactError) as error:
             raise ArtifactError(f"{path}, line {number}: not a question ({error})") from None
+    if not asked:
+        raise ArtifactError(f"{path}: no questions")
     return asked
 
 

@@ -96,10 +96,18 @@ class Recipe:
             raw = yaml.safe_load(text)
             if raw["format"] != FORMAT:
                 raise ArtifactError(f"{path}: format {raw['format']}, {FORMAT} expected")
+            if not raw["slices"]:
+                raise ArtifactError(f"{path}: no slices")
             for number, row in enumerate(raw["slices"], start=1):
                 lacking = [key for key in SLICE if key not in row]
                 if lacking:
                     raise ArtifactError(f"{path}: slice {number} has no {lacking[0]}")
+                if [type(end) for end in row["layer_range"]] != [int, int]:
+                    raise ArtifactError(f"{path}: slice {number}: layer_range is [first, end]")
+            if not isinstance(raw["head"], dict) or raw["head"].get("scope") not in ("last_block", "all_blocks"):
+                raise ArtifactError(f"{path}: head.scope is last_block or all_blocks")
+            if type(raw["max_tokens"]) is not int or raw["max_tokens"] < 1:
+                raise ArtifactError(f"{path}: max_tokens {raw['max_tokens']!r}: a number from 1 is expected")
             return cls(
                 task=raw["task"],
                 slices=tuple(raw["slices"]),

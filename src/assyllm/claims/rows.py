@@ -306,7 +306,7 @@ def _quantizer(table: Claims, sizes: list[Mapping[str, Any]]) -> None:
         r["precision"]: r for r in sizes if r["what"] == "accuracy" and str(r["refit"]) == "0" and r["task"] == "boolq"
     }
     why = "tiny pool at 6 bits a weight (groups of 32), blocks replaced and nothing fitted again"
-    base, int4 = kept.get("base"), kept.get("int4")
+    base, low_bits = kept.get("base"), kept.get("int4")
     loss = -100 * float(base["difference"]) if base else None
     table.add(
         "Mixed precision loses to FP16 at most, boolq",
@@ -319,7 +319,7 @@ def _quantizer(table: Claims, sizes: list[Mapping[str, Any]]) -> None:
         command,
         kind="at most",
     )
-    over = [100 * float(base[f"over_int4{end}"]) for end in ("", "_low", "_high")] if base and int4 else []
+    over = [100 * float(base[f"over_int4{end}"]) for end in ("", "_low", "_high")] if base and low_bits else []
     table.add(
         "Mixed precision beats INT4, boolq",
         "quantizer",
@@ -327,7 +327,7 @@ def _quantizer(table: Claims, sizes: list[Mapping[str, Any]]) -> None:
         over[0] if over else None,
         "points",
         "measured",
-        f"{why}, INT4 at {float(int4['bits']):.2f} with its scales and embeddings" if int4 else why,
+        f"{why}, INT4 at {float(low_bits['bits']):.2f} with its scales and embeddings" if low_bits else why,
         command,
         interval=(over[1], over[2]) if over else None,
     )

@@ -115,10 +115,21 @@ def compare(
     ckas, cors, both = [], [], []
     for i in range(split):
         terms = [pair_terms(hsic, i, split + j) for j in range(len(right))]
-        ckas.append(tuple(float(t.cka()) if bool(t.scored()) else None for t in terms))
+        ckas.append(
+            tuple(
+                float(t.cka()) if bool(t.scored()) and _varies(layers[0][i]) and _varies(layers[1][j]) else None
+                for j, t in enumerate(terms)
+            )
+        )
         cors.append(tuple(_cor(left[i], q) for q in right))
         both.append(tuple(_both(c, r, cka_weight) for c, r in zip(ckas[-1], cors[-1], strict=True)))
     return Comparison(names[0], names[1], len(texts), cka_weight, tuple(ckas), tuple(cors), tuple(both))
+
+
+def _varies(states: Tensor) -> bool:
+    """Whether states ``[n, d]`` tell texts apart: equal ones differ by rounding only, whose CKA would be 1."""
+    spread = (states - states.mean(0)).square().sum()
+    return bool(spread > 1e-9 * states.square().sum())
 
 
 def _cor(p: np.ndarray, q: np.ndarray) -> Score:
@@ -150,6 +161,10 @@ def _states(
     """Per layer: pooled states ``[n, d]`` and the histogram ``[bins]`` of its values over root mean square."""
     prefix, suffix = prefix_and_suffix(tokenizer)
     room = min(max_tokens, _positions(model.config)) - len(prefix) - len(suffix)
+    if room < 1:
+        raise ArtifactError(
+            f"max_tokens {max_tokens}: none is left beside the {len(prefix) + len(suffix)} of a model's own"
+        )
     ids = [found[:room] for found in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     pooled: list[Tensor] = []

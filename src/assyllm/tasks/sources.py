@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from assyllm import params, seeding
-from assyllm.artifacts import ArtifactError
+from assyllm.artifacts import ArtifactError, read_text
 from assyllm.tasks import boolq, openbookqa, own, piqa
 from assyllm.tasks.record import Question
 
@@ -116,7 +116,14 @@ def _questions(task: str, rows: Sequence[Mapping[str, Any]], where: str) -> list
 
 
 def _local_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file through `datasets`, whose cache lives and dies in a temporary folder."""
+    """Rows of a JSON-lines file through `datasets`, whose cache lives and dies in a temporary folder.
+
+    The lines are looked at before: `datasets` makes a whole column of whole numbers fractions for one row's sake.
+    """
+    if broken := _broken_row(path, among=(int, float)):
+        raise ArtifactError(broken)
+    if not path.stat().st_size:
+        return []
     datasets = _datasets()
     with tempfile.TemporaryDirectory(prefix="assyllm-") as cache:
         try:
@@ -126,10 +133,10 @@ def _local_rows(path: Path) -> list[dict[str, Any]]:
             raise ArtifactError(_broken_row(path) or f"{path}: {_line(error)}") from None
 
 
-def _broken_row(path: Path) -> str:
-    """Which row of a JSON-lines file is no object or changes a field's kind; "" if none does."""
+def _broken_row(path: Path, among: tuple[type, ...] = ()) -> str:
+    """Which row of a JSON-lines file is no object or changes a field's kind (one of ``among``); "" if none does."""
     kinds: dict[str, type] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).rstrip().split("\n") if path.stat().st_size else (), start=1):
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -137,8 +144,11 @@ def _broken_row(path: Path) -> str:
         if not isinstance(row, dict):
             return f"{path}, row {number}: an object is expected"
         for name, value in row.items():
-            if value is not None and kinds.setdefault(name, type(value)) is not type(value):
-                return f"{path}, row {number}: {name} is {type(value).__name__}, before {kinds[name].__name__}"
+            if value is None:
+                continue
+            known = kinds.setdefault(name, type(value))
+            if known is not type(value) and (not among or {known, type(value)} <= {*among}):
+                return f"{path}, row {number}: {name} is {type(value).__name__}, before {known.__name__}"
     return ""
 
 
