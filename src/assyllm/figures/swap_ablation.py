@@ -78,6 +78,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     right.set_xlabel("budget, share of the pool's bytes")
     right.set_ylabel("bytes read / least possible")
     right.grid(axis="x", visible=False)
+    right.set_ylim(0, 1.75 * reads["value"].max())  # room for the legend
     right.legend(frameon=False, loc="upper left")
     preload, preswap = saved(df)
     paper = df[df["what"] == "paper"].set_index("pipeline")["value"].astype(float)
