@@ -36,7 +36,10 @@ def _sections(text: str) -> str:
     """The JSON itself, or the content of ``@file``."""
     if not text.startswith("@"):
         return text
-    return read_text(Path(text[1:]))
+    try:
+        return read_text(Path(text[1:]))
+    except ArtifactError as error:
+        raise ArtifactError(f"--params @{error}") from None
 
 
 ParamsJson = Annotated[

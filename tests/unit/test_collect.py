@@ -425,7 +425,7 @@ def test_every_zoo_is_compared_for_itself() -> None:
     def answers(method: str, zoo: int, seed: int, marks: str, task: str = "boolq") -> list[dict[str, str]]:
         setting = f"zoo.seed={zoo}" if zoo else ""
         common = {"run_id": f"base-{method}-zoo{zoo}-seed{seed}", "method": method, "task": task, "setting": setting}
-        return [{**common, "question": f"q{i}", "correct": mark} for i, mark in enumerate(marks)]
+        return [{**common, "question": f"q{i}", "about": f"a{i}", "correct": mark} for i, mark in enumerate(marks)]
 
     rows = [
         *answers("assyllm", 0, 0, "1111"),
@@ -450,7 +450,15 @@ def test_ablations_are_paired_with_the_base_setting_of_the_same_method() -> None
     def answers(setting: str, method: str, seed: int, marks: str, changed: str) -> list[dict[str, str]]:
         run = f"{setting}-{method}-zoo0-seed{seed}"
         return [
-            {"run_id": run, "method": method, "task": "boolq", "setting": changed, "question": f"q{i}", "correct": mark}
+            {
+                "run_id": run,
+                "method": method,
+                "task": "boolq",
+                "setting": changed,
+                "question": f"q{i}",
+                "about": f"a{i}",
+                "correct": mark,
+            }
             for i, mark in enumerate(marks)
         ]
 

@@ -92,7 +92,14 @@ def test_candidates_are_spread_over_compatibility() -> None:
 def test_rows_have_every_model_the_cells_of_some_and_all_points(public: Public) -> None:
     ends = [f"{blocks_of(public, 'opt')[0]} {blocks_of(public, name)[-1]}" for name in ("llama", "bert", "roberta")]
     models = [
-        {"task": "boolq", "seed": "0", "blocks": blocks, "compatibility": str(1 - i / 4), "accuracy_test": "0.5"}
+        {
+            "task": "boolq",
+            "seed": "0",
+            "blocks": blocks,
+            "compatibility": str(1 - i / 4),
+            "trained_joins": "0",
+            "accuracy_test": "0.5",
+        }
         for i, blocks in enumerate(ends)
     ]
     rows = score_rows(public, models, SETTINGS.features, 0.01, draw=True)
