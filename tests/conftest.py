@@ -54,6 +54,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regenerate", action="store_true", help="write tests/golden anew instead of comparing")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, what else needs the tiny study last: of two processes neither waits for the other."""
+    places = {"test_workflow": 0, "test_report": 2, "test_golden": 2}
+    items.sort(key=lambda item: places.get(item.path.stem, 1))
+
+
 @pytest.fixture(scope="session")
 def kills(request: pytest.FixtureRequest) -> int:
     """How often the tiny study is killed; 0 if not asked for."""
