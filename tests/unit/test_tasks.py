@@ -104,7 +104,8 @@ OWN = [
 def test_a_task_of_ones_own_has_two_to_five_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ASSYLLM_DATA", raising=False)
     (tmp_path / "mine").mkdir()
-    text = "".join(json.dumps(row) + "\n" for row in OWN)
+    # blank lines, and columns that are not ours, do not matter
+    text = "\n".join(json.dumps(row | {"rating": rating}) + "\n" for row, rating in zip(OWN, (1, 0.5), strict=True))
     for split in ("train", "validation", "test"):
         (tmp_path / "mine" / f"{split}.jsonl").write_text(text)
     splits = sources.load("mine", "local", tmp_path)
@@ -123,7 +124,7 @@ def test_a_task_of_ones_own_has_two_to_five_choices(tmp_path: Path, monkeypatch:
         ({"choices": list("abcdef")}, "6 choices, expected 2 to 5"),
         ({"choices": "ab"}, "choices must be a list of texts"),
         ({"answer": 2}, "answer 2 is not one of its choices"),
-        ({"answer": "a"}, "answer must be a whole number"),
+        ({"answer": "a"}, "answer is str, before int"),
         ({"answer": 1.0}, "answer is float, before int"),
         ({"answer": float("nan")}, "answer is float, before int"),
         ({"question": " "}, "question must be a text"),
@@ -143,7 +144,12 @@ def test_a_wrong_row_of_ones_own_task_is_named(
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"", "train.jsonl: no rows"), ("é".encode("latin-1"), "line 1: not UTF-8"), (b"[]\n", "row 1: an object")],
+    [
+        (b"", "train.jsonl: no rows"),
+        (b"\n \n", "train.jsonl: no rows"),
+        ("é".encode("latin-1"), "line 1: not UTF-8"),
+        (b"[]\n", "row 1: an object"),
+    ],
 )
 def test_a_file_that_is_no_task_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, words: str

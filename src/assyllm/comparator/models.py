@@ -112,13 +112,14 @@ def compare(
         histograms.append(counted)
     (left, right), split = histograms, len(layers[0])
     hsic = all_pairs([*layers[0], *layers[1]], min(cka_batch, len(texts)), estimator, bf16)
+    first, second = ([_varies(states) for states in side] for side in layers)
     ckas, cors, both = [], [], []
     for i in range(split):
         terms = [pair_terms(hsic, i, split + j) for j in range(len(right))]
         ckas.append(
             tuple(
-                float(t.cka()) if bool(t.scored()) and _varies(layers[0][i]) and _varies(layers[1][j]) else None
-                for j, t in enumerate(terms)
+                float(t.cka()) if bool(t.scored()) and first[i] and varies else None
+                for t, varies in zip(terms, second, strict=True)
             )
         )
         cors.append(tuple(_cor(left[i], q) for q in right))

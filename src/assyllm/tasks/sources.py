@@ -118,11 +118,11 @@ def _questions(task: str, rows: Sequence[Mapping[str, Any]], where: str) -> list
 def _local_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file through `datasets`, whose cache lives and dies in a temporary folder.
 
-    The lines are looked at before: `datasets` makes a whole column of whole numbers fractions for one row's sake.
+    The lines are looked at before: `datasets` makes fractions of all answers for one row's sake.
     """
-    if broken := _broken_row(path, among=(int, float)):
+    if broken := _broken_row(path, fields=("answer", "label")):
         raise ArtifactError(broken)
-    if not path.stat().st_size:
+    if not read_text(path).strip():
         return []
     datasets = _datasets()
     with tempfile.TemporaryDirectory(prefix="assyllm-") as cache:
@@ -133,10 +133,12 @@ def _local_rows(path: Path) -> list[dict[str, Any]]:
             raise ArtifactError(_broken_row(path) or f"{path}: {_line(error)}") from None
 
 
-def _broken_row(path: Path, among: tuple[type, ...] = ()) -> str:
-    """Which row of a JSON-lines file is no object or changes a field's kind (one of ``among``); "" if none does."""
+def _broken_row(path: Path, fields: tuple[str, ...] = ()) -> str:
+    """Which row of a JSON-lines file is no object, or changes the kind of one of ``fields`` (none: of any); else ""."""
     kinds: dict[str, type] = {}
-    for number, line in enumerate(read_text(path).rstrip().split("\n") if path.stat().st_size else (), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -144,10 +146,10 @@ def _broken_row(path: Path, among: tuple[type, ...] = ()) -> str:
         if not isinstance(row, dict):
             return f"{path}, row {number}: an object is expected"
         for name, value in row.items():
-            if value is None:
+            if value is None or (fields and name not in fields):
                 continue
             known = kinds.setdefault(name, type(value))
-            if known is not type(value) and (not among or {known, type(value)} <= {*among}):
+            if known is not type(value):
                 return f"{path}, row {number}: {name} is {type(value).__name__}, before {known.__name__}"
     return ""
 
