@@ -482,6 +482,11 @@ class FwdLLMTuning(LoraTuning):
     candidates: Count = 4
     variance: Fraction = 0.8
 
+    @property
+    def asks(self) -> int:
+        """How often a cohort is asked in a round, at most."""
+        return max(1, self.max_directions // self.directions)
+
     def server_rate_of(self, model: str) -> float:
         """The server's rate where ``model`` is fine-tuned."""
         return self.server_rate[model] if isinstance(self.server_rate, dict) else self.server_rate

@@ -408,8 +408,12 @@ def test_more_directions_are_asked_for_until_the_variance_is_low(monkeypatch: py
     for variance, expected in ((1.0, [0]), (0.0, [0, 1, 2])):
         subject = FwdLLM(model(), FORWARD.model_copy(update={"variance": variance, "max_directions": 6}))
         asked.clear()
-        subject.train(shaken(subject.start()), data().train, clients, Local(1.0, 1, 4), 0, 1)
+        weights = shaken(subject.start())
+        size = sum(4 * tensor.numel() for tensor in weights.values())
+        subject.train(weights, data().train, clients, Local(1.0, 1, 4), 0, 1)
         assert asked == expected
+        estimate = size - 4 * weights[HEAD].numel()
+        assert subject.traffic(weights) == (size + (len(expected) - 1) * estimate, size), "an estimate up for each"
 
 
 def test_directions_are_chosen_by_cosine_with_the_last_estimate() -> None:

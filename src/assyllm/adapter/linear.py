@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from assyllm.adapter import sent
 from assyllm.adapter.base import Adapter
 from assyllm.adapter.limit import SLACK, Limit, broken, shortened
 from assyllm.adapter.reading import Join
@@ -76,9 +77,8 @@ class LinearSums:
 
     @property
     def bytes(self) -> int:
-        """Bytes of one upload in float32: X'X is symmetric, so its upper triangle suffices."""
-        d, e = self.xy.shape
-        return 4 * (d * (d + 1) // 2 + d * e + d + e + 2)
+        """Bytes of one upload."""
+        return sent.linear_sums(*self.xy.shape)
 
     def fit(self, ridge: float) -> LinearAdapter:
         """The ridge fit, the intercept not penalised.

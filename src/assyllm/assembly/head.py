@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from assyllm import seeding
+from assyllm.adapter import sent
 from assyllm.adapter.limit import SLACK, Limit, broken, shortened
 from assyllm.artifacts import ArtifactError
 
@@ -106,7 +107,7 @@ class HeadSums:
     @property
     def bytes(self) -> int:
         """Bytes of one upload."""
-        return sums_bytes(self.xy.numel())
+        return sent.head_sums(self.xy.numel())
 
     def fit(self, ridge: float) -> Head:
         """The ridge fit on columns scaled to equal variance.
@@ -165,11 +166,6 @@ class HeadSums:
         """Mean squared error of a head per choice on these sums."""
         w = head.weight.double()
         return float((self.yy - 2 * w @ self.xy + w @ self.xx @ w) / self.n.clamp(min=1))
-
-
-def sums_bytes(features: int) -> int:
-    """Bytes of a :class:`HeadSums` in float32 (upper triangle of X'X)."""
-    return 4 * (features * (features + 1) // 2 + features + 3)
 
 
 def rows_of(

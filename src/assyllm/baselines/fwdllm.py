@@ -83,16 +83,25 @@ class FwdLLM(Lora):
     def start(self, seed: int = 0) -> Weights:
         """LoRA's; no gradient is known yet."""
         self.last: Tensor | None = None
+        self.asked = 1
         return super().start(seed)
 
     def progress(self) -> dict[str, Any]:
-        """The last estimate, which the next directions are chosen by."""
-        return {"last": None if self.last is None else base64.b64encode(self.last.numpy().tobytes()).decode()}
+        """The last estimate, which the next directions are chosen by, and how often its cohort was asked."""
+        last = None if self.last is None else base64.b64encode(self.last.numpy().tobytes()).decode()
+        return {"last": last, "asked": self.asked}
 
     def resume(self, progress: dict[str, Any]) -> None:
         """Take up :meth:`progress` again."""
         text = progress["last"]
         self.last = None if text is None else torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.float32)
+        self.asked = progress["asked"]
+
+    def traffic(self, weights: Weights) -> tuple[int, int]:
+        """Up an estimate for every time that the server asked, and the head's gradient once; down all weights once."""
+        up, down = super().traffic(weights)
+        head = weights[HEAD].numel() * weights[HEAD].element_size()
+        return self.asked * (up - head) + head, down
 
     def _draw(self, size: int, *names: str | int) -> Tensor:
         """``tuning.directions`` directions [J, P] of unit variance a weight, the best of the candidates."""
@@ -122,15 +131,14 @@ class FwdLLM(Lora):
         shares = torch.tensor([min(len(items), local.batch) / total for _, items in clients])
         estimates: list[Tensor] = []  # per ask [K, J, P]
         losses = torch.zeros(len(clients))
-        asks = max(1, self.tuning.max_directions // self.tuning.directions)
         adapters = {name: tensor for name, tensor in weights.items() if name != HEAD}
-        for ask in range(asks):
+        for ask in range(self.tuning.asks):
             found, losses = self._ask(adapters, weights[HEAD], data, clients, local, ask, *names)
             estimates.append(found)
             mean, variance = combine(torch.cat(estimates, dim=1), shares)
             if variance <= self.tuning.variance:
                 break
-        self.last = mean
+        self.last, self.asked = mean, len(estimates)
         questions = data.take(torch.from_numpy(np.concatenate(_minibatches(clients, local, *names))))
         gradient = unflatten(mean, adapters) | {HEAD: self._head_gradient(weights, questions)}
         return {name: t - local.learning_rate * gradient[name] for name, t in weights.items()}, float(shares @ losses)

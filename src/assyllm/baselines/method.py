@@ -83,7 +83,7 @@ class Method:
         return train_cohort(self.loss, weights, data, clients, local, *names)
 
     def traffic(self, weights: Weights) -> tuple[int, int]:
-        """Bytes (up, down) of one client in one round; by default all trainable tensors both ways."""
+        """Bytes (up, down) of one client in the round just trained; by default all trainable tensors both ways."""
         size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
         return size, size
 

@@ -109,7 +109,6 @@ def run_rounds(
             answering = partitioned(seed, round_, eligible, plan.clients_per_round, range(1, rounds + 1), plan.dropout)
         else:
             answering = sample(seed, round_, eligible, plan.clients_per_round, plan.dropout)
-        row["bytes_up"], row["bytes_down"] = method.traffic(weights)
         answering, late = in_time(seed, round_, answering, plan.stragglers)
         row["participants"] = len(answering)
         if late:
@@ -120,6 +119,7 @@ def run_rounds(
             weights = server.step(weights, average)
             if not np.isfinite(row["loss"]):
                 raise Diverged(f"round {round_}: the loss is {row['loss']}; lower the rate")
+        row["bytes_up"], row["bytes_down"] = method.traffic(weights)
         weights = method.after_round(weights, round_)
         outcome.seconds.append(time.perf_counter() - began)
         if round_ % plan.evaluate_every == 0 or round_ == rounds:

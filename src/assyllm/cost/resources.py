@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from assyllm.adapter.sent import ID, NUMBER, head_sums, linear_sums
 from assyllm.cost.shapes import SHAPES
 from assyllm.params import ASSEMBLING, HEADS, Assembling, Assemblings, Baselines, Head, Partition, Selection
 
@@ -17,7 +18,6 @@ TRAIN_ITEMS = {"boolq": 9427, "piqa": 16113, "openbookqa": 4957}  # of the real 
 WIDTH = SHAPES["llama-7b"].hidden
 DEPLOYED = ("assyllm_paper", "assyllm")
 ONE_MINIBATCH = ("fwdllm",)  # a client uses one minibatch a round
-NUMBER, ID = 4, 2  # bytes of a number and of a block id in a message
 POOL = sum(shape.parameters for shape in SHAPES.values())
 DEPTH = 6  # blocks of a model of 32 layers
 POOL_BLOCKS = {name: 4 if shape.layers < 24 else DEPTH for name, shape in SHAPES.items()}
@@ -38,11 +38,6 @@ def adapter_bytes(width: int = WIDTH) -> int:
     return NUMBER * (width * width + width)
 
 
-def adapter_sums_bytes(width: int = WIDTH) -> int:
-    """One client's sums for it: the upper triangle of X'X, X'Y, column sums (``adapter.linear.LinearSums.bytes``)."""
-    return NUMBER * (width * (width + 1) // 2 + width * width + 2 * width + 2)
-
-
 def selection_traffic(selection: Selection, blocks: int = 28, width: int = WIDTH) -> tuple[float, float]:
     """Bytes (up, down) of a client in one selection round at true widths (``federated.messages``).
 
@@ -50,7 +45,7 @@ def selection_traffic(selection: Selection, blocks: int = 28, width: int = WIDTH
     candidate and of a chain half as deep as it may get, for every chain of the beam.
     """
     chains, tried, kept = selection.beam, selection.evaluated_per_round or blocks, selection.kept_per_round
-    up = NUMBER + chains * (kept * (2 * ID + NUMBER) + tried * 3 * NUMBER + kept * adapter_sums_bytes(width))
+    up = NUMBER + chains * (kept * (2 * ID + NUMBER) + tried * 3 * NUMBER + kept * linear_sums(width, width))
     edges = selection.max_blocks / 2 - 1
     down = chains * (tried * (ID + NUMBER) + selection.max_blocks * ID + (tried + edges) * adapter_bytes(width))
     return float(up), float(down)
@@ -97,12 +92,7 @@ def _tried(selection: Selection) -> int:
 
 def head_sums_bytes(head: Head, blocks: int, width: int = WIDTH) -> int:
     """One client's sums for the ridge head over ``blocks`` blocks (``assembly.head.HeadSums.bytes``)."""
-    return sums_bytes(_features(head, width) * (blocks if head.scope == "all_blocks" else 1))
-
-
-def sums_bytes(features: int) -> int:
-    """One client's sums for a ridge head: the upper triangle of X'X, X'y, and three counts."""
-    return NUMBER * (features * (features + 1) // 2 + features + 3)
+    return head_sums(_features(head, width) * (blocks if head.scope == "all_blocks" else 1))
 
 
 def selection_walks(selection: Selection) -> float:
@@ -177,8 +167,9 @@ def resources_table(
             epochs = tuning.local_epochs if tuning else 1
             work = rounds * (1 if method in ONE_MINIBATCH else batches * epochs)
             up, down = (1e9 * float(point[f"{way}_gb"]) for way in ("up", "down"))
+            up *= getattr(tuning, "asks", 1)  # FwdLLM's server asks until its cap (EXPERIMENTS.md)
             if method in HEADS:  # of one model, from its last states
-                up = float(sums_bytes(2 * WIDTH))
+                up = float(head_sums(2 * WIDTH))
             traffic = rounds * (up + down)
             oneoff = 2.0 * SHAPES["llama-7b"].parameters
         rows.append(

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from assyllm.adapter.limit import SLACK, Limit
 from assyllm.adapter.linear import LinearSums
+from assyllm.adapter.sent import ID, NUMBER
 from assyllm.comparator.cka import HsicTerms
-
-ID, NUMBER = 2, 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from assyllm.adapter.sent import ID
 from assyllm.artifacts import ArtifactError
 from assyllm.assembly import search
 from assyllm.assembly.head import accuracy, fit_on_dev
@@ -28,7 +29,6 @@ from assyllm.federated import probing, tuning, voting
 from assyllm.federated.cohort import in_time, partitioned
 from assyllm.federated.context import Context, Settings
 from assyllm.federated.data import TaskData
-from assyllm.federated.messages import ID
 from assyllm.federated.simulate import CohortHeadSums, head_totals
 from assyllm.federated.state import State
 

@@ -19,9 +19,10 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
+from assyllm.adapter import sent
 from assyllm.adapter.limit import SLACK, Limit, shortened
 from assyllm.adapter.linear import LinearSums
-from assyllm.assembly.head import HeadSums, rows_of, sums_bytes
+from assyllm.assembly.head import HeadSums, rows_of
 from assyllm.comparator.cka import Estimator, HsicTerms, centred_padded, minibatches
 from assyllm.federated.client import ballot
 from assyllm.federated.data import Cohort
@@ -130,7 +131,7 @@ class CohortHeadSums:
     @property
     def bytes(self) -> int:
         """Bytes up, of one client."""
-        return sums_bytes(self.x.shape[-1])
+        return sent.head_sums(self.x.shape[-1])
 
     def each(self) -> dict[int, HeadSums]:
         """What every client sends."""

@@ -22,9 +22,9 @@ from torch import Tensor
 from assyllm.adapter.base import Adapter
 from assyllm.adapter.cross_attention import CrossAttentionAdapter
 from assyllm.adapter.linear import LinearAdapter
+from assyllm.adapter.sent import ID, NUMBER
 from assyllm.assembly.walk import Walker, edge
 from assyllm.federated.context import Context
-from assyllm.federated.messages import ID, NUMBER
 from assyllm.federated.state import State
 from assyllm.zoo.encoding import combine
 

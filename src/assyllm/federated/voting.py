@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from assyllm.adapter.sent import ID, NUMBER
 from assyllm.artifacts import ArtifactError
 from assyllm.assembly import search
 from assyllm.assembly.walk import edge, edges
 from assyllm.comparator import compatibility as by
 from assyllm.comparator.native import NativeTable
 from assyllm.federated.context import SPARE, Context
-from assyllm.federated.messages import ID, NUMBER, ScoreTask
+from assyllm.federated.messages import ScoreTask
 from assyllm.federated.server import Tally, decide, server_step
 from assyllm.federated.simulate import score_cohort
 from assyllm.federated.state import State

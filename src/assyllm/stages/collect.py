@@ -9,6 +9,7 @@ from assyllm.params import parse_sections
 SECTIONS = ("evaluate", "baselines", "assembling", "partition", "zoo", "blocks")
 CODE = (
     "collect.py",
+    "adapter/sent.py",
     "claims",
     "precision.py",
     "cost/pool_sizes.py",

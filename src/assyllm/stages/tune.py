@@ -13,7 +13,7 @@ from assyllm.results import write_table
 
 SECTIONS = ("zoo", "tasks", "partition", "federated", "baselines", "frozen_base", "fleet", "tune")
 CODE = (
-    "baselines", "adapter/limit.py", "assembly/head.py", "blocks/families.py", "federated/cohort.py",
+    "baselines", "adapter/limit.py", "adapter/sent.py", "assembly/head.py", "blocks/families.py", "federated/cohort.py",
     "zoo/encoding.py", "zoo/forward.py", "zoo/likelihood.py", "zoo/load.py", "tasks/record.py", "tasks/partition.py",
     "evaluate.py", "results.py", "artifacts.py", "checkpoint.py", "seeding.py",
 )  # fmt: skip

@@ -1,0 +1,17 @@
+"""Bytes of what travels between a client and the server, by its shape alone: what runs log and what is priced agree."""
+
+NUMBER, ID = 4, 2  # of a number (float32) and of a block's id
+
+
+def linear_sums(arriving: int, leaving: int) -> int:
+    """One client's sums for a linear adapter: the upper triangle of X'X, X'Y, both column sums, Y'Y's trace and n."""
+    return NUMBER * (_triangle(arriving) + arriving * leaving + arriving + leaving + 2)
+
+
+def head_sums(features: int) -> int:
+    """One client's sums for a ridge head: the upper triangle of X'X, X'y, and three counts."""
+    return NUMBER * (_triangle(features) + features + 3)
+
+
+def _triangle(size: int) -> int:
+    return size * (size + 1) // 2
