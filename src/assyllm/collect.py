@@ -27,6 +27,7 @@ from assyllm.results import Metric, Prediction, Run, check_columns, read_table, 
 # what figures draw as the methods' rows: the base setting; zero_shot's best member is picked on the dev split
 VERSUS = ("ft_practical", "ft_oracle")
 PER_ROUND = ("participants", "bytes_up", "bytes_down", "bytes_up_votes", "bytes_up_sums")  # see `condensed`
+ROUNDS = ("task", "world", "method", "round", "mean", "low", "high", "runs", "source")
 Rows = list[dict[str, str]]
 Key = tuple[str, str]  # task, question
 Hits = dict[Key, int]  # 0 or 1
@@ -116,6 +117,19 @@ def condensed(metrics: Rows) -> Rows:
             told.add(key)
             out.append({**m, "round": ""})
     return out
+
+
+def round_table(metrics: Rows) -> list[dict]:
+    """Test accuracy by round in the base setting: mean, least and most over runs."""
+    course: dict[tuple[str, str, str, int], list[float]] = defaultdict(list)
+    for m in metrics:
+        if m["metric"] == "accuracy" and m["split"] == "test" and m["round"] != "" and m["setting"] == "":
+            course[m["task"], m["world"], m["method"], int(m["round"])].append(float(m["value"]))
+    rows = [
+        (*key, float(np.mean(values)), min(values), max(values), len(values), "measured")
+        for key, values in sorted(course.items())
+    ]
+    return [dict(zip(ROUNDS, row, strict=True)) for row in rows]
 
 
 def without_zoo(setting: str) -> str:
@@ -342,6 +356,7 @@ def collect(
     out = Path(out)
     columns = [field for field in Metric.__dataclass_fields__]
     write_table(out / "metrics.csv", [*condensed(metrics), *cost_metrics(cost, run_rows[0]["world"])], columns)
+    write_table(out / "rounds.csv", round_table(metrics), ROUNDS)
     write_table(out / "runs.csv", run_rows)
     write_table(out / "accuracy.csv", accuracy)
     write_table(out / "differences.csv", differences, ["task", "method", "versus", "difference", "low", "high",

@@ -20,7 +20,7 @@ from assyllm.results import read_table
 
 SHAPES = ("cost", "curves", "model_sizes")  # of true shapes only: the same whatever the weights
 EQUAL = (
-    "metrics", "accuracy", "differences", "models", "resources", "quantizer", "compatibility_heatmaps",
+    "metrics", "accuracy", "rounds", "differences", "models", "resources", "quantizer", "compatibility_heatmaps",
     "feature_differences", *SHAPES,
 )  # fmt: skip
 OF_RUNS = ("metrics", "models", "cost", "curves")  # whose every row belongs to one run or one method

@@ -22,11 +22,10 @@ SOURCES = ("measured", "modelled", "paper")
 # what `collect` writes beside timings.csv and summary.json
 TABLES = (
     "metrics", "runs", "accuracy", "differences", "zoos", "ablations", "models", "cost", "curves", "resources",
-    "claims", "paper", "quantizer", "model_sizes",
+    "claims", "paper", "quantizer", "model_sizes", "rounds",
 )  # fmt: skip
 # written by the rules that measure them, and read by a few figures only
 FIGURE_TABLES = ("swap_timeline", "swap_ablation", "feature_differences", "compatibility_heatmaps")
-FIGURE_READS = {**{name: (name,) for name in FIGURE_TABLES}, "claims": ("swap_ablation",)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from pathlib import Path
 
@@ -18,7 +19,14 @@ from assyllm.collect import ablation_table, collect, condensed, paper_values, zo
 from assyllm.cost.participation import CURVES
 from assyllm.cost.resources import RESOURCES
 from assyllm.features import POINTS, SCORES
-from assyllm.figures import compatibility_heatmaps, feature_differences, robustness, swap_ablation, swap_timeline
+from assyllm.figures import (
+    compatibility_heatmaps,
+    feature_differences,
+    reads,
+    robustness,
+    swap_ablation,
+    swap_timeline,
+)
 from assyllm.figures.tables import Tables
 from assyllm.results import Metric, Prediction, Run, read_table, write_rows, write_table
 from assyllm.stages import figure
@@ -366,6 +374,26 @@ def test_what_only_the_ablations_measured_fills_the_claims(results: Path, tmp_pa
     after = {(r["claim"], r["method"]): r["our_value"] for r in all_claims(tmp_path)}
     assert after[key] == "3"
     assert {k: v for k, v in after.items() if before[k] != ""} == {k: v for k, v in before.items() if v != ""}
+
+
+@pytest.mark.parametrize("name", sorted({*PARAMS.figures.names, *PARAMS.study.full.figures}))
+def test_a_figure_reads_its_tables_and_no_others(results: Path, tmp_path: Path, name: str) -> None:
+    draws = importlib.import_module(f"assyllm.figures.{name}")
+    for table in reads(name):
+        shutil.copy(results / f"{table}.csv", tmp_path)
+    assert len(draws.data(Tables(tmp_path)))
+    for table in reads(name):
+        path = (tmp_path / f"{table}.csv").rename(tmp_path / "away")
+        with pytest.raises(ArtifactError, match=table):
+            draws.data(Tables(tmp_path))
+        path.rename(tmp_path / f"{table}.csv")
+
+
+def test_the_course_over_rounds_is_of_the_base_setting(results: Path) -> None:
+    rows = {(r["task"], r["method"], r["round"]): r for r in read_table(results / "rounds.csv")}
+    row = rows["boolq", "ft_oracle", "3"]
+    assert [float(row[name]) for name in ("mean", "low", "high", "runs")] == pytest.approx([0.3, 0.3, 0.3, 2])
+    assert sorted(int(number) for task, method, number in rows if (task, method) == ("boolq", "majority")) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("name", PARAMS.figures.names)

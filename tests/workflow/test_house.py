@@ -15,6 +15,7 @@ import yaml
 
 from assyllm import params as P
 from assyllm import study
+from assyllm.figures import reads
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "assyllm"
@@ -147,7 +148,7 @@ def test_light_imports_do_not_load_torch() -> None:
 
 def test_rules_stages_and_verbs_have_the_same_names() -> None:
     text = "".join(p.read_text() for p in (ROOT / "workflow" / "rules").glob("*.smk"))
-    rules = set(re.findall(r"^rule (\w+):", text, re.M)) - {"pool", "results", "figures", "tuning"}
+    rules = set(re.findall(r"^rule (\w+):", text, re.M)) - {"pool", "results", "figures", "redraw", "tuning"}
     stages = {p.stem for p in (SOURCE / "stages").glob("*.py")} - {"__init__"}
     verbs = set(re.findall(r"^@app\.command\(\)\ndef (\w+)", (SOURCE / "cli.py").read_text(), re.M))
     assert rules == stages == set(study.RULES)
@@ -181,6 +182,9 @@ def test_dvc_is_in_step_with_params_and_tables() -> None:
     assert all(spec["persist"] for out in outs for spec in out.values()), "without persist DVC deletes outs first"
     read = {s for r in study.RULES if r not in ("figure", "tune") for s in study.stage_module(r).SECTIONS}
     assert read <= set(dvc["stages"]["results"]["params"])
+    drawn_from = {table for name in P.load(ROOT / "params.yaml").figures.names for table in reads(name)}
+    tables = {d.removeprefix("data/results/") for d in dvc["stages"]["figures"]["deps"] if d.endswith(".csv")}
+    assert tables == {f"{table}.csv" for table in drawn_from} | {"ablations/claims.csv"}
     assert set(dvc["plots"]) == {f"figures/{n}.png" for n in P.load(ROOT / "params.yaml").figures.names}
 
 

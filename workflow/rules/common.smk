@@ -5,9 +5,9 @@ from snakemake.exceptions import WorkflowError
 
 from assyllm.artifacts import ArtifactError
 from assyllm.cost.same_step import SAME_STEP
-from assyllm.figures import about, topic
+from assyllm.figures import about, reads, topic
 from assyllm.params import ASSEMBLING, BASELINES, SHARES, STUDIES, TUNED
-from assyllm.results import FIGURE_READS, FIGURE_TABLES, TABLES
+from assyllm.results import FIGURE_TABLES, TABLES
 from assyllm.study import (
     Plan,
     code_sha,
@@ -111,6 +111,20 @@ def products(size):
         *(run.folder for run in PLAN.runs(size)),
         f"data/results/{size}/metrics.csv",
         *(f"figures/{size}/{name}.png" for name in PLAN.figures(size)),
+    ]
+
+
+def drawable():
+    """Every study's figures whose tables are there."""
+    return [
+        f"figures{folder}/{name}.png"
+        for size in STUDIES
+        if getattr(PLAN.params.study, size) is not None
+        for folder in ["" if size == "default" else f"/{size}"]
+        for name in PLAN.figures(size)
+        if all(
+            Path(f"data/results{folder}/{table}.csv").is_file() for table in reads(name)
+        )
     ]
 
 

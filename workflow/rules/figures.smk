@@ -11,13 +11,15 @@ rule figures:
         [f"figures/{name}.png" for name in PLAN.figures("default")],
 
 
+# every study's figures whose tables are there (`make figures`)
+rule redraw:
+    input:
+        drawable(),
+
+
 rule figure:
     input:
-        expand("data/results{{study}}/{table}.csv", table=TABLES),
-        lambda w: [
-            f"data/results{w.study}/{table}.csv"
-            for table in FIGURE_READS.get(w.name, ())
-        ],
+        lambda w: [f"data/results{w.study}/{table}.csv" for table in reads(w.name)],
     output:
         report(
             "figures{study}/{name}.png",
@@ -43,7 +45,7 @@ rule figure:
         beside=lambda w: (
             contents("data/results/ablations/claims.csv") if w.name == "claims" else ""
         ),
-        results=lambda w, input: str(Path(input[0]).parent),
+        results="data/results{study}",
         out=lambda w, output: str(Path(output[0]).parent),
     shell:
         "assyllm figure --params {params.sections:q} --code {params.code} --name {wildcards.name}"

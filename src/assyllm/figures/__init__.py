@@ -1,8 +1,9 @@
-"""One module a figure: ``data`` reads the tables, ``draw`` draws. Here: what the report says of each."""
+"""One module a figure: ``data`` reads the tables of ``READS``, ``draw`` draws. Here: what is known without drawing."""
 
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 TOPICS = {
@@ -27,6 +28,18 @@ def topic(name: str) -> str:
 
 def about(name: str) -> str:
     """What a figure shows: the first line of its module, which is not imported."""
+    return (ast.get_docstring(_module(name)) or name).splitlines()[0]
+
+
+def reads(name: str) -> tuple[str, ...]:
+    """The tables that a figure is drawn from, by their names; its module is not imported."""
+    for node in _module(name).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "READS":
+            return ast.literal_eval(node.value)
+    return ()
+
+
+@cache
+def _module(name: str) -> ast.Module:
     path = Path(__file__).parent / f"{name}.py"
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) if path.is_file() else None
-    return (text or name).splitlines()[0]
+    return ast.parse(path.read_text(encoding="utf-8") if path.is_file() else "")

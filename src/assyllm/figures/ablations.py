@@ -11,6 +11,7 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("ablations",)
 SHOWN = ("assyllm", "assyllm_paper")  # the methods that are taken apart; others only where clients differ
 MARK = 1e-9
 

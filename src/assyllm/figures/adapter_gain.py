@@ -9,6 +9,7 @@ from assyllm.figures import comparator_ablation
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("ablations", "paper")
 BARS = {
     ("assyllm_paper", "join_linear"): "paper's rule,\nprojection",
     ("assyllm_paper", "join_untrained"): "+ attention,\nuntrained",

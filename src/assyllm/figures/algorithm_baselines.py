@@ -13,6 +13,7 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("accuracy", "rounds", "resources", "paper")
 SHOWN = (
     "majority", "zero_shot", "ft_practical", "ft_oracle", "lora", "qlora", "fedadapter", "fwdllm", "assyllm_paper",
     "assyllm",
@@ -47,19 +48,14 @@ def final_rows(tables: Tables) -> pd.DataFrame:
 
 def curve_rows(tables: Tables) -> pd.DataFrame:
     """Mean test accuracy over rounds; hours are the method's hours shared out evenly over its rounds (modelled)."""
-    m = tables.metrics
-    curves = m[(m["metric"] == "accuracy") & (m["split"] == "test") & (m["round"] != "") & (m["setting"] == "")].assign(
-        round=lambda d: d["round"].astype(int)
-    )
     a_round = {(r.method, r.task): r.hours / r.rounds for r in tables.resources.itertuples() if r.rounds}
     rows = []
-    for (task, world, method, number), group in curves.groupby(["task", "world", "method", "round"]):
-        value = 100 * group["value"]
-        hours = a_round.get((method, task))
+    for r in tables.rounds.itertuples():
+        hours = a_round.get((r.method, r.task))
         rows.append(
-            {"what": "curve", "task": task, "world": world, "method": method, "round": number,
-             "hours": "" if hours is None else hours * number, "hours_source": "" if hours is None else "modelled",
-             "value": value.mean(), "low": value.min(), "high": value.max(), "source": "measured"}
+            {"what": "curve", "task": r.task, "world": r.world, "method": r.method, "round": r.round,
+             "hours": "" if hours is None else hours * r.round, "hours_source": "" if hours is None else "modelled",
+             "value": 100 * r.mean, "low": 100 * r.low, "high": 100 * r.high, "source": "measured"}
         )  # fmt: skip
     return pd.DataFrame(rows, columns=COLUMNS)
 

@@ -10,6 +10,8 @@ from assyllm.figures.diagram import Arrow, Box
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("model_sizes",)
+
 
 def data(tables: Tables) -> pd.DataFrame:
     """The boxes and arrows; the pool's counts come from the table of model sizes."""

@@ -11,6 +11,7 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("accuracy", "models")
 SHOWN = ("assyllm_paper", "assyllm")  # controls have a figure of their own
 MARKERS = {2: "v", 3: "o", 4: "s", 5: "D", 6: "P", 7: "X", 8: "h"}
 

@@ -16,6 +16,7 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("claims", "swap_ablation", "paper")
 # heading -> characters in a line
 COLUMNS = {
     "claim": 50, "paper": 7, "unit": 8, "the paper's method": 22, "assyllm (ours)": 22, "source": 9,

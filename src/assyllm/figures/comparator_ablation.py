@@ -11,6 +11,7 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("ablations", "accuracy")
 BARS = {  # (method, setting) -> name
     ("assyllm_paper", "w_0"): "COR only\n(w = 0)",
     ("assyllm_paper", "w_0.25"): "w = 0.25",

@@ -11,6 +11,7 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("compatibility_heatmaps",)
 SCORES = {
     "cka": "CKA", "cor": "COR", "compatibility": "compatibility",
     "reported_compatibility": "the search's compatibility",

@@ -13,6 +13,7 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("accuracy",)
 SHOWN = (
     "majority", "untrained_blocks", "one_model_head", "one_model_blocks", "lora_all", "ft_oracle", "random_blocks",
     "assyllm",

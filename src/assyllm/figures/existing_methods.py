@@ -11,6 +11,7 @@ from assyllm.figures.algorithm_baselines import COLUMNS, curve_rows
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("resources", "rounds", "paper")
 SHOWN = ["ft_oracle", "lora", "qlora", "fedadapter", "fwdllm"]
 
 

@@ -11,6 +11,7 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("feature_differences",)
 SPACES = {"columns": "standardised columns", "cosines": "cosines between examples"}
 MARKERS = ("o", "^")
 NAMES = {"llama": "Llama", "vicuna": "Vicuna", "opt": "OPT", "bert": "BERT", "roberta": "RoBERTa"}

@@ -10,6 +10,8 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("cost",)
+
 
 def data(tables: Tables) -> pd.DataFrame:
     """One row per memory class: its share, and the fine-tuning methods that it can run."""

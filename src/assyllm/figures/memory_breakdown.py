@@ -11,6 +11,7 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("cost", "curves", "paper")
 CATEGORIES = {
     "parameters": "#0072B2", "activations": "#56B4E9", "gradients": "#E69F00", "optimizer": "#009E73",
     "temporary": "#999999", "workspace": "#333333",

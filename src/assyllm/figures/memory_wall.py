@@ -11,6 +11,7 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("accuracy", "cost", "paper")
 TASKS = ("boolq", "openbookqa")
 MODELS = {"llama": "Llama", "opt": "OPT"}
 SETTINGS = {"llama": "", "opt": 'baselines.model="opt"'}

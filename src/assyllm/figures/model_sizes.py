@@ -10,6 +10,7 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("model_sizes", "paper")
 NAMES = {
     "llama-7b": "Llama-7B", "vicuna-7b": "Vicuna-7B", "opt-6.7b": "OPT-6.7B", "bert-base": "BERT-base",
     "roberta-large": "RoBERTa-large",

@@ -11,6 +11,7 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("ablations", "runs")
 KEY = "partition.alpha="
 IID = 1000.0
 

@@ -10,6 +10,7 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("cost", "paper")
 MODELS = {"llama-7b": "Llama-7B", "opt-6.7b": "OPT-6.7B"}
 LEFT_OUT = (
     "majority", "zero_shot", "ft_oracle", "lora_all", "choices_only", "one_model_head",

@@ -13,6 +13,7 @@ from assyllm.figures.memory_breakdown import paper_peaks
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("curves", "paper")
 CLASSES = (4, 8, 16, 32, 64)
 SCORING = "assyllm"  # whose step is scoring alone
 PANELS = {"tokens": "tokens of a row", "batch": "rows of a batch"}

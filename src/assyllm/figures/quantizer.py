@@ -13,6 +13,7 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("quantizer", "paper")
 PAPER_SIZES = {"assyllm_fp16": 16.0, "assyllm_int8": 8.0, "assyllm_int4": 4.36}  # rows of the paper's table 1 -> bits
 PAPER_MIX = (4.77, 12.6, 70.2)  # bits, GB, percent below FP16
 KINDS = {"layerwise": ("INT4/INT8 by layer", "s"), "paper_rule": ("paper's thresholds", "D"), "nf4": ("nf4", "v")}

@@ -10,6 +10,7 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("resources", "paper")
 PANELS = {"energy_kj": "energy, kJ", "traffic_gb": "traffic, GB", "hours": "time, hours"}
 REDUCTIONS = {"energy_kj": "energy_reduction_vs_full_ft", "traffic_gb": "traffic_reduction_vs_full_ft"}
 TASK = "boolq"

@@ -17,6 +17,7 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("ablations",)
 PANELS = {
     "votes": "share of clients that lie in votes",
     "sums": "share of clients that lie in sums",

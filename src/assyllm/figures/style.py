@@ -108,7 +108,7 @@ def caption(figure: Figure, df: pd.DataFrame, text: str, scale: str = "true shap
 def interval(df: pd.DataFrame) -> str:
     """What a caption says of the bars, by the number of runs."""
     one = pd.to_numeric(df["runs"], errors="coerce").max() <= 1
-    return "Bars: 95 % interval over questions, one seed." if one else "Bars: 95 % interval over seeds and questions."
+    return "Bars: 95 % interval over facts, one seed." if one else "Bars: 95 % interval over seeds and facts."
 
 
 def save(figure: Figure, df: pd.DataFrame, folder: Path, name: str) -> list[Path]:

@@ -11,6 +11,7 @@ from assyllm.figures.swap_timeline import PIPELINES
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("swap_ablation", "paper")
 LOOKS = {
     "default": ("#999999", "o"),
     "preload": ("#56B4E9", "s"),

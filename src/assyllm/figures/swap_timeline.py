@@ -11,6 +11,7 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("swap_timeline",)
 PIPELINES = {
     "default": "default swapping",
     "preload": "pre-loading",

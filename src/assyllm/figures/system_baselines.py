@@ -9,6 +9,7 @@ from assyllm.figures import algorithm_baselines
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("accuracy", "rounds", "resources", "paper")
 SHOWN = ("ft_practical", "ft_oracle", "recomputation", "swapping", "qlora_recomputation", "assyllm_paper", "assyllm")
 
 

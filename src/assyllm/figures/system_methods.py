@@ -11,6 +11,7 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ("accuracy", "cost", "paper")
 BUDGETS = (64, 32, 16, 8, 4)
 METHODS = ("recomputation", "swapping")
 SHOWN = ("ft_oracle", "ft_practical", "recomputation", "swapping")

@@ -23,9 +23,9 @@ class Tables:
         return pd.read_csv(path, keep_default_na=False, na_values={"value": [""]}, dtype={"setting": str})
 
     @cached_property
-    def metrics(self) -> pd.DataFrame:
-        """The long metrics table."""
-        return self._read("metrics")
+    def rounds(self) -> pd.DataFrame:
+        """Test accuracy by round."""
+        return self._read("rounds")
 
     @cached_property
     def runs(self) -> pd.DataFrame:

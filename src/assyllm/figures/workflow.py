@@ -10,6 +10,7 @@ from assyllm.figures.diagram import Arrow, Box
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
+READS = ()
 BOXES = (
     Box("server", "Server", 0, 0, 35, 52, "frame"),
     Box("device", "A device, one of the round's cohort", 45, 0, 55, 52, "frame"),
