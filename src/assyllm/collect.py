@@ -332,7 +332,7 @@ def collect(
     """Read every run and write all tables into ``out``.
 
     Args:
-        p: sections evaluate, baselines, assembling, partition, zoo, blocks.
+        p: sections evaluate, baselines, assembling, partition, zoo, blocks, cost.
 
     Raises:
         ArtifactError: a run is incomplete or malformed; nothing is written then.
@@ -368,7 +368,7 @@ def collect(
     write_table(out / "ablations.csv", ablations, ABLATIONS)
     write_table(out / "models.csv", models, list(models[0]) if models else ["world", "run_id", "source"])
     curves = [row for table in curve_tables for row in read_table(table)]
-    resources = resources_table(metrics, cost, p.baselines, p.assembling, p.partition)
+    resources = resources_table(metrics, cost, gather_optional(runs, "walk"), models, p)
     write_table(out / "cost.csv", cost)
     write_table(out / "curves.csv", curves, list(curves[0]) if curves else ["method", "stands_for", "varies",
                                                                                                 "source"])  # fmt: skip

@@ -407,6 +407,7 @@ class Federated(Section):
     lie: Literal["votes", "sums"]
     row_norm: Positive | None
     max_examples: Count | None
+    least_clients: Count = 2
 
 
 # ---------------------------------------------------------------------------------------------- baselines
@@ -501,6 +502,12 @@ class ClosedForm(Section):
 
     ridge_grid: list[Positive] = Field(min_length=1)
     rounds: Count
+    scope: Literal["last_layer", "all_layers"] = "all_layers"
+    sketch_dims: Count | None = 256
+
+    def features(self, width: int) -> int:
+        """Features of one layer: pooled states of 2 x width, or what is left of them in a sketch."""
+        return min(2 * width, self.sketch_dims or 2 * width)
 
 
 class Baselines(Section):

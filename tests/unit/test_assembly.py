@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 
+from assyllm.adapter.cross_attention import CrossAttentionAdapter
 from assyllm.adapter.linear import LinearAdapter
-from assyllm.adapter.reading import Readings
+from assyllm.adapter.reading import Readings, readings
 from assyllm.artifacts import ArtifactError
 from assyllm.assembly.assembled import AssembledModel
 from assyllm.assembly.head import Head
@@ -15,6 +18,9 @@ from assyllm.assembly.search import Chain, grow, ranked, roots, shortlist
 from assyllm.assembly.walk import Walker, edge
 from assyllm.comparator.activations import native
 from assyllm.comparator.compatibility import RULES, eligible
+from assyllm.quantizer.pool import open_pool
+from assyllm.swapper.plan import needed_bytes
+from assyllm.swapper.swapper import Swapper
 from assyllm.zoo.encoding import combine, encode, pool
 from tiny import zoo
 
@@ -99,3 +105,31 @@ def test_shortlist_takes_the_best_by_native_score(tiny_pool) -> None:
     score = {"bert:1-2": 0.9, "opt:1-2": 0.8, "roberta:1-2": None}
     listed = shortlist(tiny_pool, Chain(("llama:0-1",)), RULES["paper_distinct"], lambda a, b: score.get(b, 0.1), 3)
     assert listed == ["bert:1-2", "opt:1-2", "bert:2-3"]
+
+
+@pytest.mark.parametrize("name", ["pool", "pool8"])
+def test_gradients_to_adapters_are_the_same_bits_on_a_swapped_pool(tiny_folder, name) -> None:
+    """At the least budget no layer stays until the backward pass comes to it."""
+    chain = ("vicuna:0-1", "llama:1-2", "vicuna:1-2", "opt:1-2", "bert:1-2", "llama:2-3")
+    found = []
+    for swapped in (False, True):
+        opened = open_pool(tiny_folder / name)
+        encoded = cache(lambda model, opened=opened: encode(opened.tokenizer(model), QUESTIONS, 48))
+        adapters = {}
+        for i in range(1, len(chain)):
+            arriving, width = (opened.info(block).width for block in chain[i - 1 : i + 1])
+            drawn = torch.Generator().manual_seed(i)
+            linear = LinearAdapter(torch.randn(arriving, width, generator=drawn) / arriving**0.5, torch.zeros(width))
+            made = CrossAttentionAdapter.start(linear, width, 2, 2, str(i)).requires_grad_()
+            adapters[edge(chain[:i], chain[i])] = made
+        if swapped:
+            probe = Swapper(opened, 10**12, (), record=False)
+            least = needed_bytes(dict(probe.engine.sizes))
+            probe.close()
+            Swapper(opened, least, (), record=False).lend()
+        vectors = Walker(opened, readings(opened, encoded), adapters).trained(chain, adapters)
+        tensors = [tensor for adapter in adapters.values() for tensor in adapter.parameters()]
+        found.append([vectors, *torch.autograd.grad(vectors.square().mean(), tensors)])
+        if swapped:
+            opened.lender.close()
+    assert all(torch.equal(own, other) for own, other in zip(*found, strict=True))

@@ -414,6 +414,8 @@ def test_more_directions_are_asked_for_until_the_variance_is_low(monkeypatch: py
         assert asked == expected
         estimate = size - 4 * weights[HEAD].numel()
         assert subject.traffic(weights) == (size + (len(expected) - 1) * estimate, size), "an estimate up for each"
+        subject.train(weights, data().train, clients, Local(1.0, 1, 4), 0, 2)
+        assert subject.traffic(weights)[1] == size + estimate, "the last one down, by which directions are chosen"
 
 
 def test_directions_are_chosen_by_cosine_with_the_last_estimate() -> None:
@@ -449,6 +451,18 @@ def test_the_head_is_that_of_all_data_at_once() -> None:
                                    prepared.dev.answer)  # type: ignore[attr-defined]  # fmt: skip
     assert outcome.rounds[-1]["dev"] == pytest.approx(accuracy)
     assert outcome.rounds[0]["bytes_up"] == sums.bytes
+
+
+def test_the_head_reads_all_layers_as_an_assembled_models_reads_all_blocks() -> None:
+    subject = OneModelHead(model(), P.ClosedForm(ridge_grid=[1.0], rounds=1))
+    last = OneModelHead(model(), P.ClosedForm(ridge_grid=[1.0], rounds=1, scope="last_layer"))
+    layers, width = 4, 32
+    assert (subject.size, last.size) == (layers * 2 * width, 2 * width)
+    found, least = subject.prepare(data()).train.cached, last.prepare(data()).train.cached  # type: ignore[attr-defined]
+    assert torch.equal(found[..., -2 * width :], least)
+    assert not torch.equal(found[..., : 2 * width], least)
+    narrow = OneModelHead(model(), P.ClosedForm(ridge_grid=[1.0], rounds=1, sketch_dims=5))
+    assert narrow.prepare(data()).train.cached.shape[-1] == narrow.size == layers * 5  # type: ignore[attr-defined]
 
 
 def test_choices_only_sees_no_question() -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from assyllm import params as P
 from assyllm.artifacts import ArtifactError
-from assyllm.cost import resources, trace
+from assyllm.cost import trace
 from assyllm.cost.devices import Device, compute_seconds, device, devices, step_seconds
 from assyllm.cost.methods import METHODS, step_of
 from assyllm.cost.nf4 import Nf4Linear, dequantize
@@ -263,7 +263,7 @@ def test_message_sizes_are_those_of_the_messages() -> None:
     sums = LinearSums.zeros(6, 4)
     below = 15  # the diagonal of a 6 x 6 matrix
     assert sums.bytes == 4 * (sum(part.numel() for part in sums.parts()) - below)
-    assert resources.adapter_bytes(6) == LinearAdapter(torch.zeros(6, 6), torch.zeros(6)).bytes
+    assert LinearAdapter(torch.zeros(6, 4), torch.zeros(4)).bytes == 4 * (6 * 4 + 4)
 
 
 def test_estimate_prints_a_table_or_json(tmp_path: Path) -> None:

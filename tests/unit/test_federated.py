@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from assyllm import params as P
+from assyllm.adapter.linear import LinearSums
 from assyllm.artifacts import ArtifactError, verify_folder
 from assyllm.assembly.assembled import AssembledModel
 from assyllm.assembly.head import HeadSums
@@ -189,6 +190,8 @@ def test_every_probing_rule_assembles(scored, rule, kind) -> None:
     if rule == "probe_one_model":
         assert len(models) == 1
         assert all(run.pool.before(b) == a for a, b in zip(best.blocks, best.blocks[1:], strict=False))
+        deepest = {info.model: info.id for m in run.pool.models for info in run.pool.of_model(m)[:3]}
+        assert {chain.blocks[-1] for chain in state.finished} == set(deepest.values()), "every model, to its end"
     selecting = [row for row in state.rows if not row["head"]]
     assert len(selecting) == 3
     assert all((row["bytes_up_sums"] > 0) == (rule != "probe_random") for row in selecting)
@@ -270,11 +273,35 @@ def test_stragglers_are_asked_and_not_counted(scored) -> None:
 def test_a_place_is_not_decided_by_nobody(scored, method) -> None:
     """Seven in ten drop out of cohorts of five: nobody is left of the second, so the third is asked for its block."""
     changes = {"selection": {"max_blocks": 3, "rounds_per_block": 1}, "head": {"rounds": 12}}
-    state = rounds(scored, method=method, **changes, federated={"dropout": 0.7, "clients_per_round": 5}).run()
+    state = rounds(scored, method=method, **changes, federated={"dropout": 0.7, "least_clients": 1}).run()
     assert state.finished
     _, lost, asked = state.rows[:3]
     assert (lost["phase"], lost["participants"]) == ("select", 0)
     assert (asked["phase"], asked["walk"]) == ("select", lost["walk"])
+
+
+def test_no_sum_shows_a_single_clients_statistics(scored) -> None:
+    """A cohort of one counts for nobody; nor does the adapter of a candidate that one client voted for."""
+    run = rounds(scored, federated={"dropout": 0.7})
+    cohorts = [sample(0, r, run.eligible, 5, 0.7) for r in range(1, 40)]
+    assert {1, 2} <= {len(cohort) for cohort in cohorts}
+    for number, cohort in enumerate(cohorts, start=1):
+        counted, lost = run.sample(number)
+        assert counted == (cohort if len(cohort) > 1 else [])
+        assert lost == ([] if len(cohort) > 1 else cohort)
+    task = replace(TASK, least=2)
+    sums = LinearSums(*(part + 1 for part in LinearSums.zeros(3, 2).parts()))
+    replies = [reply(client, ("b:1-2", 0.9)) for client in range(3)]
+    voted = {"b:1-2": (0, 1), "c:1-2": (2,)}
+    replies = [
+        replace(r, sums={key: replace(part, adapter=sums if r.client in voted.get(key[1], ()) else None)
+                         for key, part in r.sums.items()})
+        for r in replies
+    ]  # fmt: skip
+    tally, _ = server_step(Tally(), task, replies)
+    assert list(tally.adapter) == [(NAME, "b:1-2")]
+    assert torch.equal(tally.adapter[NAME, "b:1-2"].xx, 2 * sums.xx)
+    assert set(tally.hsic) == {(NAME, b) for b in TASK.candidates[CHAIN]}, "HSIC terms come from all"
 
 
 @pytest.mark.parametrize("method", ["assyllm_paper", "assyllm"])

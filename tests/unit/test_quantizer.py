@@ -144,6 +144,17 @@ def test_bitsandbytes_back_ends_compute_and_pass_gradients_in_eval_mode(backend,
     assert float((x.grad[0, 0] - weight.sum(0)).norm() / weight.sum(0).norm()) < limit
 
 
+@pytest.mark.parametrize("rows", [(48, 48), (48, 192), (288, 72), (224, 56)])
+def test_nf4_is_decoded_whatever_its_rows_are(rows) -> None:
+    """bitsandbytes' CPU kernel is wrong on some of these shapes when told of them."""
+    torch.manual_seed(0)
+    columns, out = rows
+    weight = torch.randn(out, columns)
+    layer = Nf4Linear(columns, out, bias=False)
+    layer.load_state_dict(encode(weight, "nf4"), strict=False)
+    assert float((layer.dense(torch.float32) - weight).norm() / weight.norm()) < 0.11
+
+
 @pytest.mark.parametrize(
     ("changes", "share", "error"),
     [

@@ -36,7 +36,12 @@ def test_before_a_causal_block_nothing_later_is_seen() -> None:
     mask = torch.tensor([[True, True, True, False]])
     assert visible(old, new, mask, causal=False)[0].tolist() == [[True, True, True, False]] * 3
     assert visible(old, new, mask, causal=True)[0].tolist() == [
-        [True, True, False, False], [True, True, True, False], [True, True, True, False],
+        [True, False, False, False], [True, True, True, False], [True, True, True, False],
+    ]  # fmt: skip
+    touching, slot = spans((0, 0), (0, 4), (4, 4), (4, 9)), spans((0, 0), (0, 4), (4, 4), (4, 9))
+    real = torch.ones(1, 4, dtype=torch.bool)
+    assert visible(touching, slot, real, causal=True)[0].tolist() == [
+        [True, False, False, False], [True, True, True, False], [True, True, True, False], [True] * 4,
     ]  # fmt: skip
 
 

@@ -126,16 +126,18 @@ def alignment(old: Tensor, old_mask: Tensor, new: Tensor) -> Tensor:
 def visible(old: Tensor, new: Tensor, new_mask: Tensor, causal: bool) -> Tensor:
     """Which own tokens of the next model an arriving token may attend to.
 
-    Before a causal block only those that begin no later than the arriving token ends, so that the adapter shows
-    a position nothing that the block would hide from it. (States that arrive from a bidirectional block have
-    seen the whole text all the same: a model with such a block scores texts, it does not write them.)
+    Before a causal block only those that begin before the arriving token ends (or are over by then: tokens put in by
+    hand span nothing), so that the adapter shows a position nothing that the block would hide from it. (States that
+    arrive from a bidirectional block have seen the whole text all the same: a model with such a block scores texts,
+    it does not write them.)
 
     Returns:
         ``[r, A, T]`` bool, at least one True in every row.
     """
     seen = new_mask[:, None, :].expand(-1, old.shape[1], -1)
     if causal:
-        seen = seen & (new[:, None, :, 0] <= old[:, :, None, 1])
+        end = old[:, :, None, 1]
+        seen = seen & ((new[:, None, :, 0] < end) | (new[:, None, :, 1] <= end))
     first = torch.zeros_like(seen)
     first[..., 0] = True
     return torch.where(seen.any(-1, keepdim=True), seen, first)

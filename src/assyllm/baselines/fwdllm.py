@@ -83,25 +83,28 @@ class FwdLLM(Lora):
     def start(self, seed: int = 0) -> Weights:
         """LoRA's; no gradient is known yet."""
         self.last: Tensor | None = None
-        self.asked = 1
+        self.asked, self.guided = 1, False
         return super().start(seed)
 
     def progress(self) -> dict[str, Any]:
-        """The last estimate, which the next directions are chosen by, and how often its cohort was asked."""
+        """The last estimate, which the next directions are chosen by, and what its round's traffic hangs on."""
         last = None if self.last is None else base64.b64encode(self.last.numpy().tobytes()).decode()
-        return {"last": last, "asked": self.asked}
+        return {"last": last, "asked": self.asked, "guided": self.guided}
 
     def resume(self, progress: dict[str, Any]) -> None:
         """Take up :meth:`progress` again."""
         text = progress["last"]
         self.last = None if text is None else torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.float32)
-        self.asked = progress["asked"]
+        self.asked, self.guided = progress["asked"], progress["guided"]
 
     def traffic(self, weights: Weights) -> tuple[int, int]:
-        """Up an estimate for every time that the server asked, and the head's gradient once; down all weights once."""
+        """Up an estimate for every time that the server asked, and the head's gradient.
+
+        Down all weights, and the last estimate where there was one.
+        """
         up, down = super().traffic(weights)
-        head = weights[HEAD].numel() * weights[HEAD].element_size()
-        return self.asked * (up - head) + head, down
+        estimate = up - weights[HEAD].numel() * weights[HEAD].element_size()
+        return up + (self.asked - 1) * estimate, down + self.guided * estimate
 
     def _draw(self, size: int, *names: str | int) -> Tensor:
         """``tuning.directions`` directions [J, P] of unit variance a weight, the best of the candidates."""
@@ -127,6 +130,7 @@ class FwdLLM(Lora):
 
         Every client uses one minibatch. The loss is that around the server's weights.
         """
+        self.guided = self.last is not None
         total = sum(min(len(items), local.batch) for _, items in clients)
         shares = torch.tensor([min(len(items), local.batch) / total for _, items in clients])
         estimates: list[Tensor] = []  # per ask [K, J, P]

@@ -1,26 +1,27 @@
 """One frozen model with the closed-form head: ``one_model_head``, and the control ``choices_only``.
 
 The strong competitor without any fine-tuning: every client sends the sums of the ridge head over the model's pooled
-states once (a forward pass), the server solves and picks the ridge on its development split. ``choices_only`` is the
-same with the question removed: what the answers alone give away.
+states once (a forward pass), the server solves and picks the ridge on its development split. As the head of an
+assembled model reads all of its blocks, this one reads all layers. ``choices_only`` is the same with the question
+removed: what the answers alone give away.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from assyllm.assembly.head import Head, HeadSums, fit_on_dev
+from assyllm.assembly.head import Head, HeadSums, fit_on_dev, sketched
 from assyllm.baselines.local import Local, Weights
 from assyllm.baselines.method import HEAD, Cached, Data, OnModel, chunks
 from assyllm.params import ClosedForm
 from assyllm.tasks.record import Question
-from assyllm.zoo.encoding import features
-from assyllm.zoo.forward import Packed, pooled
+from assyllm.zoo.forward import Packed, inputs, pool_states
 
 SUMS = tuple(field.name for field in fields(HeadSums))
 
@@ -33,11 +34,15 @@ class OneModelHead(OnModel):
 
     def __init__(self, model: nn.Module, closed_form: ClosedForm) -> None:
         super().__init__(model)
-        self.grid = closed_form.ridge_grid
+        self.grid, self.sketch_dims = closed_form.ridge_grid, closed_form.sketch_dims
+        config: Any = self.base.config
+        below = [int(config.hidden_size)] * (int(config.num_hidden_layers) - 1)
+        widths = [*(below if closed_form.scope == "all_layers" else []), self.width]
+        self.layers, self.size = len(widths), sum(closed_form.features(width) for width in widths)
 
     def start(self, seed: int = 0) -> Weights:
         """Sums of no questions, and a head of zeros."""
-        return dict(zip(SUMS, HeadSums.zeros(features(self.width)).parts(), strict=True)) | self.head()
+        return dict(zip(SUMS, HeadSums.zeros(self.size).parts(), strict=True)) | {HEAD: torch.zeros(self.size)}
 
     @torch.no_grad()
     def prepare(self, data: Data) -> Data:
@@ -47,9 +52,16 @@ class OneModelHead(OnModel):
         return Data(**found, owned=data.owned)
 
     def _with_features(self, split: Packed) -> Cached:
-        none = torch.zeros(0, split.choice_mask.shape[1], features(self.width))
-        parts = [pooled(self.base, None, split.take(index)) for index in chunks(split)]
+        none = torch.zeros(0, split.choice_mask.shape[1], self.size)
+        parts = [self._features(split.take(index)) for index in chunks(split)]
         return Cached(**split.tensors(), cached=torch.cat([none, *parts]))
+
+    def _features(self, batch: Packed) -> Tensor:
+        arguments = inputs(self.base.config, batch, next(self.base.parameters()).dtype)
+        found = self.base(**arguments, output_hidden_states=True)
+        states = [*found.hidden_states[1:-1], found.last_hidden_state][-self.layers :]
+        read = (pool_states(layer, batch) for layer in states)
+        return torch.cat([sketched(own, self.sketch_dims, f"layer {i}") for i, own in enumerate(read)], dim=-1)
 
     def train(
         self,

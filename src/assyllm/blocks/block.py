@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from assyllm.artifacts import ArtifactError
 from assyllm.blocks.families import family as family_of
@@ -56,6 +57,7 @@ class Block(nn.Module):
         self.stack = stack
         self.norm = norm
         self.rotary = rotary
+        self.leaves = False  # whether its layers may be gone when a backward pass comes to them
 
     @property
     def causal(self) -> bool:
@@ -101,10 +103,16 @@ class Block(nn.Module):
             states.append(entered)
             extras.append(extra)
         for i, layer in enumerate(self.stack):
-            states = [layer(hidden, **extra) for hidden, extra in zip(states, extras, strict=True)]
+            states = [self._run(layer, hidden, extra) for hidden, extra in zip(states, extras, strict=True)]
             if self.norm is not None and i == len(self.stack) - 1:
                 states = [self.norm(hidden) for hidden in states]
             yield states
+
+    def _run(self, layer: nn.Module, hidden: Tensor, extra: dict[str, Any]) -> Tensor:
+        """A layer's states; one that may leave is run again when the gradient comes, and so asked for again."""
+        if self.leaves and torch.is_grad_enabled() and hidden.requires_grad:
+            return checkpoint(layer, hidden, use_reentrant=False, **extra)
+        return layer(hidden, **extra)
 
     def _enter(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """What the first layer takes: states, and the arguments that all layers share."""

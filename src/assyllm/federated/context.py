@@ -71,7 +71,18 @@ class Context:
         """The clients that answer in a round: those whose reply counts, and those that are too late."""
         federated = self.settings.federated
         answering = sample(self.seed, round_, self.eligible, federated.clients_per_round, federated.dropout)
-        return in_time(self.seed, round_, answering, federated.stragglers)
+        return self.counted(round_, answering)
+
+    def counted(self, round_: int, answering: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Of the clients that answer, those whose reply counts and those whose does not.
+
+        Late ones do not; nor do all, where fewer than ``federated.least_clients`` are in time: a sum over them is never
+        formed, because it would tell too much of each.
+        """
+        clients, late = in_time(self.seed, round_, answering, self.settings.federated.stragglers)
+        if len(clients) < self.settings.federated.least_clients:
+            return [], sorted([*clients, *late])
+        return clients, late
 
     def cohort(self, state: State, clients: Sequence[int]) -> Cohort:
         """The clients' questions, their forward passes batched."""

@@ -104,8 +104,12 @@ def probe_step(task: ProbeTask, data: ClientView) -> dict[Key, HeadSums]:
 
 
 def _stack(run: Context, state: State, task: ProbeTask) -> State:
-    """The end of a place's rounds: the candidates that explain most, on the beam for the next place."""
-    chosen, grid = run.settings.selection, run.settings.head.ridge_grid
+    """The end of a place's rounds: the candidates that explain most, on the beam for the next place.
+
+    A block that adds nothing is passed over. The rule ``probe_one_model`` has no other, so every model of the pool is
+    walked to its end, whatever a block adds: the control is whole models with the same head.
+    """
+    chosen, grid, whole = run.settings.selection, run.settings.head.ridge_grid, run.settings.rule.one_model
     found: list[Chain] = []
     joined, probes = dict(state.joined), dict(state.probes)
     for chain in state.open:
@@ -118,8 +122,8 @@ def _stack(run: Context, state: State, task: ProbeTask) -> State:
             elif key in state.probed:
                 gain, head = state.probed[key].evidence(grid)
                 heads[block] = torch.cat([state.probes.get(chain.id, torch.zeros(0)), head.weight])
-                scores[block] = gain if gain > 0 or not chain.blocks else None
-        winners = by.best(scores, chosen.kept_per_round)
+                scores[block] = gain if gain > 0 or not chain.blocks or whole else None
+        winners = by.best(scores, len(scores) if whole else chosen.kept_per_round)
         if not winners and chain.blocks:
             state.finished = [*state.finished, Chain(chain.blocks, chain.scores, "exhausted")]
         for block in winners:
@@ -128,7 +132,7 @@ def _stack(run: Context, state: State, task: ProbeTask) -> State:
             probes[longer.id] = heads[block]
             if chain.blocks:
                 joined[edge(chain.blocks, block)] = run.joins.scoring(chain.blocks, block)
-    best = search.ranked(found)[: chosen.beam]
+    best = search.ranked(found)[: None if whole else chosen.beam]
     for chain in best:
         family = run.pool.info(chain.blocks[-1]).family
         state.chosen = state.chosen | {family: state.chosen.get(family, 0) + 1}

@@ -26,7 +26,7 @@ from assyllm.assembly.walk import edges
 from assyllm.blocks.pool import Pool
 from assyllm.comparator.compatibility import Rule
 from assyllm.federated import probing, tuning, voting
-from assyllm.federated.cohort import in_time, partitioned
+from assyllm.federated.cohort import partitioned
 from assyllm.federated.context import Context, Settings
 from assyllm.federated.data import TaskData
 from assyllm.federated.simulate import CohortHeadSums, head_totals
@@ -74,7 +74,7 @@ class Rounds(Context):
         answering = partitioned(
             self.seed, state.round, self.eligible, federated.clients_per_round, planned, federated.dropout
         )
-        clients, late = in_time(self.seed, state.round, answering, federated.stragglers)
+        clients, late = self.counted(state.round, answering)
         limits = {chain.id: self.limits.head(self._read(chain)) for chain in state.finished}
         sums: dict[str, CohortHeadSums] = {}
         if clients:

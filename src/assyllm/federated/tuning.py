@@ -23,7 +23,7 @@ from assyllm.adapter.base import Adapter
 from assyllm.adapter.cross_attention import CrossAttentionAdapter
 from assyllm.adapter.linear import LinearAdapter
 from assyllm.adapter.sent import ID, NUMBER
-from assyllm.assembly.walk import Walker, edge
+from assyllm.assembly.walk import Walker, edge, edges
 from assyllm.federated.context import Context
 from assyllm.federated.state import State
 from assyllm.zoo.encoding import combine
@@ -47,7 +47,9 @@ def tune(run: Context, state: State, chain: Sequence[str]) -> State:
             _adam(state, name, gradients[name], step, settings.learning_rate)
         _write_back(state, chain)
     size = NUMBER * sum(state.tuned[name].numel() for name in names)
-    run.log(state, clients, late, up_sums=size, down=size + ID * len(chain))
+    fixed = (state.joined[name] for name in edges(chain) if not any(key.startswith(f"{name}/") for key in names))
+    down = size + ID * len(chain) + sum(adapter.sent_bytes for adapter in fixed if adapter is not None)
+    run.log(state, clients, late, up_sums=size, down=down)
     state.rows[-1] |= {"tuned": 1, "loss": loss}
     if sum(1 for row in state.rows if row.get("tuned")) >= settings.tuning_rounds or not names:
         state.tuned, state.moments, state.phase = {}, {}, "head"
@@ -153,7 +155,7 @@ def _local_loss(
         given, target = given[:, : target.shape[1]][shown], target[shown]
         counts = each[:, None].expand_as(shown)[shown]
         loss, honest = _means((given - target).square(), counts)
-        scale = target.var().clamp(min=1e-12)
+        scale = run.data.public.pooled[before].var().clamp(min=1e-12)  # no device knows the cohort's
         total, told = total + loss / scale, told + honest / float(scale)
     return total, told
 

@@ -94,6 +94,7 @@ def score_task(run: Context, state: State) -> ScoreTask:
         vote=chosen.vote,
         limits={(c.id, b): run.limits.join(c.blocks[-1], b) for c in state.open for b in candidates[c.blocks]},
         most=run.limits.examples,
+        least=run.settings.federated.least_clients,
     )
 
 

@@ -41,10 +41,12 @@ class _Nf4Matmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Nf4Linear) -> Tensor:
         ctx.layer = layer
+        ctx.save_for_backward(x.new_empty(0))  # as `packed._PackedLinear`
         return x @ layer.dense(x.dtype).T
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
+        _ = ctx.saved_tensors
         return grads[0] @ ctx.layer.dense(grads[0].dtype), None
 
 
@@ -63,18 +65,22 @@ class Nf4Linear(nn.Module):
         self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float16, device=device) if bias else None)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        """The weight ``[out, in]`` that the packed one stands for."""
+        """The weight ``[out, in]`` that the packed one stands for.
+
+        Decoded as one row: bitsandbytes' kernel for CPUs is wrong on some matrices whose rows do not end with a block
+        of 64 weights (seen in 0.50.2 with avx512 at rows of 32, 48, 96, 224, 288).
+        """
         import bitsandbytes.functional as bnb
 
         state = bnb.QuantState(
             absmax=self.absmax,
-            shape=torch.Size((self.out_features, self.in_features)),
+            shape=torch.Size((1, self.out_features * self.in_features)),
             code=bnb.get_4bit_type("nf4", device=self.nf4.device),
             blocksize=BLOCK,
             quant_type="nf4",
             dtype=dtype,
         )
-        return bnb.dequantize_4bit(self.nf4.view(-1, 1), state)
+        return bnb.dequantize_4bit(self.nf4.view(-1, 1), state).view(self.out_features, self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]`` in the input's dtype; gradients reach the input."""

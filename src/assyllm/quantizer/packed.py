@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from assyllm.artifacts import ArtifactError
 from assyllm.quantizer.planes import NAMES, Layout
 
 # weights that are float at any moment: a tile of rows that stays in a CPU's cache; larger on a GPU
@@ -65,6 +66,9 @@ class _PackedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: PackedLinear) -> Tensor:
         ctx.layer = layer
+        ctx.save_for_backward(
+            x.new_empty(0)
+        )  # asked for in the backward pass, so that a checkpoint runs the layer again
         flat = x.reshape(-1, x.shape[-1])
         if layer.small:
             out = flat @ layer.whole(x.dtype).T
@@ -83,7 +87,9 @@ class _PackedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        layer, grad = ctx.layer, grads[0]
+        layer, grad, _ = ctx.layer, grads[0], ctx.saved_tensors
+        if any(buffer.is_meta for buffer in layer.buffers()):
+            raise ArtifactError("a packed layer left memory before its gradient came")
         flat = grad.reshape(-1, grad.shape[-1])
         order = layer.order() if layer.mixed else None
         if order is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from assyllm.params import parse_sections
 
-SECTIONS = ("evaluate", "baselines", "assembling", "partition", "zoo", "blocks")
+SECTIONS = ("evaluate", "baselines", "assembling", "partition", "zoo", "blocks", "cost")
 CODE = (
     "collect.py",
     "adapter/sent.py",
@@ -15,6 +15,7 @@ CODE = (
     "cost/pool_sizes.py",
     "cost/resources.py",
     "cost/shapes.py",
+    "cost/walked.py",
     "blocks/segment.py",
     "quantizer/sizes.py",
     "evaluate.py",

@@ -100,6 +100,7 @@ class Swapper:
         entries = {e.name: e for e in read_header(self.pool.folder / self.pool.info(block_id).file)}
         block = self.pool.empty(block_id, {name: peek(entry) for name, entry in entries.items()})
         block.eval().requires_grad_(False)
+        block.leaves = True
         wanted = block.state_dict()
         if sorted(wanted) != sorted(entries) or any(wanted[n].shape != e.shape for n, e in entries.items()):
             raise ArtifactError(f"block {block_id}: its file does not fit its config")

@@ -1,0 +1,248 @@
+"""What a run that assembled blocks asked of one client, at true shapes: its recorded walk, priced. No torch.
+
+``walk.csv`` says which chains and candidates every round passed through. A block of a zoo's member stands for its
+share of the layers of the real model that the member stands for, has that model's widths, and counts for as many
+candidates as it holds of the blocks that model is cut into. Embeddings and output heads compute nothing to speak of.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from assyllm.adapter.sent import ID, NUMBER, head_sums, linear_sums
+from assyllm.blocks.segment import segments
+from assyllm.cost.shapes import Shape, shape_of
+from assyllm.params import Assembling, Assemblings, Blocks, Head, Zoo
+
+# a training step walks the chain, walks it again layer by layer, and passes gradients to the inputs of frozen layers
+TRAINING = 3
+
+
+class Block(NamedTuple):
+    """A block of a member: the layers from ``start`` up to ``end``."""
+
+    model: str
+    start: int
+    end: int
+
+    @classmethod
+    def of(cls, name: str) -> Block:
+        """The block called ``<model>:<start>-<end>``."""
+        model, _, layers = name.rpartition(":")
+        start, end = layers.split("-")
+        return cls(model, int(start), int(end))
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """One client's place in every round: passes through the reference model, bytes, and bytes of the largest round."""
+
+    walks: float
+    traffic: float
+    up: float
+    down: float
+
+
+class Prices:
+    """Work and bytes of blocks and joins at true shapes.
+
+    Args:
+        names: every block id that the run's pool has.
+        reference: the member in whose passes work is counted.
+        weight_bytes: of a number of an adapter or a gradient; statistics are float32.
+    """
+
+    def __init__(
+        self, zoo: Zoo, blocks: Blocks, names: Iterable[str], reference: str, chosen: Assembling, weight_bytes: int
+    ) -> None:
+        self.shapes: dict[str, Shape] = {name: shape_of(member.stands_for) for name, member in zoo.models.items()}
+        self.cut = {name: len(segments(shape.layers, blocks)) for name, shape in self.shapes.items()}
+        self.layers: dict[str, int] = defaultdict(int)
+        for block in map(Block.of, names):
+            self.layers[block.model] = max(self.layers[block.model], block.end)
+        whole = self.shapes[reference]
+        self.pass_through = whole.layers * whole.layer_parameters
+        self.chosen, self.weight_bytes = chosen, weight_bytes
+
+    def share(self, block: Block) -> float:
+        """Of its model's layers."""
+        return (block.end - block.start) / self.layers[block.model]
+
+    def candidates(self, block: Block) -> float:
+        """How many blocks of the real model it stands for."""
+        return self.share(block) * self.cut[block.model]
+
+    def width(self, block: Block) -> int:
+        """Of its states."""
+        return self.shapes[block.model].hidden
+
+    def work(self, blocks: Sequence[Block], joins: float = 0.0) -> float:
+        """Passes through the reference model that the blocks' layers and ``joins`` weights of adapters come to."""
+        shapes = ((block, self.shapes[block.model]) for block in blocks)
+        layers = sum(self.share(block) * shape.layers * shape.layer_parameters for block, shape in shapes)
+        return (layers + joins) / self.pass_through
+
+    def join(self, last: Block, block: Block, trained: bool = False) -> int:
+        """Weights that compute in the adapter between two blocks; none where the second follows in its own model."""
+        if (last.model, last.end) == (block.model, block.start):
+            return 0
+        arriving, width = self.width(last), self.width(block)
+        if trained:  # cross-attention: projection, query, key, value, output
+            heads = self.shapes[last.model].heads * (width // self.shapes[block.model].heads)
+            return arriving * width + width + arriving * heads + 2 * width * width + heads * width
+        if self.chosen.adapter.kind == "fixed_attention":
+            return patterns(self.shapes[block.model]) * width * width + self.rank_weights(last, block)
+        return arriving * width + width
+
+    def rank_weights(self, last: Block, block: Block) -> int:
+        """What is sent of a ``fixed_attention`` adapter (``FixedAttentionAdapter.sent_bytes``): down, up, bias."""
+        rank = self.chosen.adapter.rank
+        return rank * (self.width(last) + self.width(block)) + self.width(block)
+
+    def sent(self, last: Block, block: Block, trained: bool = False) -> float:
+        """Bytes of an adapter; the re-reading part of ``fixed_attention`` ships with the pool."""
+        weights = self.join(last, block, trained)
+        if weights and not trained and self.chosen.adapter.kind == "fixed_attention":
+            weights = self.rank_weights(last, block)
+        return self.weight_bytes * weights
+
+    def features(self, blocks: Sequence[Block]) -> int:
+        """Of the head on a chain: pooled states of 2 x width a block, or what is left of them in a sketch."""
+        return sum(head_features(self.chosen.head, self.width(block)) for block in blocks)
+
+    def voting(self, chain: Sequence[Block], found: Sequence[Block]) -> tuple[float, float]:
+        """Bytes (up, down) of a client that votes for candidates on a chain (``federated.messages``).
+
+        Up: votes, HSIC terms of every candidate, adapter sums of as many as it votes for, each of a mean candidate.
+        Down: ids, COR, and the adapters of the candidates and of the chain.
+        """
+        kept, last = self.chosen.selection.kept_per_round, chain[-1]
+        tried, sums, adapters = 0.0, 0.0, 0.0
+        for block in found:
+            count = self.candidates(block)
+            tried += count
+            sums += count * linear_sums(self.width(last), self.width(block))
+            adapters += count * self.sent(last, block)
+        up = kept * (2 * ID + NUMBER) + 3 * NUMBER * tried + kept * sums / tried
+        return up, ID * len(chain) + (ID + NUMBER) * tried + adapters + sum(self.chain(chain, self.sent))
+
+    def probing(self, chain: Sequence[Block], found: Sequence[Block]) -> tuple[float, float]:
+        """Bytes (up, down) of a client that probes candidates on a chain (``federated.messages``).
+
+        Up: the head's sums of every candidate. Down: ids, the chain's head, the adapters of both.
+        """
+        up, down = 0.0, ID * len(chain) + NUMBER * self.features(chain) + sum(self.chain(chain, self.sent))
+        for block in found:
+            count = self.candidates(block)
+            up += count * head_sums(self.features([block]))
+            down += count * (ID + (self.sent(chain[-1], block) if chain else 0.0))
+        return up, down
+
+    def chain(self, chain: Sequence[Block], of: Any, trained: int = 0) -> list[float]:
+        """``of(last, block, trained)`` for every join of a chain, the last ``trained`` of them trained."""
+        joined = [pair for pair in pairwise(chain) if self.join(*pair)]
+        return [of(*pair, i >= len(joined) - trained) for i, pair in enumerate(joined)]
+
+
+def patterns(shape: Shape) -> int:
+    """Patterns that a block's re-reading sees (``adapter.fixed_attention.patterns``)."""
+    return 3 if shape.family in ("llama", "opt") else 4
+
+
+def head_features(head: Head, width: int) -> int:
+    """Features of one block: pooled states of 2 x width, or what is left of them in a sketch."""
+    return min(2 * width, head.sketch_dims or 2 * width)
+
+
+def spent(walk: Sequence[Mapping[str, str]], reported: str, trained: int, prices: Prices) -> Spent:
+    """A client's place in a run on one task.
+
+    Args:
+        walk: the task's rows of ``walk.csv``.
+        reported: blocks of the model that the run reports; the others' heads are for the record and not priced.
+        trained: how many of its joins were trained.
+    """
+    chosen, model = prices.chosen, [Block.of(name) for name in reported.split()]
+    probes = chosen.selection.rule.startswith("probe")
+    rounds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])  # walks, bytes up, bytes down
+    for row in walk:
+        chain, found = ([Block.of(name) for name in row[key].split()] for key in ("chain", "candidates"))
+        work, up, down = rounds[row["round"]], 0.0, 0.0
+        if row["phase"] == "select":
+            tried = [prices.join(chain[-1], block) for block in found] if chain else []
+            work[0] += prices.work([*chain, *found], sum(prices.chain(chain, prices.join)) + sum(tried))
+            up, down = (prices.probing if probes else prices.voting)(chain, found) if found else (0.0, 0.0)
+        elif row["phase"] == "native":  # terms of all pairs of blocks up; histograms of a few kB are left out
+            work[0] += prices.work(chain)
+            up = NUMBER * sum(map(prices.candidates, chain)) * (sum(prices.cut.values()) + 1) / 2
+        elif row["chain"] == reported and row["phase"] == "tune":
+            work[0] += TRAINING * prices.work(model, sum(prices.chain(model, prices.join, trained)))
+            up = sum(prices.chain(model, lambda *pair: prices.sent(*pair) * pair[2], trained))
+            down = ID * len(model) + sum(prices.chain(model, prices.sent, trained))
+        elif row["chain"] == reported:
+            work[0] += prices.work(model, sum(prices.chain(model, prices.join, trained)))
+            read = model if chosen.head.scope == "all_blocks" else model[-1:]
+            up = head_sums(prices.features(read))
+            down = ID * len(model) + sum(prices.chain(model, prices.sent, trained))
+        work[1] += up
+        work[2] += down
+    each = list(rounds.values())
+    return Spent(
+        walks=sum(w for w, _, _ in each),
+        traffic=sum(up + down for _, up, down in each),
+        up=max(up for _, up, _ in each),
+        down=max(down for _, _, down in each),
+    )
+
+
+def priced(
+    walks: Iterable[Mapping[str, str]], models: Iterable[Mapping[str, Any]], zoo: Zoo, blocks: Blocks,
+    reference: str, assembling: Assemblings, weight_bytes: int,
+) -> dict[tuple[str, str], Spent]:  # fmt: skip
+    """(method, task) -> a client's place, mean over runs in the base setting; bytes of the largest round of any run.
+
+    Args:
+        walks: rows of ``walk.csv`` of all runs.
+        models: rows of ``models.csv`` of all runs.
+    """
+    rows: dict[tuple[str, str], list[Mapping[str, str]]] = defaultdict(list)
+    for row in walks:
+        rows[row["run_id"], row["task"]].append(row)
+    found: dict[tuple[str, str], list[Spent]] = defaultdict(list)
+    for model in models:
+        walk = rows.get((model["run_id"], model["task"]))
+        if not walk or str(model["reported"]) != "1" or not is_base(model["setting"]):
+            continue
+        names = {name for row in walk for key in ("chain", "candidates") for name in row[key].split()}
+        prices = Prices(zoo, blocks, names, reference, assembling.of(model["method"]), weight_bytes)
+        place = spent(walk, model["blocks"], int(model["trained_joins"]), prices)
+        found[model["method"], model["task"]].append(place)
+    return {
+        key: Spent(
+            sum(place.walks for place in places) / len(places),
+            sum(place.traffic for place in places) / len(places),
+            max(place.up for place in places),
+            max(place.down for place in places),
+        )
+        for key, places in found.items()
+    }
+
+
+def is_base(setting: str) -> bool:
+    """Whether a setting's text is the base one, on whichever zoo."""
+    return not setting or setting.startswith("zoo.seed=")
+
+
+def pool_bytes(zoo: Zoo, blocks: Blocks, bits: float, rereading: bool, weight_bytes: int) -> float:
+    """What a device downloads once: the pool at ``bits`` a weight, and the blocks' own part of ``fixed_attention``."""
+    total = 0.0
+    for shape in (shape_of(member.stands_for) for member in zoo.models.values()):
+        total += shape.parameters * bits / 8
+        if rereading:  # of every block but the first
+            own = (patterns(shape) * shape.hidden + 1) * shape.hidden
+            total += weight_bytes * own * (len(segments(shape.layers, blocks)) - 1)
+    return total
