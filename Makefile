@@ -35,7 +35,7 @@ check: install
 	assyllm reproduced data/results build/check/data/results/check
 
 figures: install
-	snakemake -s workflow/rules/figures.smk --cores $(CORES) redraw
+	snakemake -s workflow/rules/figures.smk --cores $(CORES) redraw $(if $(wildcard .snakemake/metadata),,--forceall)
 
 # of the whole study where it was run here, else of the figures alone
 report: figures
@@ -68,7 +68,7 @@ readme: install
 
 pull: install
 	dvc pull
-	snakemake --cores 1 --touch
+	snakemake --cores 1 --touch --forceall
 
 clean:
 	rm -rf data/zoo data/pool data/sensitivity data/quantized data/precision data/tasks data/partition data/scores data/runs data/cost \

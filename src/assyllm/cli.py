@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -45,7 +46,23 @@ def _sections(text: str) -> str:
 ParamsJson = Annotated[
     str, typer.Option("--params", callback=_sections, help="JSON of the sections that this rule declares, or @FILE.")
 ]
-CodeSha = Annotated[str, typer.Option("--code", help="Content hash of the code that runs.")]
+
+
+def _same_code(context: typer.Context, planned: str) -> str:
+    """The hash that the workflow planned with, if the code is still the same."""
+    from assyllm.study import RULES, code_sha, figure_code
+
+    rule = str(context.info_name)
+    if rule in RULES and re.fullmatch("[0-9a-f]{12}", planned):
+        drawn = re.findall(r"--name[= ](\w+)", " ".join(sys.argv)) if rule == "figure" else []
+        if planned != code_sha(rule, *(file for name in drawn for file in figure_code(name))):
+            raise ArtifactError(f"{rule}: the code has changed since this job was planned; run the same command again")
+    return planned
+
+
+CodeSha = Annotated[
+    str, typer.Option("--code", callback=_same_code, help="Content hash of the code that runs, as it was planned with.")
+]
 Out = Annotated[Path, typer.Option(help="Where the result is written, whole or not at all.")]
 Seed = Annotated[int, typer.Option(help="Seed of the run.")]
 ZooSeed = Annotated[int, typer.Option(help="Seed of the zoo.")]

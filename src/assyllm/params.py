@@ -11,7 +11,7 @@ import json
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -456,8 +456,6 @@ class LoraTuning(Tuning):
 
 class FedAdapterTuning(Tuning):
     """Bottleneck adapters that grow from the top (Cai 2023)."""
-
-    MAX_DEPTH: ClassVar[float] = 0.75  # share of the layers that may get adapters; the cost table counts with it
 
     depth: Count = 1
     width: Count = 8

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from assyllm import params as P
 from assyllm.artifacts import sha256_text, write_text
 from assyllm.figures import TOPICS
+from assyllm.stages.download import in_local_data
 
 RULES = (
     "download", "tasks", "split", "sensitivity", "quantize", "partition", "cost",
@@ -36,6 +37,7 @@ READS = {
 # changing how parameters are parsed or paths planned changes no result: a stage's values are in its JSON
 NOT_CODE = ("params.py", "study.py", "cli.py")
 SOURCE = Path(__file__).parent
+LARGE = 2**24
 FIGURE_IMPORT = re.compile(r"^from assyllm\.(figures|claims|cost)\.(\w+) import", re.M)
 
 
@@ -107,10 +109,16 @@ def check_figures(params: P.Params) -> None:
 
 
 def contents(*paths: Path | str) -> str:
-    """Content hash of those of the files that are there: for what a rule reads and no rule makes."""
+    """Content hash of those of the files that are there: for what a rule reads and no rule makes.
+
+    Of files beyond :data:`LARGE` bytes (a model's weights) the size and the time of the last change.
+    """
     digest = hashlib.sha256()
     for path in (Path(path) for path in paths):
-        digest.update(path.read_bytes() if path.is_file() else b"")
+        known = path.stat() if path.is_file() else None
+        if known is not None:
+            large = known.st_size > LARGE
+            digest.update(f"{known.st_size} {known.st_mtime_ns}".encode() if large else path.read_bytes())
         digest.update(b"|")
     return digest.hexdigest()[:12]
 
@@ -144,6 +152,8 @@ class Plan:
             dump["baselines"] = {
                 key: value for key, value in dump["baselines"].items() if key not in P.TUNED or key == own
             }
+        if rule == "figure":  # which others there are changes none
+            dump["figures"]["names"] = ["one"]
         if method is not None and "assembling" in dump:
             name, _ = P.CONTROLS.get(method, (method, None))
             dump["assembling"] = {name: dump["assembling"][name]}
@@ -190,6 +200,25 @@ class Plan:
         folder = Path(os.environ.get("ASSYLLM_DATA") or tasks.local_dir)
         splits = ("train", "validation", "test") if tasks.source == "local" else ()
         return [folder / task / f"{split}.jsonl" for task in tasks.names for split in splits]
+
+    def local_files(self, setting: str, model: str) -> list[Path]:
+        """The user's own files that a model is made from: its folder's, or the corpus that it is pre-trained on."""
+        zoo = self.at(setting).zoo
+        found = [in_local_data(path) for path in (zoo.models[model].path, zoo.pretrain.corpus)]
+        return sorted(
+            file
+            for path in found
+            if path is not None
+            for file in (path.iterdir() if path.is_dir() else [path])
+            if file.is_file()
+        )
+
+    def pools(self, size: str) -> list[tuple[str, int]]:
+        """(setting, zoo) of every quantized pool that a study's runs and its accuracy without a re-fit need."""
+        curve: P.PrecisionStudy | None = getattr(self.params.study, size).precision
+        found = {(run.setting, run.zoo) for run in self.runs(size)}
+        zoos = {zoo for _, zoo in found}
+        return sorted(found | {(setting, zoo) for setting in (curve.settings if curve else []) for zoo in zoos})
 
     def walked(self, size: str) -> RunKey:
         """The run whose search the swapper's ablation follows: the first that assembles, on the base setting.

@@ -5,7 +5,11 @@ rule pool:
     input:
         sorted(
             {
-                f"data/quantized/{PLAN.variant('quantize', run.setting)}/zoo{run.zoo}"
+                f"data/quantized/{PLAN.variant('quantize', setting)}/zoo{zoo}"
+                for setting, zoo in PLAN.pools("default")
+            }
+            | {
+                f"data/tasks/{PLAN.variant('tasks', run.setting)}"
                 for run in PLAN.runs("default")
             }
         ),
@@ -47,6 +51,7 @@ rule download:
     params:
         sections=lambda w: kept(PLAN.sections("download", w.variant, model=w.model)),
         code=code_sha("download"),
+        files=lambda w: contents(*PLAN.local_files(w.variant, w.model)),
         base=lambda w, input: f"--base {input.base}" if input.base else "",
         corpus=lambda w, input: (
             f"--corpus {input.tasks}/passages.txt" if input.tasks else ""

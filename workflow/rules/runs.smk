@@ -234,9 +234,11 @@ rule features:
 rule tune:
     input:
         zoo=member_folders("base"),
-        tasks="data/tasks/base",
-        partition=f"data/partition/base/seed{PLAN.params.tune.seed}",
-        cost="data/cost/base/{method}.csv",
+        tasks=above("tasks", "data/tasks/{variant}"),
+        partition=above(
+            "partition", f"data/partition/{{variant}}/seed{PLAN.params.tune.seed}"
+        ),
+        cost=above("cost", "data/cost/{variant}/{method}.csv"),
     output:
         "data/tuning/{setting}/{method}.csv",
     log:
@@ -267,6 +269,8 @@ rule collect:
         curves=curve_tables,
     output:
         expand("data/results{{study}}/{table}.csv", table=TABLES),
+        "data/results{study}/summary.json",
+        "data/results{study}/timings.csv",
     log:
         "logs/collect{study}/collect.log",
     benchmark:

@@ -24,6 +24,7 @@ from assyllm.params import FedAdapterTuning
 from assyllm.zoo.forward import Packed
 
 TRIALS = ("shallow", "deep", "wide")  # the groups, from the cheapest on
+MAX_DEPTH = 0.75  # share of the layers that may get adapters; the cost table counts with it
 
 
 class FedAdapter(OnModel):
@@ -34,7 +35,7 @@ class FedAdapter(OnModel):
         self.base = copy.deepcopy(self.base).requires_grad_(False)
         self.layered = Layered(self.base)
         self.tuning = tuning
-        self.deepest = max(tuning.depth, int(tuning.MAX_DEPTH * len(self.layered.layers)))
+        self.deepest = max(tuning.depth, int(MAX_DEPTH * len(self.layered.layers)))
         self.cache: dict[int, Tensor] = {}
         self.seed = 0
 

@@ -43,7 +43,7 @@ from assyllm.cost.step import (
     shapes_only,
 )
 from assyllm.cost.tuning import adapter_step
-from assyllm.params import ASSEMBLING, FedAdapterTuning
+from assyllm.params import ASSEMBLING
 from assyllm.zoo.forward import Packed
 
 STEP = 0.01  # of FwdLLM's central differences
@@ -53,7 +53,6 @@ def settings(reading: Reading) -> Any:
     """At true shape: the reading's low-rank adapters; adapters of width 32 as deep as FedAdapter's search may go."""
     return SimpleNamespace(
         rank=reading.rank, alpha=2.0 * reading.rank, targets=reading.targets, width=32, depth=1,
-        MAX_DEPTH=FedAdapterTuning.MAX_DEPTH,
     )  # fmt: skip
 
 

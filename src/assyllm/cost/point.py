@@ -7,13 +7,13 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
+from assyllm.baselines.fedadapter import MAX_DEPTH
 from assyllm.cost.devices import Device, compute_seconds, step_seconds
 from assyllm.cost.methods import STREAMED, TUNING, step_of
 from assyllm.cost.selection import Residency
 from assyllm.cost.step import Reading, fakes, measure
 from assyllm.cost.trace import CATEGORIES, Operation
 from assyllm.cost.tuning import LAYERS_A_JOIN
-from assyllm.params import FedAdapterTuning
 
 GB = 1e9
 SHALLOW = 3  # layers of the smaller of the two models that a deep one is extrapolated from
@@ -94,7 +94,7 @@ def measure_point(
     layers = int(config["num_hidden_layers"])
     shallow, grown = SHALLOW, 1
     if method == "fedadapter":  # one layer of four runs forward only
-        shallow = grown = round(1 / (1 - FedAdapterTuning.MAX_DEPTH))
+        shallow = grown = round(1 / (1 - MAX_DEPTH))
     elif method == TUNING:
         shallow, grown = 2 * LAYERS_A_JOIN, LAYERS_A_JOIN
     elif method in STREAMED:  # every part that is in memory, and one more

@@ -7,7 +7,7 @@ from pathlib import Path
 from assyllm.params import parse_sections
 
 SECTIONS = ("tasks", "comparator", "assembling", "features")
-CODE = ("params.py", "artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer", "comparator",
+CODE = ("artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer", "comparator",
         "adapter", "assembly", "features.py")  # fmt: skip
 
 

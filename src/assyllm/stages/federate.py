@@ -10,7 +10,7 @@ SECTIONS = (
     "tasks", "partition", "comparator", "assembling", "federated", "fleet", "zoo", "quantize", "swapper",
 )  # fmt: skip
 CODE = (
-    "params.py", "artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer", "swapper",
+    "artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer", "swapper",
     "comparator", "adapter", "assembly", "federated", "evaluate.py", "checkpoint.py",
 )  # fmt: skip
 

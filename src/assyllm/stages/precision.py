@@ -8,7 +8,7 @@ from assyllm.params import parse_sections
 
 SECTIONS = ("tasks",)
 CODE = (
-    "params.py", "artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer", "comparator",
+    "artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer", "comparator",
     "adapter", "assembly",
 )  # fmt: skip
 COLUMNS = ("method", "task", "seed", "fitted_on", "setting", "pool_bytes", "pool_weights", "model_bytes", "correct")

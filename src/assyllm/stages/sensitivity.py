@@ -7,7 +7,7 @@ from pathlib import Path
 from assyllm.params import parse_sections
 
 SECTIONS = ("tasks", "sensitivity")
-CODE = ("params.py", "artifacts.py", "seeding.py", "blocks", "quantizer", "tasks/record.py", "zoo/load.py",
+CODE = ("artifacts.py", "seeding.py", "blocks", "quantizer", "tasks/record.py", "zoo/load.py",
         "zoo/cards.py", "zoo/encoding.py", "zoo/weights.py")  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from assyllm.params import parse_sections
 
 SECTIONS = ("swap",)
-CODE = ("params.py", "artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer", "swapper",
+CODE = ("artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer", "swapper",
         "comparator", "cost/units.py", "cost/shapes.py")  # fmt: skip
 
 
