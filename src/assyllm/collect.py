@@ -379,6 +379,10 @@ def collect(
     write_table(out / "quantizer.csv", quantizer, COLUMNS)
     write_table(out / "model_sizes.csv", model_table(p.zoo, p.blocks))
     write_table(out / "timings.csv", timings, ["run_id", "what", "value", "unit"])
-    claims = claims_table(accuracy, differences, models, cost, paper_values(), size, resources, quantizer, ablations)
+    names = (repetition(row["run_id"]) for row in run_rows)
+    base = sorted({again.replace("-", "_") for setting, _, again in names if setting == "base"})
+    claims = claims_table(
+        accuracy, differences, models, cost, paper_values(), size, resources, quantizer, ablations, base
+    )
     write_table(out / "claims.csv", claims, CLAIMS)
     write_json(out / "summary.json", summary(accuracy))

@@ -17,6 +17,7 @@ from typing import Any
 
 from assyllm.artifacts import ArtifactError, write_text
 from assyllm.claims.shown import all_claims
+from assyllm.cost.same_step import SAME_STEP
 from assyllm.figures import TOPICS, about
 from assyllm.params import ASSEMBLING
 from assyllm.results import SOURCES, read_table, write_table
@@ -281,7 +282,7 @@ def minutes_rows(results: Path, logs: Path, plan: Plan) -> list[dict[str, Any]]:
                 {"command": command, "jobs": len(read), "minutes": f"{seconds / 60:.1f}", "max_mb": round(memory),
                  "source": "measured"}
             )  # fmt: skip
-        elif command in kept:
+        elif command in kept and "assyllm estimate" not in command:
             rows.append(kept[command])
     return rows
 
@@ -294,10 +295,11 @@ def _benchmark(path: Path) -> dict[str, float]:
 
 def _jobs(command: str, logs: Path, plan: Plan) -> list[Path]:
     """The benchmark files of the jobs that a command makes in an empty folder; none if a run of it is missing."""
-    if "assyllm estimate" in command:
-        return _found(logs, [f"cost/base/{command.split('--method ')[1].split()[0]}.tsv"])
+    if "assyllm estimate" in command:  # no job
+        return []
     if named := re.search(r"data/cost/base/\{([\w,]+)\}\.csv", command):
-        return _found(logs, [f"cost/base/{method}.tsv" for method in named[1].split(",")])
+        traced = [name for method in named[1].split(",") for name in (method, SAME_STEP.get(method, method))]
+        return _found(logs, [f"cost/base/{method}.tsv" for method in traced])
     if named := re.search(r"data/runs/(\w+)/(?:\{([\w,]+)\}|(\w+))/zoo0_seed\{([\d,]+)\}", command):
         methods, seeds = (named[2] or named[3]).split(","), [int(seed) for seed in named[4].split(",")]
         runs, more = [RunKey(named[1], method, 0, seed) for method in methods for seed in seeds], []

@@ -15,7 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from assyllm import params as P
+from assyllm.adapter.cross_attention import CrossAttentionAdapter
+from assyllm.adapter.fixed_attention import FixedAttentionAdapter
+from assyllm.adapter.linear import LinearAdapter, LinearSums
 from assyllm.artifacts import ArtifactError
+from assyllm.assembly.head import HeadSums
 from assyllm.cost import trace
 from assyllm.cost.devices import Device, compute_seconds, device, devices, step_seconds
 from assyllm.cost.methods import METHODS, step_of
@@ -26,6 +30,7 @@ from assyllm.cost.same_step import taken_over
 from assyllm.cost.selection import Residency, scoring_step
 from assyllm.cost.shapes import CONFIGS, SHAPES, Shape, config_of, shape_of
 from assyllm.cost.step import Reading, fakes, measure
+from assyllm.cost.walked import TRAINING, Block, Prices, Spent, spent
 
 PARAMS = P.load(Path(__file__).parents[2] / "params.yaml")
 GIB = 2**30
@@ -258,12 +263,70 @@ def test_every_device_number_is_positive() -> None:
 
 
 def test_message_sizes_are_those_of_the_messages() -> None:
-    from assyllm.adapter.linear import LinearAdapter, LinearSums
-
     sums = LinearSums.zeros(6, 4)
     below = 15  # the diagonal of a 6 x 6 matrix
     assert sums.bytes == 4 * (sum(part.numel() for part in sums.parts()) - below)
     assert LinearAdapter(torch.zeros(6, 4), torch.zeros(4)).bytes == 4 * (6 * 4 + 4)
+
+
+POOL = [f"{model}:{i}-{i + 1}" for model, n in (("llama", 4), ("opt", 4), ("bert", 3)) for i in range(n)]
+
+
+def prices(method: str) -> Prices:
+    return Prices(PARAMS.zoo, PARAMS.blocks, POOL, "llama", PARAMS.assembling.of(method), 2)
+
+
+def test_a_blocks_work_is_its_share_of_the_real_models_layers() -> None:
+    found, llama, bert = prices("assyllm"), SHAPES["llama-7b"], SHAPES["bert-base"]
+    assert found.work([Block.of(name) for name in POOL[:4]]) == pytest.approx(1)
+    small = bert.layers * bert.layer_parameters / (llama.layers * llama.layer_parameters)
+    assert found.work([Block.of("bert:1-2")] * 3) == pytest.approx(small)
+    assert sum(found.candidates(Block.of(name)) for name in POOL) == pytest.approx(6 + 6 + 4)
+
+
+@pytest.mark.parametrize(
+    ("last", "block"), [("llama:0-1", "bert:1-2"), ("bert:0-1", "opt:2-3"), ("bert:0-1", "bert:2-3")]
+)
+def test_a_joins_weights_are_the_adapters_own(last: str, block: str) -> None:
+    voted, probed = prices("assyllm_paper"), prices("assyllm")
+    pair = Block.of(last), Block.of(block)
+    (arriving, heads), (width, key_heads) = ((voted.shapes[b.model].hidden, voted.shapes[b.model].heads) for b in pair)
+    linear = LinearAdapter(torch.zeros(arriving, width), torch.zeros(width))
+    assert voted.join(*pair) == linear.bytes / 4
+    trained = CrossAttentionAdapter.start(linear, width, heads, key_heads, "a")
+    assert voted.join(*pair, trained=True) == sum(tensor.numel() for tensor in trained.parameters())
+    rank, seen = PARAMS.assembling.assyllm.adapter.rank, 4 if pair[1].model == "bert" else 3
+    reread = FixedAttentionAdapter(
+        torch.zeros(seen * width, width), torch.zeros(arriving, rank), torch.zeros(rank, width), torch.zeros(width)
+    )
+    assert probed.join(*pair) == reread.bytes / 4
+    assert probed.sent(*pair) == reread.sent_bytes / 2
+    natural = Block.of("bert:0-1"), Block.of("bert:1-2")
+    assert probed.join(*natural) == voted.sent(*natural) == 0
+
+
+def test_a_recorded_walk_is_priced_round_by_round() -> None:
+    found, reported = prices("assyllm_paper"), "llama:0-1 bert:1-2"
+    model = [Block.of(name) for name in reported.split()]
+    rows = [
+        {"round": "1", "phase": "native", "chain": " ".join(POOL[:4]), "candidates": ""},
+        {"round": "2", "phase": "select", "chain": "llama:0-1", "candidates": "llama:1-2 bert:1-2"},
+        {"round": "3", "phase": "tune", "chain": reported, "candidates": ""},
+        {"round": "4", "phase": "head", "chain": "opt:0-1 opt:2-3", "candidates": ""},
+        {"round": "4", "phase": "head", "chain": reported, "candidates": ""},
+    ]
+    each = [spent([row], reported, 1, found) for row in rows]
+    own, join, trained = found.work(model), found.join(*model), found.join(*model, trained=True)
+    passes = [1, found.work([*model, Block.of("llama:1-2")], join), TRAINING * found.work(model, trained), 0]
+    assert [place.walks for place in each] == pytest.approx([*passes, found.work(model, trained)])
+    assert own < passes[1]
+    assert each[2].up == 2 * trained, "the gradients, at two bytes"
+    assert each[3] == Spent(0, 0, 0, 0), "of the finished models only the reported one's head is asked for"
+    assert each[4].up == HeadSums.zeros(2 * 768).bytes
+    whole = spent(rows, reported, 1, found)
+    assert whole.walks == pytest.approx(sum(place.walks for place in each))
+    assert whole.traffic == pytest.approx(sum(place.traffic for place in each))
+    assert whole.up == max(place.up for place in each)
 
 
 def test_estimate_prints_a_table_or_json(tmp_path: Path) -> None:

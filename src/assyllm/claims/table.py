@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -43,17 +43,39 @@ def verdict(
     return "reproduced" if abs(ours) >= (1 - TOLERANCE) * abs(paper) else "reproduced in direction"
 
 
-class Claims:
-    """The table as it grows; ``paper`` finds a published value by its metric, dataset and method."""
+def braced(names: Sequence[str]) -> str:
+    """Names as a shell takes them: ``{a,b}``, or the only one."""
+    return names[0] if len(names) == 1 else "{" + ",".join(names) + "}"
 
-    def __init__(self, paper: Rows, scale: str, world: str) -> None:
+
+class Claims:
+    """The table as it grows; ``paper`` finds a published value by its metric, dataset and method.
+
+    Args:
+        size: the study whose numbers these are; ``repetitions``: its runs' last names, as ``zoo0_seed1``.
+    """
+
+    def __init__(
+        self, paper: Rows, scale: str, world: str, size: str = "default", repetitions: Sequence[str] = ()
+    ) -> None:
         self._paper = {(p["metric"], p["dataset"], p["method"]): float(p["value"]) for p in paper}
         self._scale, self._world = scale, world
+        self._size, self._repetitions = size, repetitions
         self.rows: list[dict[str, Any]] = []
 
     def paper(self, metric: str, dataset: str = "", method: str = "assyllm") -> float:
         """A published value."""
         return self._paper[metric, dataset, method]
+
+    def command(self, *methods: str) -> str:
+        """The command that makes what a claim rests on: of the default study's, the runs of some methods alone."""
+        if self._size != "default" or not (methods and self._repetitions):
+            return f"snakemake --cores 2 {'results' if self._size == 'default' else self._size}"
+        parts = [name.rpartition("seed") for name in self._repetitions]
+        every = braced(self._repetitions)
+        if len({zoo for zoo, _, _ in parts}) == 1:
+            every = f"{parts[0][0]}seed{braced([seed for _, _, seed in parts])}"
+        return f"snakemake --cores 2 data/runs/base/{braced(list(dict.fromkeys(methods)))}/{every}"
 
     def add(
         self, claim: str, method: str, paper: float, ours: float | None, unit: str, source: str, why: str,
