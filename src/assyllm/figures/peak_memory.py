@@ -54,7 +54,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
                     label=style.label(method) if varies == "tokens" else None)  # fmt: skip
         for row in df[(df["source"] == "paper") & (df["varies"] == varies)].itertuples():
             if row.method in methods:
-                aside = 1.12 if row.method == SCORING else 1.0  # its star would lie under FwdLLM's
+                aside = 1.12 if row.method == "assyllm_paper" else 1.0  # its star would lie under FwdLLM's
                 star = {**style.PAPER, "label": None, "color": style.colour(row.method), "edgecolors": "black"}
                 ax.scatter(aside * float(row.x), row.value, **{**star, "linewidths": 0.5})
         ax.set_xscale("log", base=2)

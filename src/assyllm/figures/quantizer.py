@@ -87,7 +87,8 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     if tasks:
         text += (
             f" Right: test accuracy of {style.label(methods[0])}'s models less that of the 16-bit ones, by bits a"
-            " weight of the tiny pool (groups of 32): mean and 95 % interval of the paired difference."
+            " weight of the tiny pool (groups of 32), errors of rounding compensated unless said otherwise: mean and"
+            " 95 % interval of the paired difference."
         )
         text += " Logarithmic beyond 2 points." if low < -WIDE else ""
     style.caption(figure, df, text)

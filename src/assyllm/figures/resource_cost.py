@@ -71,8 +71,9 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         ax.set_xlabel(title)
     style.caption(
         figure, df,
-        "BoolQ, one client's place in the cohort, to the method's own best accuracy: rounds measured at tiny "
-        "scale x a round modelled at Llama-7B on a Jetson TX2's speed, whatever memory it would need. Hollow: "
+        "BoolQ, one client's place in the cohort, until the method's accuracy on dev is within half a point of its "
+        "(smoothed) best: rounds and walks through blocks measured at tiny scale x steps modelled at true shapes on a "
+        "Jetson TX2's speed, whatever memory they would need. Hollow: "
         "one-off download of the model or pool, which the paper leaves out, as it does the link's time. Stars: "
         "the paper's reductions (energy, traffic) and speed-ups (time), relative to our full fine-tuning.",
     )  # fmt: skip
