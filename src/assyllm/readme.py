@@ -28,7 +28,7 @@ SHARED = ("recomputation", "swapping")  # full fine-tuning's gradients, so its r
 METHODS = {
     "majority": "majority class", "zero_shot": "zero-shot, the member best on dev",
     "zero_shot_llama": "zero-shot, llama, which the baselines fine-tune", "choices_only": "choices only",
-    "one_model_head": "one model and a closed-form head", "ft_practical": "FT-practical", "ft_oracle": "FT-oracle",
+    "one_model_head": "one model and a closed-form head on all its layers", "ft_practical": "FT-practical", "ft_oracle": "FT-oracle",
     "ft_practical_vicuna": "FT-practical on vicuna", "ft_oracle_vicuna": "FT-oracle on vicuna, the best single model",
     "recomputation": "recomputation", "swapping": "swapping", "lora": "LoRA", "qlora": "QLoRA",
     "fedadapter": "FedAdapter", "fwdllm": "FwdLLM", "qlora_recomputation": "QLoRA + recomputation (not in the paper)",
@@ -100,10 +100,16 @@ def zoos_part(results: Path) -> str:
 
 
 def _accuracy(results: Path, shares: dict[str, float]) -> str:
-    rows = [r for r in read_table(results / "accuracy.csv") if r["split"] == "test"]
-    main = [r for r in rows if r["main"] == "1"]
-    means = {(_name(r), r["task"]): float(r["mean"]) for r in rows if r["setting"]}
-    means |= {(r["method"], r["task"]): float(r["mean"]) for r in main}
+    every = read_table(results / "accuracy.csv")
+    main = [r for r in every if r["main"] == "1" and r["split"] == "test"]
+    means, unseen = (
+        {
+            (_name(r) if r["main"] != "1" else r["method"], r["task"]): float(r["mean"])
+            for r in sorted(every, key=lambda r: r["main"])
+            if r["split"] == split and (r["setting"] or r["main"] == "1")
+        }
+        for split in ("test", "test_unseen")
+    )
     best = {task: max(float(r["mean"]) for r in main if r["task"] == task) for task in TASKS}
     equal = [m for m in SHARED if all(means.get((m, t)) == means.get(("ft_oracle", t)) for t in TASKS)]
     lines = []
@@ -117,10 +123,13 @@ def _accuracy(results: Path, shares: dict[str, float]) -> str:
         who = "-" if method in NO_CLIENTS else f"{shares[own]:.0f} %" if own in shares else ""
         known = {t: v for t, v in zip(TASKS, mine, strict=True) if v is not None}
         cells = [f"**{share(v)}**" if v == best[t] else share(v) for t, v in known.items()]
+        asides = [f" ({share(unseen[method, t])})" if (method, t) in unseen else "" for t in known]
+        cells = [cell + aside for cell, aside in zip(cells, asides, strict=True)]
         lines.append([name, who, *cells])
     runs = max(int(r["runs"]) for r in main)
     examples = sorted({int(r["examples"]) for r in main})
-    text = f"Test accuracy, mean of {runs} runs, {' to '.join(map(str, examples))} questions a task."
+    text = f"Test accuracy, mean of {runs} runs, {' to '.join(map(str, examples))} questions a task"
+    text += "; in brackets on facts that no client was taught." if unseen else "."
     return text + "\n\n" + table(["method", "clients", *TASKS], lines)
 
 
