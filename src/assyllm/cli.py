@@ -49,14 +49,12 @@ ParamsJson = Annotated[
 
 
 def _same_code(context: typer.Context, planned: str) -> str:
-    """The hash that the workflow planned with, if the code is still the same."""
-    from assyllm.study import RULES, code_sha, figure_code
+    """The hash that the workflow planned with, if the code is still so (a figure's ``--name`` comes before it)."""
+    from assyllm.study import code_sha, figure_code
 
-    rule = str(context.info_name)
-    if rule in RULES and re.fullmatch("[0-9a-f]{12}", planned):
-        drawn = re.findall(r"--name[= ](\w+)", " ".join(sys.argv)) if rule == "figure" else []
-        if planned != code_sha(rule, *(file for name in drawn for file in figure_code(name))):
-            raise ArtifactError(f"{rule}: the code has changed since this job was planned; run the same command again")
+    rule, drawn = str(context.info_name), context.params.get("name")
+    if re.fullmatch("[0-9a-f]{12}", planned) and planned != code_sha(rule, *(figure_code(drawn) if drawn else ())):
+        raise ArtifactError(f"{rule}: the code has changed since this job was planned; run the same command again")
     return planned
 
 

@@ -28,7 +28,8 @@ SHARED = ("recomputation", "swapping")  # full fine-tuning's gradients, so its r
 METHODS = {
     "majority": "majority class", "zero_shot": "zero-shot, the member best on dev",
     "zero_shot_llama": "zero-shot, llama, which the baselines fine-tune", "choices_only": "choices only",
-    "one_model_head": "one model and a closed-form head on all its layers", "ft_practical": "FT-practical", "ft_oracle": "FT-oracle",
+    "one_model_head": "one model and a closed-form head on all its layers",
+    "ft_practical": "FT-practical", "ft_oracle": "FT-oracle",
     "ft_practical_vicuna": "FT-practical on vicuna", "ft_oracle_vicuna": "FT-oracle on vicuna, the best single model",
     "recomputation": "recomputation", "swapping": "swapping", "lora": "LoRA", "qlora": "QLoRA",
     "fedadapter": "FedAdapter", "fwdllm": "FwdLLM", "qlora_recomputation": "QLoRA + recomputation (not in the paper)",

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
+from assyllm import params as P
 from assyllm import study
 from assyllm.artifacts import ArtifactError
-from assyllm.cli import _sections
+from assyllm.cli import _sections, app
 from assyllm.study import Plan, code_sha, hold, kept
 
-PLAN = Plan(Path(__file__).parents[2] / "params.yaml")
+ROOT = Path(__file__).parents[2]
+PLAN = Plan(ROOT / "params.yaml")
 
 
 def test_settings_share_what_they_do_not_touch() -> None:
@@ -87,3 +92,47 @@ def test_a_jobs_json_is_kept_in_a_file_named_by_its_content(tmp_path: Path) -> N
     assert _sections(one) == _sections('{"a": 1}') == '{"a": 1}'
     with pytest.raises(ArtifactError, match=r"--params @nowhere\.json: No such file"):
         _sections("@nowhere.json")
+
+
+def test_a_job_refuses_code_that_was_not_planned(tmp_path: Path) -> None:
+    asked = ["figure", "--params", "{}", "--name", "fleet", "--code"]
+    where = ["--results", str(tmp_path), "--out", str(tmp_path)]
+    planned = study.code_sha("figure", *study.figure_code("fleet"))
+    for code, told in (("0" * 12, "the code has changed"), (planned, "figures")):  # then its parameters are looked at
+        error = CliRunner().invoke(app, [*asked, code, *where]).exception
+        assert told in str(error)
+
+
+def test_the_users_own_models_and_corpus_are_read_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (tmp_path / "text.txt").write_text("a")
+    raw = P.read_yaml(ROOT / "params.yaml")
+    raw["zoo"]["models"]["llama"] |= {"source": "local", "path": str(folder), "licence": "mine"}
+    raw["zoo"]["pretrain"]["corpus"] = str(tmp_path / "text.txt")
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    plan = study.Plan(path)
+    assert plan.local_files("base", "llama") == [folder / "config.json", tmp_path / "text.txt"]
+    before = study.contents(*plan.local_files("base", "llama"))
+    (folder / "config.json").write_text("[]")
+    changed = study.contents(*plan.local_files("base", "llama"))
+    assert changed != before
+    monkeypatch.setattr(study, "LARGE", 0)
+    large = study.contents(folder / "config.json")
+    os.utime(folder / "config.json", (1, 1))
+    assert study.contents(folder / "config.json") != large
+
+
+def test_the_pool_of_the_default_study_is_all_that_its_results_need() -> None:
+    plan = study.Plan(ROOT / "params.yaml")
+    assert {setting for setting, _ in plan.pools("default")} >= {*plan.params.study.default.precision.settings, "base"}
+
+
+def test_which_other_figures_there_are_redraws_none(tmp_path: Path) -> None:
+    raw = P.read_yaml(ROOT / "params.yaml")
+    raw["figures"]["names"].remove("fleet")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+    fewer, all_ = study.Plan(tmp_path / "params.yaml"), study.Plan(ROOT / "params.yaml")
+    assert fewer.sections("figure") == all_.sections("figure")

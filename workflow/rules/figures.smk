@@ -48,5 +48,5 @@ rule figure:
         results="data/results{study}",
         out=lambda w, output: str(Path(output[0]).parent),
     shell:
-        "assyllm figure --params {params.sections:q} --code {params.code} --name {wildcards.name}"
+        "assyllm figure --params {params.sections:q} --name {wildcards.name} --code {params.code}"
         " --results {params.results} --out {params.out} &> {log}"
