@@ -66,6 +66,8 @@ def outcome(
 ) -> Outcome:
     """Choose each finished model's ridge on the development split and answer the test split.
 
+    The reported model is that of highest worth, of whole models (rule ``probe_one_model``) the best on dev.
+
     Args:
         judged: dev and test -> the reported model's features ``[N, C, F]``, where the rounds have them already.
     """
@@ -93,7 +95,10 @@ def outcome(
             chosen=head(features["test"], test.choice_mask).argmax(-1).numpy(),
             size_bytes=size_bytes(pool, chain, state),
         )
-    return Outcome(data, state, [made[chain.id] for chain in ranked])
+    models = [made[chain.id] for chain in ranked]
+    if settings.rule.one_model:  # the control is the best of its kind
+        models.sort(key=lambda model: -model.dev)
+    return Outcome(data, state, models)
 
 
 def size_bytes(pool: Pool, chain: Chain, state: State) -> int:
