@@ -330,9 +330,11 @@ def _jobs(command: str, logs: Path, plan: Plan) -> list[Path]:
     pool += [f"cost/{plan.variant('cost', r.setting)}/{r.method}.tsv" for r in runs]
     if settings := {run.setting for run in runs if run.method in ASSEMBLING} | curve:
         variants = {plan.variant("quantize", setting) for setting in settings}
-        pool += [f"{rule}/*/zoo{zoo}.tsv" for rule in ("split", "sensitivity") for zoo in zoos]
+        above = {(rule, plan.variant(rule, s)) for rule in ("split", "sensitivity") for s in settings}
+        pool += [f"{rule}/{variant}/zoo{zoo}.tsv" for rule, variant in sorted(above) for zoo in zoos]
         pool += [f"quantize/{variant}/zoo{zoo}.tsv" for variant in variants for zoo in zoos]
-        pool += [f"score/*/zoo{zoo}_seed{seed}/*.tsv" for zoo in zoos for seed in drawn]
+        scored = sorted({plan.variant("score", run.setting) for run in runs if run.method in ASSEMBLING})
+        pool += [f"score/{variant}/zoo{zoo}_seed{seed}/*.tsv" for variant in scored for zoo in zoos for seed in drawn]
     return [*_found(logs, [*pool, *more]), *(file for found in files.values() for file in found)]
 
 

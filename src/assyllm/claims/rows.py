@@ -42,7 +42,7 @@ def claims_table(
     _accuracy(table, list(differences), TINY if generated else SMALL)
     _clients(table, cost)
     _memory(table, cost)
-    _resources(table, list(resources))
+    _resources(table, list(resources), list(models))
     _search(table, list(models))
     _ablations(table, list(ablations))
     _quantizer(table, sizes)
@@ -159,13 +159,16 @@ def less(part: float | None, whole: float | None) -> float | None:
     return 100 * (1 - part / whole) if part is not None and whole else None
 
 
-def _resources(table: Claims, resources: list[Mapping[str, Any]]) -> None:
+def _resources(table: Claims, resources: list[Mapping[str, Any]], models: list[Mapping[str, Any]]) -> None:
+    chains = [m for m in models if (m["task"], m["setting"], str(m["reported"])) == ("boolq", "", "1")]
     hours, energy, traffic = (
         {r["method"]: float(r[what]) for r in resources if r["task"] == "boolq"}
         for what in ("hours", "energy_kj", "traffic_gb")
     )
     for method in METHODS:
         mine = hours.get(method)
+        found = {name for m in chains if m["method"] == method for name in str(m["families"]).split()}
+        of = f"; its chains here are of {', '.join(sorted(found))}" if found else ""
         for name, versus, theirs in (
             ("FT-practical", "ft_practical", table.paper("speedup", "boolq")),
             ("swapping", "swapping", table.paper("speedup_over_swapping", "boolq")),
@@ -179,7 +182,7 @@ def _resources(table: Claims, resources: list[Mapping[str, Any]]) -> None:
                 ours,
                 "x",
                 "modelled",
-                ROUNDS + FUSED,
+                ROUNDS + FUSED + of,
                 table.command(method, versus),
             )
             if ours is not None and ours <= 1:
@@ -194,7 +197,7 @@ def _resources(table: Claims, resources: list[Mapping[str, Any]]) -> None:
                 less(column.get(method), column.get("ft_oracle")),
                 "percent",
                 "modelled",
-                ROUNDS + but + "; one-off download apart",
+                ROUNDS + but + of + "; one-off download apart",
                 table.command(method, "ft_oracle"),
             )
             others = [column[m] for m in (*PEFT, "fwdllm") if m in column]
@@ -205,7 +208,7 @@ def _resources(table: Claims, resources: list[Mapping[str, Any]]) -> None:
                 less(column.get(method), max(others, default=None)),
                 "percent",
                 "modelled",
-                ROUNDS + but + "; one-off download apart",
+                ROUNDS + but + of + "; one-off download apart",
                 table.command(method, *PEFT, "fwdllm"),
             )
 
