@@ -87,8 +87,8 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     return panels(
         df, look, "Top: test accuracy of the reported round (the best on dev), 95 % interval. Middle: its "
         "course over modelled time, range over seeds; each method's time is spread evenly over its rounds. Bottom: "
-        "FT-practical's time over the method's, each to its own accuracy. Markers in bars are the "
-        "lines'. Stars: the paper (7B models, real tasks).",
+        "FT-practical's time over the method's, each until accuracy on dev is within half a point of its best. Markers "
+        "in bars are the lines'. Stars: the paper (7B models, real tasks).",
     )  # fmt: skip
 
 

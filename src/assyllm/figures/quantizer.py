@@ -16,7 +16,10 @@ from assyllm.params import Figures
 READS = ("quantizer", "paper")
 PAPER_SIZES = {"assyllm_fp16": 16.0, "assyllm_int8": 8.0, "assyllm_int4": 4.36}  # rows of the paper's table 1 -> bits
 PAPER_MIX = (4.77, 12.6, 70.2)  # bits, GB, percent below FP16
-KINDS = {"layerwise": ("INT4/INT8 by layer", "s"), "paper_rule": ("paper's thresholds", "D"), "nf4": ("nf4", "v")}
+KINDS = {
+    "layerwise": ("INT4/INT8 by layer", "s"), "paper_rule": ("paper's thresholds", "D"), "nf4": ("nf4", "v"),
+    "nearest": ("plain rounding", "+"),
+}  # fmt: skip
 METHODS = ("assyllm", "assyllm_paper")  # the first that was run is drawn
 WIDE = 8  # points of loss from which the axis is logarithmic beyond 2
 COLOURS = {0: "#D55E00", 1: "#0072B2"}
@@ -46,6 +49,8 @@ def data(tables: Tables) -> pd.DataFrame:
 def _kind(setting: str) -> str:
     if setting in KINDS:
         return setting
+    if setting.endswith("_nearest"):
+        return "nearest"
     return "uniform" if setting.startswith(("int", "fp")) else "mixed"
 
 

@@ -89,7 +89,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     right.set_xticks(range(len(BUDGETS)), [f"{b} GB" for b in BUDGETS])
     right.set_xlabel("memory budget")
     right.set_title("time of a step / full fine-tuning's")
-    right.set_ylim(0, None)
+    right.set_ylim(0, 1.1 * float(df[df["what"] == "factor"]["value"].max()) if len(factor) else None)
     right.legend(frameon=False)
     style.caption(
         figure, df, "Both methods compute full fine-tuning's gradients, so their accuracy with all clients is the "
