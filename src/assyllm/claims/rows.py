@@ -273,7 +273,7 @@ def _ablations(table: Claims, rows: list[Mapping[str, Any]]) -> None:
     ours, interval = max(((o, i) for o, i in drops if o is not None), default=(None, None))
     theirs = table.paper("noniid_accuracy_drop", "boolq", "baselines")
     why = f"{why}, and of five methods: the largest of many favours the claim"
-    claim = "PEFT and FT-practical lose to unequal clients, up to, boolq"
+    claim = "Baselines lose to unequal clients, up to, boolq"
     table.add(claim, "baselines", theirs, ours, "points", "measured", why, command, interval)
 
 
