@@ -391,7 +391,7 @@ def figure(
     params: ParamsJson,
     code: CodeSha,
     name: Annotated[str, typer.Option(help="Name of the figure.")],
-    results: Folder,
+    results: Annotated[Path, typer.Option(file_okay=False, help="Folder of the tables (some figures read none).")],
     out: Annotated[Path, typer.Option(help="Folder for NAME.pdf, NAME.png and NAME.csv.")],
 ) -> None:
     """Draw one figure from the result tables."""
