@@ -116,14 +116,17 @@ def products(size):
 
 def drawable():
     """Every study's figures whose tables are there."""
-    return [
-        f"figures{folder}/{name}.png"
+    folders = {
+        size: "" if size == "default" else f"{size}/"
         for size in STUDIES
         if getattr(PLAN.params.study, size) is not None
-        for folder in ["" if size == "default" else f"/{size}"]
+    }
+    return [
+        f"figures/{folder}{name}.png"
+        for size, folder in folders.items()
         for name in PLAN.figures(size)
         if all(
-            Path(f"data/results{folder}/{table}.csv").is_file() for table in reads(name)
+            Path(f"data/results/{folder}{table}.csv").is_file() for table in reads(name)
         )
     ]
 
