@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from assyllm.artifacts import ArtifactError
+from assyllm.quantizer.packed import ASKED
 
 BLOCK = 64  # nf4 weights that share a float32 scale; bitsandbytes' default
 BACKENDS = ("nf4", "llm_int8")
@@ -41,7 +42,7 @@ class _Nf4Matmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Nf4Linear) -> Tensor:
         ctx.layer = layer
-        ctx.save_for_backward(x.new_empty(0))  # as `packed._PackedLinear`
+        ctx.save_for_backward(ASKED)
         return x @ layer.dense(x.dtype).T
 
     @staticmethod

@@ -15,6 +15,9 @@ from assyllm.quantizer.planes import NAMES, Layout
 TILE_WEIGHTS = {"cpu": 1 << 20, "cuda": 1 << 25}
 
 
+ASKED = torch.empty(0)  # saved and asked for in the backward pass, so that a checkpoint runs the layer again
+
+
 class Packed(nn.Module):
     """A frozen matrix ``[rows, columns]`` of rows of unlike widths; its buffers are the packed tensors.
 
@@ -66,9 +69,7 @@ class _PackedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: PackedLinear) -> Tensor:
         ctx.layer = layer
-        ctx.save_for_backward(
-            x.new_empty(0)
-        )  # asked for in the backward pass, so that a checkpoint runs the layer again
+        ctx.save_for_backward(ASKED)
         flat = x.reshape(-1, x.shape[-1])
         if layer.small:
             out = flat @ layer.whole(x.dtype).T
