@@ -4,8 +4,9 @@
 
 Weights are drawn at random on the device, in 16 bit. ``benchmarks/cost_against_gpu.py`` puts the cost model's
 prediction beside each row. ``--methods adapter_tuning`` measures the training of the paper's adapters alone
-(``cost/tuning.py``: 128, 256 and 512 tokens, a minute), ``--adapters`` low-rank adapters on all layers alone. A row
-that does not fit the device says so. Needs torch, transformers, accelerate; peft for the methods with adapters.
+(``cost/tuning.py``: 128, 256 and 512 tokens, a minute), ``--methods joined_scoring`` scoring with adapters alone,
+``--adapters`` low-rank adapters on all layers alone. A row that does not fit the device says so. Needs torch,
+transformers, accelerate; peft for the methods with adapters.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if importlib.util.find_spec("pydantic") is None:  # it checks params.yaml, which
     sys.modules["pydantic"] = stand_in
 
 from assyllm.cost import methods
-from assyllm.cost.methods import STEPS, TUNING, step_of
+from assyllm.cost.methods import JOINED, STEPS, TUNING, step_of
 from assyllm.cost.selection import Residency
 from assyllm.cost.shapes import config_of
 from assyllm.cost.step import Reading, Step, build, fill, questions
@@ -48,6 +49,7 @@ def rows() -> list[tuple[str, Reading, Residency | None]]:
     """What is measured, the rows that matter most first."""
     found: list[tuple[str, Reading, Residency | None]] = []
     found += [(TUNING, Reading(tokens=tokens), Residency(1, 1, 16)) for tokens in LENGTHS]  # a layer at a time
+    found += [(JOINED, Reading(tokens=tokens), Residency(2, 2, bits)) for tokens in LENGTHS for bits in (16, 6)]
     for tokens in LENGTHS:  # adapters on all linear layers, and as many directions as FwdLLM asks for at most
         found += [(m, Reading(tokens=tokens, targets="all"), None) for m in ("lora", "qlora", "qlora_recomputation")]
         found.append(("fwdllm", Reading(tokens=tokens, rank=1, directions=4), None))

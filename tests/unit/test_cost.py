@@ -114,7 +114,7 @@ def test_flops_are_torchs_own_count() -> None:
     assert ours - counter.get_total_flops() == pytest.approx(attention, rel=1e-6)
 
 
-@pytest.mark.parametrize("method", ["ft_oracle", "swapping", "adapter_tuning"])
+@pytest.mark.parametrize("method", ["ft_oracle", "swapping", "adapter_tuning", "joined_scoring"])
 def test_two_shallow_models_tell_the_deep_one(method: str) -> None:
     config = TINY["llama"] | {"num_hidden_layers": 16}
     deep, line = (measure_point(method, config, SMALL, None, deep) for deep in (True, False))
@@ -133,7 +133,19 @@ def test_training_adapters_keeps_every_layers_input_and_one_layer() -> None:
     assert training.peak["activations"] >= (kept - 1) * states
     assert training.total > scoring.total
     assert training.flops == scoring.flops  # its time is scoring's
-    assert device_point("assyllm", config, wide, Residency()) == scoring
+
+
+@pytest.mark.parametrize(("family", "patterns"), [("llama", 3), ("bert", 4)])
+def test_scoring_holds_an_adapter_with_every_block_but_the_first(family: str, patterns: int) -> None:
+    config = TINY[family] | {"num_hidden_layers": 16}
+    wide, kept, width = replace(SMALL, batch=64), Residency(4, 2, 8), TINY[family]["hidden_size"]
+    bare, point = measure_point("assyllm", config, wide, kept), device_point("assyllm", config, wide, kept)
+    adapter = (patterns * width * width + 16 * 2 * width + width) * wide.bytes_per_weight
+    states = 64 * wide.tokens * width * wide.bytes_per_weight
+    more = point.peak["parameters"] - bare.peak["parameters"]
+    assert adapter - 2048 <= more <= 2 * adapter + 4096  # of the two blocks in memory; allocations are rounded
+    assert point.peak["temporary"] >= bare.peak["temporary"] + states  # the next model's embedding of the text
+    assert point.operations == bare.operations  # walks count adapters' work (cost.walked)
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])

@@ -179,7 +179,8 @@ WHOLE = ("zero_shot", "one_model_head", "choices_only")  # forward passes of one
 STREAMED = (*ASSEMBLING, *WHOLE)
 FORWARD = (*STREAMED, "fwdllm")  # no optimizer state
 TUNING = "adapter_tuning"  # what devices of `assyllm_paper` do after blocks are chosen
-METHODS = (*STEPS, *STREAMED, TUNING)
+JOINED = "joined_scoring"  # scoring by `assyllm`, an adapter before every block
+METHODS = (*STEPS, *STREAMED, TUNING, JOINED)
 
 
 def step_of(
@@ -193,11 +194,11 @@ def step_of(
     Raises:
         ArtifactError: the method is not known here.
     """
-    if method in STREAMED:
+    if method in (*STREAMED, JOINED):
         kept = residency or Residency()
         if method in WHOLE:  # not from the quantized pool
             kept = Residency(kept.layers, kept.resident, 8 * reading.bytes_per_weight)
-        return scoring_step(config, reading, kept, device)
+        return scoring_step(config, reading, kept, device, joined=method == JOINED)
     if method == TUNING:
         return adapter_step(config, reading, residency or Residency(), device)
     if method not in STEPS:

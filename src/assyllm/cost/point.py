@@ -9,7 +9,7 @@ from typing import Any
 
 from assyllm.baselines.fedadapter import MAX_DEPTH
 from assyllm.cost.devices import Device, compute_seconds, step_seconds
-from assyllm.cost.methods import STREAMED, TUNING, step_of
+from assyllm.cost.methods import JOINED, STREAMED, TUNING, step_of
 from assyllm.cost.selection import Residency
 from assyllm.cost.step import Reading, fakes, measure
 from assyllm.cost.trace import CATEGORIES, Operation
@@ -68,16 +68,18 @@ NOTHING = Point(dict.fromkeys(CATEGORIES, 0.0), 0.0, Counter())
 def device_point(method: str, config: dict[str, Any], reading: Reading, residency: Residency) -> Point:
     """What a method asks of a device: a step of it, and the memory of the step that needs most.
 
-    ``assyllm_paper`` scores blocks, and then trains adapters (:mod:`tuning`); its step is scoring. In training one
-    layer is in memory at a time, counted at 16 bit whatever the pool's: an upper bound.
+    The step of the methods that assemble blocks is scoring without adapters, whose work walks count by themselves
+    (:mod:`walked`). Memory is that of scoring with adapters for ``assyllm``; ``assyllm_paper`` also trains them
+    (:mod:`tuning`), one layer in memory at a time, counted at 16 bit whatever the pool's: an upper bound.
     """
     point = measure_point(method, config, reading, residency, deep=False)
-    if method != "assyllm_paper":
+    if method == "assyllm":
+        most = measure_point(JOINED, config, reading, residency, deep=False)
+    elif method == "assyllm_paper":
+        most = measure_point(TUNING, config, reading, replace(residency, bits=16), deep=False)
+    else:
         return point
-    training = measure_point(TUNING, config, reading, replace(residency, bits=16), deep=False)
-    if point.total >= training.total:
-        return point
-    return replace(point, peak=training.peak, workspace=training.workspace)
+    return replace(point, peak=most.peak, workspace=most.workspace) if most.total > point.total else point
 
 
 def measure_point(
@@ -97,7 +99,7 @@ def measure_point(
         shallow = grown = round(1 / (1 - MAX_DEPTH))
     elif method == TUNING:
         shallow, grown = 2 * LAYERS_A_JOIN, LAYERS_A_JOIN
-    elif method in STREAMED:  # every part that is in memory, and one more
+    elif method in (*STREAMED, JOINED):  # every part that is in memory, and one more
         grown = (residency or Residency()).layers
         shallow = grown * ((residency or Residency()).resident + 1)
     if deep or shallow + grown >= layers or (layers - shallow) % grown:

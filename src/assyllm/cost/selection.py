@@ -14,12 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from assyllm.adapter.fixed_attention import FixedAttentionAdapter, patterns
+from assyllm.adapter.reading import Join
 from assyllm.blocks.block import Block
 from assyllm.blocks.families import family
 from assyllm.blocks.split import empty_block
 from assyllm.cost.step import DTYPES, Elsewhere, Reading, Step, drop, fill, questions, shapes_only
-from assyllm.cost.trace import repeated
+from assyllm.cost.trace import allocating, repeated
 from assyllm.quantizer.packed import TILE_WEIGHTS, PackedLinear
+from assyllm.zoo.forward import ENCODERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +92,17 @@ def chain_of(layers: int, size: int) -> list[tuple[int, int]]:
     return [(first, min(first + size, layers)) for first in range(0, layers, size)]
 
 
-def scoring_step(config: dict[str, Any], reading: Reading, residency: Residency, device: str = "cpu") -> Step:
+def scoring_step(
+    config: dict[str, Any], reading: Reading, residency: Residency, device: str = "cpu", joined: bool = False
+) -> Step:
     """One walk of a batch through a chain as long as the model, and the pooled states that are compared.
 
     The chain is the model's own layers: the widest states and the largest blocks that a pool of these shapes has.
     Blocks come in while the last one computes where ``resident`` is 2 or more.
+
+    Args:
+        joined: before every block but the first stands an adapter of ``assyllm`` (:class:`FixedAttentionAdapter`),
+            which comes and goes with it, as if none followed in its own model and none had its tokens.
     """
     plan = chain_of(int(config["num_hidden_layers"]), residency.layers)
     blocks = [shell(config, layers, residency, reading) for layers in plan]
@@ -103,23 +112,45 @@ def scoring_step(config: dict[str, Any], reading: Reading, residency: Residency,
     mask = torch.ones(ids.shape, dtype=torch.bool, device=device)
     mask[0, -1] = False  # some row is shorter: a batch without padding would need no mask
     pools = batch.pools.flatten(0, 1).to(dtype)
+    storage, held = Elsewhere(device), [ids, mask, pools]
+    if joined:
+        rows, length = ids.shape
+        embedded = torch.zeros(rows, length, int(config["hidden_size"]), dtype=dtype, device=device)
+        align = torch.eye(length, dtype=dtype, device=device).repeat(rows, 1, 1)
+        join = Join(embedded, mask, align, mask, config["model_type"] not in ENCODERS)
+        held += [embedded, align]
 
-    storage = Elsewhere(device)
+    def read(part: nn.Module) -> None:
+        storage.read_bytes += sum(t.numel() * t.element_size() for t in part.state_dict().values())
 
     def run() -> Tensor:
-        inside: deque[Block] = deque()
+        inside: deque[tuple[Block, FixedAttentionAdapter | None]] = deque()
         hidden, vectors = ids, ids
         with torch.no_grad():
-            for block in blocks:
+            for i, block in enumerate(blocks):
                 if len(inside) == residency.resident:
-                    drop(inside.popleft())
+                    drop(inside.popleft()[0])
                 fill(block, device)
-                inside.append(block)
-                storage.read_bytes += sum(t.numel() * t.element_size() for t in block.state_dict().values())
+                read(block)
+                adapter = rereading(join) if joined and i else None
+                inside.append((block, adapter))
+                if adapter is not None:
+                    read(adapter)
+                    hidden = adapter(hidden, join)
                 hidden = block(hidden, mask)
                 vectors = pools @ hidden
             while inside:
-                drop(inside.popleft())
+                drop(inside.popleft()[0])
         return vectors
 
-    return Step(run, {"temporary": [ids, mask, pools]}, threads=1, storage=storage, overlapped=residency.resident > 1)
+    return Step(run, {"temporary": held}, threads=1, storage=storage, overlapped=residency.resident > 1)
+
+
+def rereading(join: Join, rank: int = 16) -> FixedAttentionAdapter:
+    """An adapter of zeros between two blocks of the width of ``join``, which it reads."""
+    like, width = join.embedded, join.embedded.shape[-1]
+    seen = patterns(Join(like[:1, :1], join.mask[:1, :1], None, join.mask, join.causal)).shape[-1]
+    with allocating("parameters"):
+        return FixedAttentionAdapter(
+            like.new_zeros(seen, width), like.new_zeros(width, rank), like.new_zeros(rank, width), like.new_zeros(width)
+        )
