@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -397,3 +399,13 @@ def test_message_sizes_count_what_is_sent() -> None:
     assert reply(0, ("b:1-2", 0.9)).vote_bytes == 12
     assert reply(0).sum_bytes == 3 * 12
     assert replace(TASK, adapter_bytes=100).bytes == 100 + 4 * 2 + 3 * 4
+
+
+def test_scores_of_another_pool_are_refused(scored, tmp_path):
+    other = tmp_path / "pool"
+    shutil.copytree(scored / "pool8", other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(manifest | {"files": dict(reversed(manifest["files"].items()))}))
+    p = tiny_params("assyllm")
+    with pytest.raises(ArtifactError, match="scores: scores of another pool"):
+        open_task(open_pool(other), "piqa", p, scored / "tasks", scored / "partition", [scored / "scores"])

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -54,6 +55,7 @@ class TaskData:
 
 def read_scores(
     folders: Sequence[Path],
+    pool_sha: str,
     task: str,
     max_tokens: int,
     splits: Mapping[str, Sequence[Question]],
@@ -63,10 +65,19 @@ def read_scores(
 ) -> TaskData:
     """Put the score stage's shards together.
 
+    Args:
+        pool_sha: the hash of the pool's manifest.
+
     Raises:
-        ArtifactError: the shards do not cover every client's questions once.
+        ArtifactError: a shard is of another pool, or they do not cover every client's questions once.
     """
-    shards = [load_file(Path(folder) / f"{task}.safetensors") for folder in folders]
+    shards = []
+    for folder in folders:
+        path = Path(folder) / f"{task}.safetensors"
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("pool") != pool_sha:
+                raise ArtifactError(f"{folder}: scores of another pool; score this one first (assyllm score)")
+        shards.append(load_file(path))
     number = len(splits["train"])
     index = torch.cat([shard["question"] for shard in shards])
     if sorted(index.tolist()) != sorted(q for items in owned for q in items):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from assyllm.artifacts import manifest_sha
 from assyllm.blocks.pool import Pool
 from assyllm.comparator.public import cloze_questions
 from assyllm.federated.data import TaskData, read_scores
@@ -21,11 +22,13 @@ def open_task(pool: Pool, task: str, p: Any, tasks: Path, partition: Path, score
         scores: the score stage's folders, one per shard.
 
     Raises:
-        ArtifactError: a file is missing or broken, or partition and scores do not belong to the task's questions.
+        ArtifactError: a file is missing or broken, or scores are of another pool, or partition and scores do not
+            belong to the task's questions.
     """
     splits = {split: read_questions(tasks / task / f"{split}.jsonl") for split in SPLITS}
     dealt = p.partition
     owned = read_owned(partition / f"{task}.csv", splits["train"], dealt.clients, dealt.items_per_client)
     lines = (tasks / task / "public.txt").read_text(encoding="utf-8").splitlines()
     public = cloze_questions(lines, p.comparator.public_texts)
-    return read_scores(scores, task, p.tasks.max_tokens[task], splits, owned, pool.ids, public)
+    pool_sha = manifest_sha(pool.folder)
+    return read_scores(scores, pool_sha, task, p.tasks.max_tokens[task], splits, owned, pool.ids, public)

@@ -1,7 +1,8 @@
 """Stage ``score``: what does not depend on any chain, for one shard of the clients.
 
 Per task ``<task>.safetensors`` (pooled native states of every block, HSIC sums of all block pairs by client,
-activation histograms by client) and ``<task>.public.safetensors`` (the same on public text, without clients).
+activation histograms by client) and ``<task>.public.safetensors`` (the same on public text, without clients). The first
+names the pool it is of, by the hash of the pool's manifest.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def run(params: str, code_sha: str, pool: Path, tasks: Path, partition: Path, se
     import torch
     from safetensors.torch import save_file
 
-    from assyllm.artifacts import output_folder, verify_folder
+    from assyllm.artifacts import manifest_sha, output_folder, verify_folder
     from assyllm.comparator.native import score_clients
     from assyllm.comparator.public import cloze_questions, public_statistics
     from assyllm.quantizer.pool import open_pool
@@ -32,6 +33,7 @@ def run(params: str, code_sha: str, pool: Path, tasks: Path, partition: Path, se
     torch.set_num_threads(1)
     opened = lend(open_pool(Path(pool), keep=p.swapper.budget_gb is None), p.swapper)
     verify_folder(Path(tasks))
+    made_of = {"pool": manifest_sha(Path(pool))}
     with output_folder(out) as folder:
         for task in p.tasks.names:
             train = read_questions(Path(tasks) / task / "train.jsonl")
@@ -42,7 +44,7 @@ def run(params: str, code_sha: str, pool: Path, tasks: Path, partition: Path, se
             public = public_statistics(opened, cloze_questions(lines, p.comparator.public_texts), length)
             clients = [c for c in range(p.partition.clients) if c % p.comparator.shards == shard]
             tensors = score_clients(opened, train, owned, clients, public, p.comparator, length)
-            save_file(tensors, folder / f"{task}.safetensors")
+            save_file(tensors, folder / f"{task}.safetensors", metadata=made_of)
             save_file(
                 {n: t.contiguous() for n, t in public.tensors().items()},
                 folder / f"{task}.public.safetensors",
