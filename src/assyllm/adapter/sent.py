@@ -1,4 +1,4 @@
-"""Bytes of what travels between a client and the server, by its shape alone: what runs log and what is priced agree."""
+"""Sizes of what travels between a client and the server, by its shape alone: what runs log and what is priced agree."""
 
 NUMBER, ID = 4, 2  # of a number (float32) and of a block's id
 
@@ -11,6 +11,11 @@ def linear_sums(arriving: int, leaving: int) -> int:
 def head_sums(features: int) -> int:
     """One client's sums for a ridge head: the upper triangle of X'X, X'y, and three counts."""
     return NUMBER * (_triangle(features) + features + 3)
+
+
+def block_features(width: int, sketch_dims: int | None) -> int:
+    """Features of one block that a head reads: pooled states of 2 x width, or what is left of them in a sketch."""
+    return min(2 * width, sketch_dims or 2 * width)
 
 
 def _triangle(size: int) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from assyllm.adapter.sent import block_features
 from assyllm.assembly.head import Head, HeadSums, fit_on_dev, sketched
 from assyllm.baselines.local import Local, Weights
 from assyllm.baselines.method import HEAD, Cached, Data, OnModel, chunks
@@ -38,7 +39,7 @@ class OneModelHead(OnModel):
         config: Any = self.base.config
         below = [int(config.hidden_size)] * (int(config.num_hidden_layers) - 1)
         widths = [*(below if closed_form.scope == "all_layers" else []), self.width]
-        self.layers, self.size = len(widths), sum(closed_form.features(width) for width in widths)
+        self.layers, self.size = len(widths), sum(block_features(width, self.sketch_dims) for width in widths)
 
     def start(self, seed: int = 0) -> Weights:
         """Sums of no questions, and a head of zeros."""

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from assyllm.adapter.sent import head_sums
+from assyllm.adapter.sent import block_features, head_sums
 from assyllm.cost.shapes import shape_of
 from assyllm.cost.walked import is_base, pool_bytes, priced
 from assyllm.params import ASSEMBLING, HEADS, FwdLLMTuning
@@ -89,7 +89,8 @@ def resources_table(metrics: Rows, cost: Rows, walks: Rows, models: Rows, p: Any
                 up, down = tuning.asks * up, 2 * down
             if method in HEADS:  # of one model
                 own = p.baselines.closed_form
-                up = float(head_sums(own.features(whole.hidden) * (whole.layers if own.scope == "all_layers" else 1)))
+                layers = whole.layers if own.scope == "all_layers" else 1
+                up = float(head_sums(layers * block_features(whole.hidden, own.sketch_dims)))
             traffic = rounds * (up + down)
             oneoff = float(weight * whole.parameters)
         rows.append(

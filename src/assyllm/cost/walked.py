@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from assyllm.adapter.sent import ID, NUMBER, head_sums, linear_sums
+from assyllm.adapter.sent import ID, NUMBER, block_features, head_sums, linear_sums
 from assyllm.blocks.segment import segments
 from assyllm.cost.shapes import Shape, shape_of
-from assyllm.params import Assembling, Assemblings, Blocks, Head, Zoo
+from assyllm.params import Assembling, Assemblings, Blocks, Zoo
 
 # a training step walks the chain, walks it again layer by layer, and passes gradients to the inputs of frozen layers
 TRAINING = 3
@@ -111,8 +111,8 @@ class Prices:
         return self.weight_bytes * weights
 
     def features(self, blocks: Sequence[Block]) -> int:
-        """Of the head on a chain: pooled states of 2 x width a block, or what is left of them in a sketch."""
-        return sum(head_features(self.chosen.head, self.width(block)) for block in blocks)
+        """Of the head on a chain."""
+        return sum(block_features(self.width(block), self.chosen.head.sketch_dims) for block in blocks)
 
     def voting(self, chain: Sequence[Block], found: Sequence[Block]) -> tuple[float, float]:
         """Bytes (up, down) of a client that votes for candidates on a chain (``federated.messages``).
@@ -151,11 +151,6 @@ class Prices:
 def patterns(shape: Shape) -> int:
     """Patterns that a block's re-reading sees (``adapter.fixed_attention.patterns``)."""
     return 3 if shape.family in ("llama", "opt") else 4
-
-
-def head_features(head: Head, width: int) -> int:
-    """Features of one block: pooled states of 2 x width, or what is left of them in a sketch."""
-    return min(2 * width, head.sketch_dims or 2 * width)
 
 
 def spent(walk: Sequence[Mapping[str, str]], reported: str, trained: int, prices: Prices) -> Spent:
