@@ -413,12 +413,15 @@ class Federated(Section):
 # ---------------------------------------------------------------------------------------------- baselines
 
 
+RATES = ("server_rate", "learning_rate")
+
+
 class Tuning(Section):
     """One method's tuned settings (the grid and its result are in EXPERIMENTS.md).
 
     By default FedAdam (Reddi 2021): a client makes one step of plain SGD over all its items, the server's Adam follows
-    their average. ``learning_rate`` is then only a scale, which Adam takes out. ``server_rate`` is a number, or one for
-    every model that may be fine-tuned.
+    their average. ``learning_rate`` is then only a scale, which Adam takes out. A rate is a number, or one for every
+    model that may be fine-tuned.
     """
 
     server_rate: Positive | dict[str, Positive]
@@ -426,7 +429,7 @@ class Tuning(Section):
     local_epochs: Count
     batch: Count
     server: Literal["fedavg", "fedavgm", "fedadam"] = "fedadam"
-    learning_rate: Positive = 1.0
+    learning_rate: Positive | dict[str, Positive] = 1.0
     optimizer: Literal["sgd", "momentum", "adamw"] = "sgd"
     head_factor: Positive = 1.0
 
@@ -436,9 +439,13 @@ class Tuning(Section):
             raise ValueError("local_epochs: sgd makes one step a round; momentum or adamw may make several")
         return self
 
-    def server_rate_of(self, model: str) -> float:
-        """The server's rate where ``model`` is fine-tuned."""
-        return self.server_rate[model] if isinstance(self.server_rate, dict) else self.server_rate
+    def rates_of(self, model: str) -> tuple[float, float]:
+        """The server's rate and the clients' where ``model`` is fine-tuned."""
+        server, clients = self.server_rate, self.learning_rate
+        return (
+            server[model] if isinstance(server, dict) else server,
+            clients[model] if isinstance(clients, dict) else clients,
+        )
 
     def at(self, rate: float, local_epochs: int, rounds: int) -> Tuning:
         """This tuning at a point of the grid; the rate is the server's, with FedAvg the clients'."""
@@ -486,10 +493,6 @@ class FwdLLMTuning(LoraTuning):
         """How often a cohort is asked in a round, at most."""
         return max(1, self.max_directions // self.directions)
 
-    def server_rate_of(self, model: str) -> float:
-        """The server's rate where ``model`` is fine-tuned."""
-        return self.server_rate[model] if isinstance(self.server_rate, dict) else self.server_rate
-
     def at(self, rate: float, local_epochs: int, rounds: int) -> Tuning:
         """This tuning at a point of the grid; a client makes one estimate a round, whatever its epochs."""
         return super().at(rate, 1, rounds)
@@ -502,10 +505,6 @@ class ClosedForm(Section):
     rounds: Count
     scope: Literal["last_layer", "all_layers"] = "all_layers"
     sketch_dims: Count | None = 256
-
-    def features(self, width: int) -> int:
-        """Features of one layer: pooled states of 2 x width, or what is left of them in a sketch."""
-        return min(2 * width, self.sketch_dims or 2 * width)
 
 
 class Baselines(Section):
@@ -673,9 +672,10 @@ class Params(Section):
             for method in TUNED:
                 if method in used and task not in getattr(self.baselines, method):
                     raise ValueError(f"baselines.{method}: no entry for {task}")
-                rate = getattr(self.baselines, method)[task].server_rate if method in used else 1.0
-                if isinstance(rate, dict) and self.baselines.model not in rate:
-                    raise ValueError(f"baselines.{method}.{task}.server_rate: none for {self.baselines.model!r}")
+                for name in RATES if method in used else ():
+                    rate = getattr(getattr(self.baselines, method)[task], name)
+                    if isinstance(rate, dict) and self.baselines.model not in rate:
+                        raise ValueError(f"baselines.{method}.{task}.{name}: none for {self.baselines.model!r}")
         if (self.tasks.source == "world") != (any(m.facets for m in self.zoo.models.values())):
             raise ValueError("tasks.source: 'world' goes with zoo members that know facets, and only with them")
         for name, member in self.zoo.models.items():

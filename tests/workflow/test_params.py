@@ -56,6 +56,11 @@ def changed(tmp_path: Path, dotted: str, value: object) -> Path:
             "baselines.lora_all: other adapters than those of lora",
         ),
         ("baselines.model", "bert", "baselines.ft_oracle.boolq.server_rate: none for 'bert'"),
+        (
+            "baselines.ft_practical.piqa.learning_rate",
+            {"opt": 0.01},
+            "baselines.ft_practical.piqa.learning_rate: none for 'llama'",
+        ),
         ("baselines.ft_oracle.piqa.local_epochs", 5, "local_epochs: sgd makes one step a round"),
         ("baselines.model", "gpt", "baselines.model: 'gpt' is not in zoo.models"),
         ("zoo.models.opt.heads", 7, "zoo.models.opt.hidden_size 72 is not a multiple of heads 7"),

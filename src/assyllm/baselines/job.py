@@ -53,8 +53,9 @@ def encode_task(files: TaskFiles, tokenizer: Any, method: Method, max_tokens: in
 
 def plan(tuning: P.Tuning, federated: P.Federated, baselines: P.Baselines) -> Plan:
     """The round loop's settings."""
+    server_rate, learning_rate = tuning.rates_of(baselines.model)
     local = Local(
-        learning_rate=tuning.learning_rate,
+        learning_rate=learning_rate,
         local_epochs=tuning.local_epochs,
         batch=tuning.batch,
         optimizer=tuning.optimizer,
@@ -62,7 +63,7 @@ def plan(tuning: P.Tuning, federated: P.Federated, baselines: P.Baselines) -> Pl
     )
     return Plan(
         tuning.rounds, federated.clients_per_round, baselines.evaluate_every, local, federated.dropout, tuning.server,
-        tuning.server_rate_of(baselines.model), baselines.test_every, federated.stragglers,
+        server_rate, baselines.test_every, federated.stragglers,
     )  # fmt: skip
 
 
