@@ -39,6 +39,7 @@ from assyllm.cost.methods import JOINED, STEPS, TUNING, step_of
 from assyllm.cost.selection import Residency
 from assyllm.cost.shapes import config_of
 from assyllm.cost.step import Reading, Step, build, fill, questions
+from assyllm.quantizer import packed as packed_layers
 
 LENGTHS = (256, 128, 512)  # the one that matters most first
 STATELESS = "sgd"
@@ -91,7 +92,7 @@ def measure(
     row: dict[str, Any] = {"method": method, "model": "llama-7b", "kernel": kernel, **asdict(reading)}
     row |= {"residency": asdict(residency) if residency else None}
     try:
-        step = bitsandbytes_step(config, reading) if kernel else None
+        step = bitsandbytes_step(config, reading) if kernel == "bitsandbytes" else None
         step = step or step_of(method, config, reading, residency, "cuda")
         gc.collect()
         getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()  # the last row's; this one takes its own again
@@ -155,7 +156,11 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", help="these only")
     parser.add_argument("--adapters", action="store_true", help="only other adapters than rank 8 on queries and values")
     parser.add_argument("--bitsandbytes", action="store_true", help="QLoRA alone, on bitsandbytes' own 4-bit layers")
+    parser.add_argument("--packed", action="store_true", help="methods on packed layers alone")
+    parser.add_argument("--plain", action="store_true", help="packed layers by plain torch, without the kernel")
     options = parser.parse_args()
+    if options.plain:
+        packed_layers.on_cuda = lambda: packed_layers._PackedLinear  # type: ignore[assignment]
     began = time.perf_counter()
     config = config_of("llama-7b")
     found: dict[str, Any] = {
@@ -166,10 +171,13 @@ def main() -> None:
         "rates": rates(),
         "rows": [],
     }
-    kernel = "bitsandbytes" if options.bitsandbytes else ""
     for method, reading, residency in rows():
-        if kernel and (method != "qlora" or reading.optimizer != STATELESS):
+        if options.bitsandbytes and (method != "qlora" or reading.optimizer != STATELESS):
             continue
+        packed = residency is not None and residency.bits < 16
+        if options.packed and not packed:
+            continue
+        kernel = "bitsandbytes" if options.bitsandbytes else "fused" if packed and not options.plain else ""
         if options.methods and method not in options.methods:
             continue
         if options.adapters and (reading.targets, reading.directions) == ("query_value", 1):

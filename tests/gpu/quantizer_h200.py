@@ -15,7 +15,8 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from assyllm.blocks.block import Block
 from assyllm.blocks.split import empty_block
 from assyllm.quantizer import allocate
+from assyllm.quantizer import packed as packed_layers
 from assyllm.quantizer.calibrate import linears, second_moments
 from assyllm.quantizer.compensate import compensated
 from assyllm.quantizer.error import output_error
@@ -79,16 +81,17 @@ def hidden_states(batch: int, tokens: int, device: str) -> tuple[Tensor, Tensor]
 
 
 def timed(work: Callable[[], object], device: str, repeat: int = 1) -> float:
-    """Seconds of one call, the best of ``repeat``."""
-    best = float("inf")
+    """Seconds of one call, the best of ``repeat`` readings; where there are several, each of ten calls in a row."""
+    best, calls = float("inf"), 10 if repeat > 1 else 1
     for _ in range(repeat):
         if device == "cuda":
             torch.cuda.synchronize()
         began = time.perf_counter()
-        work()
+        for _ in range(calls):
+            work()
         if device == "cuda":
             torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - began)
+        best = min(best, (time.perf_counter() - began) / calls)
     return best
 
 
@@ -202,12 +205,21 @@ def study(family: str, layers: int, device: str) -> dict:
     return out
 
 
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Packed layers without the kernel, for as long as a ``with`` lasts."""
+    kernel = packed_layers.on_cuda
+    packed_layers.on_cuda = lambda: packed_layers._PackedLinear  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        packed_layers.on_cuda = kernel
+
+
 def fused_speed(layer: PackedLinear, x: Tensor, device: str) -> dict[str, Any]:
     """The same with rows made float by one kernel: milliseconds, and the largest difference of any value."""
-    try:
-        from assyllm.quantizer.cuda import fused
-    except ImportError as error:
-        return {"fused": f"not here: {error}"}
+    from assyllm.quantizer.cuda import own_rows
+
     xg = x.clone().requires_grad_()
 
     def both() -> tuple[Tensor, Tensor]:
@@ -215,13 +227,13 @@ def fused_speed(layer: PackedLinear, x: Tensor, device: str) -> dict[str, Any]:
         return out.detach(), torch.autograd.grad(out.float().square().sum(), xg)[0]
 
     try:
-        rows, plain = layer.dense(), both()
-        with fused():
-            pairs = zip((rows, *plain), (layer.dense(), *both()), strict=True)
-            differences = [float((a - b).abs().max()) for a, b in pairs]
-            forward = timed(lambda: layer(x), device, 10)
-            backward = timed(lambda: layer(xg).sum().backward(), device, 10)
-            made = timed(lambda: layer.weight_rows(0, layer.out_features, x.dtype), device, 10)
+        with plain_torch():
+            rows, plain = layer.dense(x.dtype), both()
+        pairs = zip((rows, *plain), (own_rows(layer, 0, layer.out_features, x.dtype), *both()), strict=True)
+        differences = [float((a - b).abs().max()) for a, b in pairs]
+        forward = timed(lambda: layer(x), device, 10)
+        backward = timed(lambda: layer(xg).sum().backward(), device, 10)
+        made = timed(lambda: own_rows(layer, 0, layer.out_features, x.dtype), device, 10)
         made_plainly = timed(lambda: layer.weight_rows(0, layer.out_features, x.dtype), device, 10)
     except Exception:  # the other measurements are worth more
         return {"fused": traceback.format_exc()[-1500:]}
@@ -232,6 +244,23 @@ def fused_speed(layer: PackedLinear, x: Tensor, device: str) -> dict[str, Any]:
         "largest_values": dict(zip(("rows", "forward", "backward"), (float(t.abs().max()) for t in (rows, *plain)),
                                    strict=True)),
     }  # fmt: skip
+
+
+def odd_shapes(device: str) -> str:
+    """Whether the kernel makes plain torch's rows, of every width and dtype, and of shapes that fit nothing."""
+    from assyllm.quantizer.cuda import own_rows
+
+    for rows, columns, group in ((37, 100, 32), (64, 48, 32), (129, 4096, 128), (300, 1000, 64)):
+        weight = 0.02 * torch.randn(rows, columns, device=device)
+        widths = torch.tensor([0, 2, 3, 4, 5, 6, 7, 8, 16], dtype=torch.uint8, device=device).repeat(34)[:rows]
+        found, counts = widths.unique(return_counts=True)
+        sizes = dict(zip(found.tolist(), counts.tolist(), strict=True))
+        layer = PackedLinear(sizes, columns, group, bias=False, device=device)
+        layer.load_state_dict(pack(*nearest(weight, widths, group), weight, widths))
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            if not torch.equal(own_rows(layer, 5, 30, dtype), layer.dense(dtype)[5:30]):
+                return f"{rows} x {columns} {dtype}: other rows"
+    return "the same rows"
 
 
 def only_speed(family: str, layers: int, device: str, bits: list[int]) -> dict:
@@ -257,9 +286,10 @@ def speed(block: Block, layers: dict[str, PackedLinear], device: str) -> dict:
         dense = linear.weight.bfloat16()
         x = torch.randn(16, 128, linear.in_features, device=device, dtype=torch.bfloat16)
         xg = x.clone().requires_grad_()
-        packed(x), x @ dense.T
-        ours, theirs = timed(lambda: packed(x), device, 10), timed(lambda: x @ dense.T, device, 10)  # noqa: B023
-        back = timed(lambda: packed(xg).sum().backward(), device, 10)  # noqa: B023
+        with plain_torch():
+            packed(x), x @ dense.T
+            ours, theirs = timed(lambda: packed(x), device, 10), timed(lambda: x @ dense.T, device, 10)  # noqa: B023
+            back = timed(lambda: packed(xg).sum().backward(), device, 10)  # noqa: B023
         dense_back = timed(lambda: (xg @ dense.T).sum().backward(), device, 10)  # noqa: B023
         found[path] = {"packed_ms": 1e3 * ours, "bf16_ms": 1e3 * theirs, "dense_over_ours": theirs / ours,
                        "packed_backward_ms": 1e3 * back, "bf16_backward_ms": 1e3 * dense_back}  # fmt: skip
@@ -295,6 +325,8 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     found: dict[str, Any] = {"device": name}
+    if device == "cuda":
+        found["odd_shapes"] = odd_shapes(device)
     for family in given.families:
         made = only_speed(family, given.layers, device, [4, 3, 6, 8]) if given.speed else None
         found[family] = made or study(family, given.layers, device)

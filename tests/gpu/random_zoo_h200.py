@@ -23,7 +23,6 @@ import json
 import shutil
 import time
 import traceback
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -354,15 +353,6 @@ def _searched(
     return row
 
 
-def kernel(wanted: bool) -> AbstractContextManager[None]:
-    """What a search runs in: the kernel for packed rows, or nothing."""
-    if not wanted:
-        return nullcontext()
-    from assyllm.quantizer.cuda import fused
-
-    return fused()
-
-
 def prediction(tiny: bool) -> dict[str, float]:
     """The cost model's bytes beside the weights for a client's 16 rows of 256 tokens: the largest of the shapes."""
     reading = Reading(batch=QUESTIONS * CHOICES, tokens=TOKENS)
@@ -388,7 +378,6 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="*", default=["all", "8", "4"], help="GB of GPU memory; all: no limit")
     parser.add_argument("--cohorts", type=int, nargs="*", default=[CLIENTS, 1], help="clients of a round")
     parser.add_argument("--one-adapter-a-width", action="store_true", help="fit one for each pair of widths only")
-    parser.add_argument("--fused", action="store_true", help="packed layers by the kernel of assyllm.quantizer.cuda")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() and not options.tiny else "cpu"
@@ -396,7 +385,7 @@ def main() -> None:
     options.keep.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "torch": torch.__version__,
-        "disk_free_bytes": shutil.disk_usage(options.keep).free, "fused": options.fused, "models": [], "searches": [],
+        "disk_free_bytes": shutil.disk_usage(options.keep).free, "models": [], "searches": [],
     }  # fmt: skip
     say(found)
 
@@ -425,8 +414,7 @@ def main() -> None:
             if time.perf_counter() - began > options.seconds:
                 raise TimeoutError("no time left")
             how = (options.host, found["predicted"], adapters, options.cohorts, options.one_adapter_a_width)
-            with kernel(options.fused):
-                found["searches"].append(search(folder, budget, device, *how))
+            found["searches"].append(search(folder, budget, device, *how))
         except Exception as error:  # one budget's failure must not cost the others their slot
             found["searches"].append({"budget_gb": budget, "status": f"{type(error).__name__}: {error}",
                                       "trace": traceback.format_exc()[-2000:]})  # fmt: skip

@@ -1,22 +1,25 @@
 """Packed rows made float by one kernel on a CUDA device, where plain torch makes a dozen passes; the same bits.
 
-Inside ``with fused():`` every packed layer on a CUDA device uses it. Nothing here is used on the CPU, and the module
-needs triton at import, which torch brings where it has CUDA.
+A kernel makes a tile of rows of all widths at once and in the matrix's own order, so that a tile's product goes
+straight to its columns of the output. Packed layers use it on a CUDA device (:func:`assyllm.quantizer.packed.on_cuda`);
+nothing here is used on the CPU, and the module needs triton at import, which torch brings where it has CUDA.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from assyllm.artifacts import ArtifactError
+from assyllm.quantizer.packed import ASKED, Packed, PackedLinear
 from assyllm.quantizer.planes import PLANES, Layout
 
 COLUMNS = 1024  # of a row that one program makes
+FIELDS = ("scales", *(f"plane{plane}" for plane in PLANES))  # of a width's entry in `offsets`
 
 
 @triton.jit
@@ -29,64 +32,109 @@ def _bits(plane, row, column, inside, BITS: tl.constexpr, ALL: tl.constexpr):  #
 
 @triton.jit
 def _rows(  # type: ignore[no-untyped-def]
-    out, scales, plane8, plane4, plane2, plane1,
-    WIDTH: tl.constexpr, ALL: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
+    out, first, widths, places, offsets, scales, plane16, plane8, plane4, plane2, plane1,
+    ALL: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``BLOCK`` of a row's ``ALL`` columns; what divides is known when the kernel is compiled."""
+    """``BLOCK`` of the ``ALL`` columns of the matrix's row ``first`` + program; every row has its own width."""
     row = tl.program_id(0).to(tl.int64)
+    width = tl.load(widths + first + row).to(tl.int32)
+    place = tl.load(places + first + row).to(tl.int64)
+    entry = offsets + width * 6
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < ALL
-    value = tl.zeros([BLOCK], tl.int32)
-    if WIDTH & 8:
-        value = _bits(plane8, row, column, inside, 8, ALL)
-    if WIDTH & 4:
-        value = (value << 4) | _bits(plane4, row, column, inside, 4, ALL)
-    if WIDTH & 2:
-        value = (value << 2) | _bits(plane2, row, column, inside, 2, ALL)
-    if WIDTH & 1:
-        value = (value << 1) | _bits(plane1, row, column, inside, 1, ALL)
-    signed = (value - (1 << (WIDTH - 1))).to(tl.float32)
-    groups: tl.constexpr = (ALL + GROUP - 1) // GROUP
-    scale = tl.load(scales + row * groups + column // GROUP, mask=inside, other=0.0)
-    scale = scale.to(out.dtype.element_ty).to(tl.float32)  # as plain torch rounds it
-    tl.store(out + row * ALL + column, (signed * scale).to(out.dtype.element_ty), mask=inside)
+    made = tl.zeros([BLOCK], tl.float32)
+    if width == 16:
+        at = place + tl.load(entry + 1)
+        made = tl.load(plane16 + at * ALL + column, mask=inside, other=0.0).to(tl.float32)
+    elif width > 0:
+        value = tl.zeros([BLOCK], tl.int32)
+        if (width & 8) != 0:
+            value = _bits(plane8, place + tl.load(entry + 2), column, inside, 8, ALL)
+        if (width & 4) != 0:
+            value = (value << 4) | _bits(plane4, place + tl.load(entry + 3), column, inside, 4, ALL)
+        if (width & 2) != 0:
+            value = (value << 2) | _bits(plane2, place + tl.load(entry + 4), column, inside, 2, ALL)
+        if (width & 1) != 0:
+            value = (value << 1) | _bits(plane1, place + tl.load(entry + 5), column, inside, 1, ALL)
+        signed = (value - (1 << (width - 1))).to(tl.float32)
+        groups: tl.constexpr = (ALL + GROUP - 1) // GROUP
+        at = place + tl.load(entry)
+        scale = tl.load(scales + at * groups + column // GROUP, mask=inside, other=0.0)
+        made = signed * scale.to(out.dtype.element_ty).to(tl.float32)  # as plain torch rounds it
+    tl.store(out + row * ALL + column, made.to(out.dtype.element_ty), mask=inside)
 
 
-def rows_of_width(
-    planes: Mapping[int, Tensor], scales: Tensor, width: int, columns: int, group_size: int, dtype: torch.dtype
-) -> Tensor:
-    """Rows of one width ``[n, columns]`` as ``dtype``.
+def offsets(layout: Layout) -> list[list[int]]:
+    """By width ``[17, 6]``: what added to a row's place in the packed order is its row in each of :data:`FIELDS`."""
+    found = [[0] * len(FIELDS) for _ in range(17)]
+    for width, start in layout.starts.items():
+        before = sum(n for other, n in layout.counts.items() if 0 < other < width)
+        rows = [before, *(sum(n for b, n in layout.counts.items() if b < width and b & p) for p in PLANES)]
+        found[width] = [at - start for at in rows]
+    return found
 
-    Args:
-        planes: by bits, ``[n, B]`` uint8, those that the width has.
-        scales: ``[n, groups]`` fp16.
-    """
-    out = torch.empty(len(scales), columns, dtype=dtype, device=scales.device)
-    given = [planes.get(bits, scales) for bits in (8, 4, 2, 1)]  # nothing is read of what a width lacks
-    _rows[len(scales), triton.cdiv(columns, COLUMNS)](
-        out, scales, *given, WIDTH=width, ALL=columns, GROUP=group_size, BLOCK=COLUMNS
-    )
+
+def _index(layer: Packed) -> tuple[Tensor, Tensor, Tensor]:
+    """Each row's width and place in the packed order, ``[rows]``, and :func:`offsets`; made once for a layer."""
+    known: tuple[Tensor, Tensor, Tensor] | None = layer.__dict__.get("_index")
+    device = layer._buffers["widths"].device  # type: ignore[union-attr]
+    if known is None or known[0].device != device:
+        places = torch.argsort(layer.order()).to(torch.int32)
+        counts = layer.layout.counts
+        sizes = torch.tensor(list(counts.values()), device=device)
+        widths = torch.tensor(list(counts), dtype=torch.uint8, device=device).repeat_interleave(sizes)[places]
+        known = widths, places, torch.tensor(offsets(layer.layout), dtype=torch.int32, device=device)
+        layer.__dict__["_index"] = known
+    return known
+
+
+def own_rows(layer: Packed, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    """Rows ``[stop - start, columns]`` of the matrix as ``dtype``, in its own order."""
+    layout, packed, index = layer.layout, layer._buffers, _index(layer)
+    out = torch.empty(stop - start, layout.columns, dtype=dtype, device=index[0].device)
+    given = [packed.get(name, index[0]) for name in FIELDS]  # nothing is read of what no row has
+    grid = (stop - start, triton.cdiv(layout.columns, COLUMNS))
+    _rows[grid](out, start, *index, *given, ALL=layout.columns, GROUP=layout.group_size, BLOCK=COLUMNS)
     return out
 
 
-@contextmanager
-def fused() -> Iterator[None]:
-    """Packed layers on a CUDA device use the kernel for as long as the ``with`` lasts; others are untouched."""
-    plain = Layout._segment
+class FusedLinear(torch.autograd.Function):
+    """x W' + b tile by tile, each made float on the fly, in the backward pass again."""
 
-    def segment(
-        self: Layout, packed: Mapping[str, Tensor], width: int, low: int, high: int, dtype: torch.dtype
-    ) -> Tensor:
-        if width in (0, 16) or not packed["widths"].is_cuda:
-            return plain(self, packed, width, low, high, dtype)
-        starts = {bits: self._before(bits, width) for bits in PLANES if width & bits}
-        planes = {bits: packed[f"plane{bits}"][at + low : at + high] for bits, at in starts.items()}
-        at = sum(n for other, n in self.counts.items() if 0 < other < width)
-        scales = packed["scales"][at + low : at + high]
-        return rows_of_width(planes, scales, width, self.columns, self.group_size, dtype)
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: PackedLinear) -> Tensor:
+        ctx.layer = layer
+        ctx.save_for_backward(ASKED)
+        flat = x.reshape(-1, x.shape[-1])
+        out = flat.new_empty(flat.shape[0], layer.out_features)
+        for low, high in layer.tiles():
+            torch.mm(flat, own_rows(layer, low, high, x.dtype).T, out=out[:, low:high])
+        if layer.bias is not None:
+            out += layer.bias.to(x.dtype)
+        return out.view(*x.shape[:-1], -1)
 
-    Layout._segment = segment  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Layout._segment = plain  # type: ignore[method-assign]
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        layer, grad, _ = ctx.layer, grads[0], ctx.saved_tensors
+        if any(buffer.is_meta for buffer in layer.buffers()):
+            raise ArtifactError("a packed layer left memory before its gradient came")
+        flat = grad.reshape(-1, grad.shape[-1])
+        (_, first), *more = layer.tiles()
+        out = flat[:, :first] @ own_rows(layer, 0, first, grad.dtype)
+        for low, high in more:
+            out.addmm_(flat[:, low:high], own_rows(layer, low, high, grad.dtype))
+        return out.view(*grad.shape[:-1], -1), None
+
+
+def check() -> None:
+    """Make a few rows of every width here.
+
+    Raises:
+        RuntimeError: they are not plain torch's.
+    """
+    layer = Packed({0: 1, **dict.fromkeys(range(2, 9), 1), 16: 1}, 48, 32, device="cuda")
+    for tensor in layer.packed().values():
+        tensor.fill_(1) if tensor.is_floating_point() else tensor.random_()
+    layer.widths.copy_(torch.arange(8, -1, -1, dtype=torch.uint8))  # any order will do
+    if not torch.equal(own_rows(layer, 0, 9, torch.float32), layer.dense()):
+        raise RuntimeError("the kernel's rows are not plain torch's")

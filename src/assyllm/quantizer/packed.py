@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -143,7 +145,21 @@ class PackedLinear(Packed):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]`` in the input's dtype; gradients reach the input."""
-        return _PackedLinear.apply(x, self)
+        return (on_cuda() if x.is_cuda else _PackedLinear).apply(x, self)
+
+
+@cache
+def on_cuda() -> type[torch.autograd.Function]:
+    """What packed layers compute by on a CUDA device: one kernel's rows, or plain torch where that does not run."""
+    try:
+        from assyllm.quantizer import cuda
+
+        cuda.check()
+    except Exception as error:  # no triton, or nothing that it could compile with
+        why = str(error).partition("\n")[0]
+        warnings.warn(f"packed layers are computed by plain torch, several times slower ({why})", stacklevel=2)
+        return _PackedLinear
+    return cuda.FusedLinear
 
 
 class PackedEmbedding(Packed):
