@@ -43,6 +43,7 @@ from assyllm.federated.messages import ProbeTask
 from assyllm.federated.probing import probe_step
 from assyllm.federated.secure_sum import secure_sum
 from assyllm.params import Blocks, Quantize, read_yaml
+from assyllm.quantizer import packed as packed_layers
 from assyllm.quantizer.packed import PackedEmbedding
 from assyllm.quantizer.pool import prepare, quantize_pool
 from assyllm.swapper.ablation import optimum_bytes
@@ -378,14 +379,17 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="*", default=["all", "8", "4"], help="GB of GPU memory; all: no limit")
     parser.add_argument("--cohorts", type=int, nargs="*", default=[CLIENTS, 1], help="clients of a round")
     parser.add_argument("--one-adapter-a-width", action="store_true", help="fit one for each pair of widths only")
+    parser.add_argument("--plain", action="store_true", help="packed layers by plain torch, without the kernel")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
+    if options.plain:
+        packed_layers.on_cuda = lambda: packed_layers._PackedLinear  # type: ignore[assignment]
     device = "cuda" if torch.cuda.is_available() and not options.tiny else "cpu"
     torch.set_num_threads(min(THREADS, torch.get_num_threads()))
     options.keep.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "torch": torch.__version__,
-        "disk_free_bytes": shutil.disk_usage(options.keep).free, "models": [], "searches": [],
+        "disk_free_bytes": shutil.disk_usage(options.keep).free, "plain": options.plain, "models": [], "searches": [],
     }  # fmt: skip
     say(found)
 
