@@ -94,7 +94,8 @@ def own_rows(layer: Packed, start: int, stop: int, dtype: torch.dtype) -> Tensor
     out = torch.empty(stop - start, layout.columns, dtype=dtype, device=index[0].device)
     given = [packed.get(name, index[0]) for name in FIELDS]  # nothing is read of what no row has
     grid = (stop - start, triton.cdiv(layout.columns, COLUMNS))
-    _rows[grid](out, start, *index, *given, ALL=layout.columns, GROUP=layout.group_size, BLOCK=COLUMNS)
+    with torch.cuda.device(out.device):  # where the kernel is launched
+        _rows[grid](out, start, *index, *given, ALL=layout.columns, GROUP=layout.group_size, BLOCK=COLUMNS)
     return out
 
 
