@@ -16,6 +16,7 @@ import yaml
 from assyllm import params as P
 from assyllm import study
 from assyllm.figures import reads
+from assyllm.results import read_table
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "assyllm"
@@ -186,6 +187,16 @@ def test_dvc_is_in_step_with_params_and_tables() -> None:
     tables = {d.removeprefix("data/results/") for d in dvc["stages"]["figures"]["deps"] if d.endswith(".csv")}
     assert tables == {f"{table}.csv" for table in drawn_from}
     assert set(dvc["plots"]) == {f"figures/{n}.png" for n in P.load(ROOT / "params.yaml").figures.names}
+
+
+@pytest.mark.parametrize("table", sorted((ROOT / "data" / "results").glob("**/runs.csv")), ids=lambda p: p.parent.name)
+def test_a_study_is_of_one_state_of_the_code(table: Path) -> None:
+    states: dict[str, set[str]] = {}
+    for row in read_table(table):
+        states.setdefault("federate" if row["method"] in P.ASSEMBLING else "baseline", set()).add(row["code_sha"])
+    assert states, "no runs"
+    mixed = [rule for rule, found in states.items() if len(found) > 1]
+    assert not mixed, f"make all of {table.parent.name} again"
 
 
 def test_environment_is_in_step_with_pyproject() -> None:
