@@ -22,7 +22,7 @@ def swap_claims(times: Rows, paper: Rows) -> list[dict[str, Any]]:
     command = "snakemake --cores 2 results"
     for claim, name, over, metric, why in (
         ("Local time saved by pre-loading", "preload", "default", "time_saved_by_preload",
-         "two units fit the budget here, so without pre-swapping a read waits until one is let go; -1 to 5 by run"),
+         "two units fit the budget here, so without pre-swapping a read waits until one is let go; -2 to 5 by run"),
         ("Local time saved by pre-swapping on top", "preload_preswap", "preload", "time_saved_by_preswap_on_top",
          "computing and reading take equally long here; overlap alone saves at most 50 % of all"),
     ):  # fmt: skip
