@@ -208,12 +208,12 @@ def study(family: str, layers: int, device: str) -> dict:
 @contextmanager
 def plain_torch() -> Iterator[None]:
     """Packed layers without the kernel, for as long as a ``with`` lasts."""
-    kernel = packed_layers.on_cuda
-    packed_layers.on_cuda = lambda: packed_layers._PackedLinear  # type: ignore[assignment]
+    kernel = packed_layers.kernel
+    packed_layers.kernel = lambda: None  # type: ignore[assignment]
     try:
         yield
     finally:
-        packed_layers.on_cuda = kernel
+        packed_layers.kernel = kernel
 
 
 def fused_speed(layer: PackedLinear, x: Tensor, device: str) -> dict[str, Any]:

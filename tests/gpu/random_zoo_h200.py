@@ -383,7 +383,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     if options.plain:
-        packed_layers.on_cuda = lambda: packed_layers._PackedLinear  # type: ignore[assignment]
+        packed_layers.kernel = lambda: None  # type: ignore[assignment]
     device = "cuda" if torch.cuda.is_available() and not options.tiny else "cpu"
     torch.set_num_threads(min(THREADS, torch.get_num_threads()))
     options.keep.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,8 @@ from assyllm.quantizer.backends import Int8Linear, Nf4Linear, encode
 from assyllm.quantizer.calibrate import batches, linears, native_inputs, public_lines
 from assyllm.quantizer.compensate import compensated
 from assyllm.quantizer.error import pool_errors
-from assyllm.quantizer.packed import PackedLinear
-from assyllm.quantizer.planes import nearest, pack, restore
+from assyllm.quantizer.packed import PackedLinear, kernel
+from assyllm.quantizer.planes import PLANES, Layout, nearest, pack, restore
 from assyllm.quantizer.pool import open_pool, quantize_pool
 from assyllm.quantizer.scores import scores
 from assyllm.quantizer.sensitivity import write_sensitivity
@@ -362,3 +362,28 @@ def test_bad_arguments_are_refused() -> None:
         pack(weight.to(torch.int8), weight[:, :1].half(), weight, torch.tensor([9, 4], dtype=torch.uint8))
     with pytest.raises(ArtifactError, match="back end"):
         encode(torch.ones(2, 2), "fp2")
+
+
+def test_offsets_lead_to_a_rows_own_bits_and_scales() -> None:
+    counts = {0: 2, 2: 1, 3: 2, 4: 3, 5: 1, 6: 2, 7: 1, 8: 2, 16: 2}
+    layout = Layout(counts, 64, 32)
+    widths = torch.tensor([width for width, n in counts.items() for _ in range(n)])  # in the packed order
+    of_row = {f"plane{plane}": torch.nonzero(widths & plane)[:, 0].tolist() for plane in PLANES}
+    of_row["scales"] = torch.nonzero((widths > 0) & (widths < 16))[:, 0].tolist()
+    assert {name: len(rows) for name, rows in of_row.items()} == {
+        name: shape[0] for name, (shape, _) in layout.shapes().items() if name != "widths"
+    }
+    found = layout.offsets()
+    for place, width in enumerate(widths.tolist()):
+        for column, name in enumerate(["scales", *(f"plane{plane}" for plane in PLANES)]):
+            if place in of_row[name]:
+                assert of_row[name][place + found[width][column]] == place
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernel runs here")
+def test_where_the_kernel_does_not_run_one_line_says_so() -> None:
+    kernel.cache_clear()
+    with pytest.warns(UserWarning, match="unpacked by plain torch, several times slower") as told:
+        found = [kernel() for _ in range(2)]
+    assert found == [None, None]
+    assert len(told) == 1

@@ -21,7 +21,7 @@ MINIBATCHES = (
     "ours steps after every minibatch: adding several up first, as the simulator does, takes 13 GB more, and 90 % are "
     "excluded"
 )
-FUSED = "; unpacking taken as fused, as on a GPU (80 to 140 % of the modelled time, benchmarks/cost_against_gpu.csv)"
+FUSED = "; unpacking taken as fused, as on a GPU (77 to 140 % of the modelled time, benchmarks/cost_against_gpu.csv)"
 
 
 def claims_table(

@@ -1,25 +1,22 @@
 """Packed rows made float by one kernel on a CUDA device, where plain torch makes a dozen passes; the same bits.
 
 A kernel makes a tile of rows of all widths at once and in the matrix's own order, so that a tile's product goes
-straight to its columns of the output. Packed layers use it on a CUDA device (:func:`assyllm.quantizer.packed.on_cuda`);
+straight to its columns of the output. Packed layers use it on a CUDA device (:func:`assyllm.quantizer.packed.kernel`);
 nothing here is used on the CPU, and the module needs triton at import, which torch brings where it has CUDA.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from assyllm.artifacts import ArtifactError
-from assyllm.quantizer.packed import ASKED, Packed, PackedLinear
-from assyllm.quantizer.planes import PLANES, Layout
+from assyllm.quantizer.packed import Packed
+from assyllm.quantizer.planes import PLANES
 
 COLUMNS = 1024  # of a row that one program makes
-FIELDS = ("scales", *(f"plane{plane}" for plane in PLANES))  # of a width's entry in `offsets`
+FIELDS = ("scales", *(f"plane{plane}" for plane in PLANES))  # in the order of Layout.offsets
 
 
 @triton.jit
@@ -64,18 +61,8 @@ def _rows(  # type: ignore[no-untyped-def]
     tl.store(out + row * ALL + column, made.to(out.dtype.element_ty), mask=inside)
 
 
-def offsets(layout: Layout) -> list[list[int]]:
-    """By width ``[17, 6]``: what added to a row's place in the packed order is its row in each of :data:`FIELDS`."""
-    found = [[0] * len(FIELDS) for _ in range(17)]
-    for width, start in layout.starts.items():
-        before = sum(n for other, n in layout.counts.items() if 0 < other < width)
-        rows = [before, *(sum(n for b, n in layout.counts.items() if b < width and b & p) for p in PLANES)]
-        found[width] = [at - start for at in rows]
-    return found
-
-
 def _index(layer: Packed) -> tuple[Tensor, Tensor, Tensor]:
-    """Each row's width and place in the packed order, ``[rows]``, and :func:`offsets`; made once for a layer."""
+    """Each row's width and place in the packed order, ``[rows]``, and ``Layout.offsets``; made once for a layer."""
     known: tuple[Tensor, Tensor, Tensor] | None = layer.__dict__.get("_index")
     device = layer._buffers["widths"].device  # type: ignore[union-attr]
     if known is None or known[0].device != device:
@@ -83,7 +70,7 @@ def _index(layer: Packed) -> tuple[Tensor, Tensor, Tensor]:
         counts = layer.layout.counts
         sizes = torch.tensor(list(counts.values()), device=device)
         widths = torch.tensor(list(counts), dtype=torch.uint8, device=device).repeat_interleave(sizes)[places]
-        known = widths, places, torch.tensor(offsets(layer.layout), dtype=torch.int32, device=device)
+        known = widths, places, torch.tensor(layer.layout.offsets(), dtype=torch.int32, device=device)
         layer.__dict__["_index"] = known
     return known
 
@@ -97,34 +84,6 @@ def own_rows(layer: Packed, start: int, stop: int, dtype: torch.dtype) -> Tensor
     with torch.cuda.device(out.device):  # where the kernel is launched
         _rows[grid](out, start, *index, *given, ALL=layout.columns, GROUP=layout.group_size, BLOCK=COLUMNS)
     return out
-
-
-class FusedLinear(torch.autograd.Function):
-    """x W' + b tile by tile, each made float on the fly, in the backward pass again."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: PackedLinear) -> Tensor:
-        ctx.layer = layer
-        ctx.save_for_backward(ASKED)
-        flat = x.reshape(-1, x.shape[-1])
-        out = flat.new_empty(flat.shape[0], layer.out_features)
-        for low, high in layer.tiles():
-            torch.mm(flat, own_rows(layer, low, high, x.dtype).T, out=out[:, low:high])
-        if layer.bias is not None:
-            out += layer.bias.to(x.dtype)
-        return out.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        layer, grad, _ = ctx.layer, grads[0], ctx.saved_tensors
-        if any(buffer.is_meta for buffer in layer.buffers()):
-            raise ArtifactError("a packed layer left memory before its gradient came")
-        flat = grad.reshape(-1, grad.shape[-1])
-        (_, first), *more = layer.tiles()
-        out = flat[:, :first] @ own_rows(layer, 0, first, grad.dtype)
-        for low, high in more:
-            out.addmm_(flat[:, low:high], own_rows(layer, low, high, grad.dtype))
-        return out.view(*grad.shape[:-1], -1), None
 
 
 def check() -> None:

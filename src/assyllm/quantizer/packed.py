@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -77,12 +77,12 @@ class _PackedLinear(torch.autograd.Function):
             out = flat @ layer.whole(x.dtype).T
         else:
             out = flat.new_empty(flat.shape[0], layer.out_features)
-            order = layer.order() if layer.mixed else None
+            rows, order = layer.source()
             for low, high in layer.tiles():
-                part = flat @ layer.weight_rows(low, high, x.dtype).T
                 if order is None:
-                    out[:, low:high] = part
+                    torch.mm(flat, rows(low, high, x.dtype).T, out=out[:, low:high])
                 else:
+                    part = flat @ rows(low, high, x.dtype).T
                     out.index_copy_(-1, order[low:high], part)
         if layer.bias is not None:
             out += layer.bias.to(x.dtype)
@@ -94,16 +94,17 @@ class _PackedLinear(torch.autograd.Function):
         if any(buffer.is_meta for buffer in layer.buffers()):
             raise ArtifactError("a packed layer left memory before its gradient came")
         flat = grad.reshape(-1, grad.shape[-1])
-        order = layer.order() if layer.mixed else None
+        rows, order = layer.source()
         if order is not None:
             flat = flat.index_select(-1, order)
         if layer.small:
             weight = layer.whole(grad.dtype)
             out = flat @ (weight if order is None else weight.index_select(0, order))
         else:
-            out = flat.new_zeros(flat.shape[0], layer.in_features)
-            for low, high in layer.tiles():
-                out.addmm_(flat[:, low:high], layer.weight_rows(low, high, grad.dtype))
+            (_, first), *more = layer.tiles()
+            out = flat[:, :first] @ rows(0, first, grad.dtype)
+            for low, high in more:
+                out.addmm_(flat[:, low:high], rows(low, high, grad.dtype))
         return out.view(*grad.shape[:-1], -1), None
 
 
@@ -145,21 +146,28 @@ class PackedLinear(Packed):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]`` in the input's dtype; gradients reach the input."""
-        return (on_cuda() if x.is_cuda else _PackedLinear).apply(x, self)
+        return _PackedLinear.apply(x, self)
+
+    def source(self) -> tuple[Callable[[int, int, torch.dtype], Tensor], Tensor | None]:
+        """What makes some rows float, and which of the matrix's those are (None: its own order)."""
+        own = kernel() if self.widths.is_cuda else None
+        if own is not None:
+            return partial(own, self), None
+        return self.weight_rows, self.order() if self.mixed else None
 
 
 @cache
-def on_cuda() -> type[torch.autograd.Function]:
-    """What packed layers compute by on a CUDA device: one kernel's rows, or plain torch where that does not run."""
+def kernel() -> Callable[[Packed, int, int, torch.dtype], Tensor] | None:
+    """What makes rows float on a CUDA device (:func:`assyllm.quantizer.cuda.own_rows`); None where it does not run."""
     try:
         from assyllm.quantizer import cuda
 
         cuda.check()
     except Exception as error:  # no triton, or nothing that it could compile with
         why = str(error).partition("\n")[0]
-        warnings.warn(f"packed layers are computed by plain torch, several times slower ({why})", stacklevel=2)
-        return _PackedLinear
-    return cuda.FusedLinear
+        warnings.warn(f"packed layers are unpacked by plain torch, several times slower ({why})", stacklevel=2)
+        return None
+    return cuda.own_rows
 
 
 class PackedEmbedding(Packed):

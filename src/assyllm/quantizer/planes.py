@@ -164,6 +164,21 @@ class Layout:
         """Rows narrower than ``width`` that have the plane."""
         return sum(n for b, n in self.counts.items() if b < width and b & plane)
 
+    def _scales_before(self, width: int) -> int:
+        """Rows narrower than ``width`` that have scales."""
+        return sum(n for b, n in self.counts.items() if 0 < b < min(width, 16))
+
+    def offsets(self) -> list[list[int]]:
+        """By width ``[17, 6]``: a row's place in the packed order to its row in ``scales`` and each of :data:`PLANES`.
+
+        Numbers to add; 0 where the width has no rows, without meaning where it lacks the tensor.
+        """
+        found = [[0] * (1 + len(PLANES)) for _ in range(17)]
+        for width, start in self.starts.items():
+            rows = [self._scales_before(width), *(self._before(plane, width) for plane in PLANES)]
+            found[width] = [row - start for row in rows]
+        return found
+
     def rows_of(self, packed: Mapping[str, Tensor], start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """The weights ``[stop - start, in]`` of some rows, in the packed order."""
         parts = []
@@ -187,7 +202,7 @@ class Layout:
         assert unsigned is not None
         middle = 1 << (width - 1)  # stands for 0; 8 bits wrap around
         signed = (unsigned ^ middle).view(torch.int8) if width == 8 else unsigned.view(torch.int8) - middle
-        at = sum(n for b, n in self.counts.items() if 0 < b < width)
+        at = self._scales_before(width)
         scales = packed["scales"][at + low : at + high].to(dtype)
         rows, columns = signed.shape
         made = signed.to(dtype)
