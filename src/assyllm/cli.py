@@ -373,7 +373,9 @@ def features(
 def collect(
     params: ParamsJson,
     code: CodeSha,
-    size: Annotated[str, typer.Option(help="default, full or ablations.")],
+    size: Annotated[
+        str, typer.Option(help="A study of params.yaml: default, full, zoos, ablations, non_iid or check.")
+    ],
     runs: Annotated[list[Path], typer.Option("--run", help="Run folders.")],
     cost: Annotated[list[Path], typer.Option(help="Cost tables.")],
     curves: Annotated[list[Path], typer.Option(help="Sensitivity tables.")],

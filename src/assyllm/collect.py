@@ -2,7 +2,7 @@
 
 ``accuracy.csv``: one row per world, task, method, setting and split, with a bootstrap interval over seeds and
 questions, those about the same thing drawn together. ``differences.csv``: paired differences between methods,
-``ablations.csv``: between settings.
+``ablations.csv``: between settings; ``non_iid.csv``: between clients of unequal and of equal data.
 ``claims.csv``: :mod:`assyllm.claims`.
 """
 
@@ -13,6 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,65 @@ def ablation_table(predictions: Rows, worlds: dict[str, str], settings: Sequence
     return rows
 
 
+NON_IID = (
+    "task", "world", "method", "alpha", "mean", "low", "high", "drop", "drop_low", "drop_high", "more", "more_low",
+    "more_high", "runs", "source",
+)  # fmt: skip
+
+
+def non_iid_table(predictions: Rows, runs: Rows, ev: Evaluate, leader: str = "assyllm") -> list[dict]:
+    """Accuracy of every method that ran under several values of ``partition.alpha``, all else as in the base setting.
+
+    ``drop`` is what it has where clients are most alike (the greatest alpha) less what it has here, ``more`` its drop
+    less the leader's; intervals are paired. The task ``all`` is every question. A method whose values of alpha were
+    not run with the same seeds is left out.
+    """
+    alphas = {
+        run["run_id"]: float(run["alpha"])
+        for run in runs
+        if re.fullmatch(r"(partition\.alpha=[\d.]+)?", without_zoo(run["setting"]))
+    }
+    about = subjects(predictions)
+    hits: dict[str, dict[float, dict[str, Hits]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
+    for p in predictions:
+        if p["run_id"] in alphas and p["method"] != "zero_shot":
+            run = repetition(p["run_id"])[2]
+            hits[p["method"]][alphas[p["run_id"]]][run][p["task"], p["question"]] = int(p["correct"])
+    swept = {
+        method: by_alpha
+        for method, by_alpha in sorted(hits.items())
+        if len(by_alpha) > 1 and all(_same_questions(mine, by_alpha[max(by_alpha)]) for mine in by_alpha.values())
+    }
+    lost = {
+        method: {
+            alpha: [less(by_alpha[max(by_alpha)][run], by_alpha[alpha][run]) for run in sorted(by_alpha[alpha])]
+            for alpha in by_alpha
+        }
+        for method, by_alpha in swept.items()
+    }
+    rows = []
+    for method, by_alpha in swept.items():
+        for task, alpha in product(["all", *sorted({p["task"] for p in predictions})], sorted(by_alpha)):
+
+            def found(kind: str, hits: Iterable[Hits], task: str = task) -> dict[str, float]:
+                values = compared([_of_task(own, task) for own in hits], about, ev)
+                return dict(zip((kind, f"{kind}_low", f"{kind}_high"), values, strict=True))
+
+            accuracy = found("mean", [by_alpha[alpha][run] for run in sorted(by_alpha[alpha])])
+            row = dict.fromkeys(NON_IID, "") | {
+                "task": task, "world": runs[0]["world"], "method": method, "alpha": alpha, "mean": accuracy["mean"],
+                "low": accuracy["mean_low"], "high": accuracy["mean_high"], "runs": len(by_alpha[alpha]),
+                "source": "measured",
+            }  # fmt: skip
+            if alpha < max(by_alpha):
+                row |= found("drop", lost[method][alpha])
+                theirs = lost.get(leader, {}).get(alpha, [])
+                if method != leader and [own.keys() for own in theirs] == [own.keys() for own in lost[method][alpha]]:
+                    row |= found("more", map(less, lost[method][alpha], theirs))
+            rows.append(row)
+    return rows
+
+
 def cost_metrics(cost: Rows, world: str) -> list[dict[str, Any]]:
     """Peak memory and participation per method and model as metric rows (modelled)."""
     rows = []
@@ -366,6 +426,8 @@ def collect(
         predictions, worlds, list(dict.fromkeys(repetition(r["run_id"])[0] for r in run_rows)), ev
     )
     write_table(out / "ablations.csv", ablations, ABLATIONS)
+    non_iid = non_iid_table(predictions, run_rows, ev)
+    write_table(out / "non_iid.csv", non_iid, NON_IID)
     write_table(out / "models.csv", models, list(models[0]) if models else ["world", "run_id", "source"])
     curves = [row for table in curve_tables for row in read_table(table)]
     resources = resources_table(metrics, cost, gather_optional(runs, "walk"), models, p)
@@ -382,7 +444,7 @@ def collect(
     names = (repetition(row["run_id"]) for row in run_rows)
     base = sorted({again.replace("-", "_") for setting, _, again in names if setting == "base"})
     claims = claims_table(
-        accuracy, differences, models, cost, paper_values(), size, resources, quantizer, ablations, base
+        accuracy, differences, models, cost, paper_values(), size, resources, quantizer, ablations, base, non_iid
     )
     write_table(out / "claims.csv", claims, CLAIMS)
     write_json(out / "summary.json", summary(accuracy))

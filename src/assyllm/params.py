@@ -33,7 +33,7 @@ SHARES = {"recomputation": "ft_oracle", "swapping": "ft_oracle"}
 LOW_RANK = ("lora", "lora_all", "qlora", "qlora_recomputation", "fwdllm")  # train low-rank adapters
 # methods over a model whose own weights stay as they are: `frozen_base.bits` says in how many bits (qlora: 4)
 FROZEN_BASE = ("lora", "lora_all", "fedadapter", "fwdllm")
-STUDIES = ("default", "full", "zoos", "ablations", "check")
+STUDIES = ("default", "full", "zoos", "ablations", "non_iid", "check")
 HEADS = ("one_model_head", "choices_only")  # closed-form heads, settings under `baselines.closed_form`
 BASELINES = ("majority", "zero_shot", *HEADS, *TUNED, *SHARES)
 ASSEMBLING = ("assyllm_paper", "assyllm", "random_blocks", "untrained_blocks", "one_model_blocks")
@@ -83,12 +83,13 @@ class Study(Section):
 
 
 class Studies(Section):
-    """What can be run: `snakemake`, and `snakemake` with a study's name (full, zoos, ablations, check)."""
+    """What can be run: `snakemake`, and `snakemake` with a study's name (full, zoos, ablations, non_iid, check)."""
 
     default: Study
     full: Study
     zoos: Study | None = None
     ablations: Study | None = None
+    non_iid: Study | None = None
     check: Study | None = None
 
 
@@ -342,6 +343,7 @@ class Selection(Section):
     kept_per_round: Count
     beam: Count
     rounds_per_block: Count
+    least_answers: Fraction = 1.0
     vote: Literal["weighted", "median", "borda"] = "weighted"
     max_blocks: Annotated[int, Field(ge=2)]
 

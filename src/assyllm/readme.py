@@ -19,7 +19,7 @@ from assyllm.artifacts import ArtifactError, write_text
 from assyllm.claims.shown import all_claims
 from assyllm.cost.same_step import SAME_STEP
 from assyllm.figures import TOPICS, about
-from assyllm.params import ASSEMBLING
+from assyllm.params import ASSEMBLING, STUDIES
 from assyllm.results import SOURCES, read_table, write_table
 from assyllm.study import Plan, RunKey
 
@@ -315,7 +315,7 @@ def _jobs(command: str, logs: Path, plan: Plan) -> list[Path]:
         runs, more = [RunKey(named[1], method, 0, seed) for method in methods for seed in seeds], []
         curve: set[str] = set()
     else:
-        size = "ablations" if "ablations" in command else "default"
+        size = next((size for size in STUDIES if command.endswith(f" {size}")), "default")
         runs, study = plan.runs(size), getattr(plan.params.study, size)
         more = [table.replace("data/", "").replace(".csv", ".tsv") for table in plan.precision_tables(size)]
         more += ["features/*.tsv", "swap/*.tsv", "collect/*.tsv"] if size == "default" else []

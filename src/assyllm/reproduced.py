@@ -20,7 +20,7 @@ from assyllm.results import read_table
 
 SHAPES = ("cost", "curves", "model_sizes")  # of true shapes only: the same whatever the weights
 EQUAL = (
-    "metrics", "accuracy", "rounds", "differences", "zoos", "ablations", "models", "resources", "quantizer",
+    "metrics", "accuracy", "rounds", "differences", "zoos", "ablations", "non_iid", "models", "resources", "quantizer",
     "compatibility_heatmaps", "feature_differences", "claims", *SHAPES,
 )  # fmt: skip
 OF_RUNS = ("metrics", "models", "cost", "curves")  # whose every row belongs to one run or one method

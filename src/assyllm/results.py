@@ -21,8 +21,8 @@ Source = Literal["measured", "modelled", "paper"]
 SOURCES = ("measured", "modelled", "paper")
 # what `collect` writes beside timings.csv and summary.json
 TABLES = (
-    "metrics", "runs", "accuracy", "differences", "zoos", "ablations", "models", "cost", "curves", "resources",
-    "claims", "paper", "quantizer", "model_sizes", "rounds",
+    "metrics", "runs", "accuracy", "differences", "zoos", "ablations", "non_iid", "models", "cost", "curves",
+    "resources", "claims", "paper", "quantizer", "model_sizes", "rounds",
 )  # fmt: skip
 # written by the rules that measure them, and read by a few figures only
 FIGURE_TABLES = ("swap_timeline", "swap_ablation", "feature_differences", "compatibility_heatmaps")

@@ -18,7 +18,7 @@ from assyllm.assembly.assembled import AssembledModel
 from assyllm.assembly.head import HeadSums
 from assyllm.checkpoint import Checkpoint
 from assyllm.comparator.cka import HsicTerms
-from assyllm.federated.cohort import device_memory, in_time, partitioned, sample
+from assyllm.federated.cohort import device_memory, in_time, once_each, sample
 from assyllm.federated.context import Settings
 from assyllm.federated.messages import CandidateSums, ScoreReply, ScoreTask, Vote
 from assyllm.federated.rounds import Rounds, reported
@@ -100,8 +100,25 @@ def test_fleet_shares_are_exact_and_cohorts_are_reproducible() -> None:
     assert asked == sorted(asked)
     assert len(set(asked)) == 20
     assert set(sample(0, 5, eligible, 20, dropout=0.5)) < set(asked)
-    once = [c for r in range(7, 10) for c in partitioned(0, r, eligible, 20, range(7, 10))]
-    assert sorted(once) == eligible
+
+
+def test_rounds_of_sums_end_when_everybody_was_heard_once() -> None:
+    eligible = list(range(0, 90, 2))
+    asked: list[int] = []
+
+    def counted(round_: int, answering: list[int]) -> tuple[list[int], list[int]]:
+        asked.extend(answering)
+        return in_time(0, round_, answering, 0.3)
+
+    whole = once_each(0, range(7, 99), eligible, 20, 0.0, lambda _, answering: (list(answering), []))
+    assert [len(clients) for clients, _ in whole] == [20, 20, 5]
+    assert sorted(c for clients, _ in whole for c in clients) == eligible
+    turns = once_each(0, range(7, 99), eligible, 20, 0.6, counted)
+    assert 5 < len(turns) < 40
+    assert sorted(c for clients, _ in turns for c in clients) == eligible  # whoever dropped out or was late came later
+    assert sum(len(late) for _, late in turns) == len(asked) - len(eligible) > 0
+    assert len(once_each(0, range(7, 10), eligible, 20, 0.9, counted)) == 3  # no more rounds than that
+    assert once_each(0, range(7, 10), [], 20, 0.0, counted) == []
 
 
 @pytest.fixture(scope="module")

@@ -213,8 +213,8 @@ def test_readme_names_only_what_is_there() -> None:
     named = set(re.findall(r"[`(]((?:src|tests|workflow|presets|profiles|figures|data|benchmarks)/[\w./-]*)[`)]", text))
     named |= set(re.findall(r"[`(]([A-Z][A-Za-z]+\.(?:md|cff))[`)]", text))
     folders = ["zoo", "pool", "quantized", "tasks", "partition", "cost", "scores", "runs", "checkpoints", "external"]
-    folders += ["tuning", "results/full", "results/zoos", "results/ablations"]
-    made = {*(f"data/{name}" for name in folders), "figures/full", "figures/ablations"}
+    folders += ["tuning", "results/full", "results/zoos", "results/ablations", "results/non_iid"]
+    made = {*(f"data/{name}" for name in folders), "figures/full", "figures/ablations", "figures/non_iid"}
     missing = [n for n in sorted(named) if not (ROOT / n).exists() and n.rstrip("/") not in made]
     assert not missing
 

@@ -60,7 +60,7 @@ def test_ablations_share_what_they_do_not_touch(tmp_path: Path) -> None:
     made = {word for line in output.splitlines() if line.strip().startswith("output:") for word in line.split()}
     assert "data/runs/alpha_0.1/assyllm/zoo0_seed0" in {word.rstrip(",") for word in made}
     assert not any("data/zoo/" in word and "data/zoo/base" not in word for word in made)  # no setting trains a zoo
-    assert "figures/ablations/non_iid.png," in made
+    assert "figures/ablations/robustness.png," in made
 
 
 def test_default_study_has_few_torch_jobs(tmp_path: Path) -> None:

@@ -41,9 +41,11 @@ rule figure:
         sections=sections("figure"),
         code=lambda w: code_sha("figure", *figure_code(w.name)),
         about=lambda w: about(w.name),
-        # what only the ablations measured, where they were run
+        # what only the sweeps measured, where they were run
         beside=lambda w: (
-            contents("data/results/ablations/claims.csv") if w.name == "claims" else ""
+            contents(*[f"data/results/{sweep}/claims.csv" for sweep in SWEEPS])
+            if w.name == "claims"
+            else ""
         ),
         results="data/results{study}",
         out=lambda w, output: str(Path(output[0]).parent),

@@ -21,7 +21,7 @@ from assyllm.baselines.method import Data, Method, choose
 from assyllm.baselines.server import Server
 from assyllm.checkpoint import Checkpoint
 from assyllm.evaluate import converged_round
-from assyllm.federated.cohort import in_time, partitioned, sample
+from assyllm.federated.cohort import in_time, once_each, sample
 
 
 class Diverged(ArtifactError):
@@ -101,15 +101,11 @@ def run_rounds(
         server.moments = _under("server/", tensors)
         method.resume(state["method"])
         outcome = Outcome(**state["outcome"])
-    rounds = plan.rounds if eligible else 0
-    for round_ in range(len(outcome.rounds) + 1, rounds + 1):
+    turns = _turns(method, plan, seed, eligible)
+    for round_ in range(len(outcome.rounds) + 1, len(turns) + 1):
         row: dict[str, Any] = {"round": round_}
         began = time.perf_counter()
-        if method.once:
-            answering = partitioned(seed, round_, eligible, plan.clients_per_round, range(1, rounds + 1), plan.dropout)
-        else:
-            answering = sample(seed, round_, eligible, plan.clients_per_round, plan.dropout)
-        answering, late = in_time(seed, round_, answering, plan.stragglers)
+        answering, late = turns[round_ - 1]
         row["participants"] = len(answering)
         if late:
             row["stragglers"] = len(late)
@@ -122,10 +118,10 @@ def run_rounds(
         row["bytes_up"], row["bytes_down"] = method.traffic(weights)
         weights = method.after_round(weights, round_)
         outcome.seconds.append(time.perf_counter() - began)
-        if round_ % plan.evaluate_every == 0 or round_ == rounds:
+        if round_ % plan.evaluate_every == 0 or round_ == len(turns):
             best = _evaluate(method, weights, best, data, row, outcome)
             # a tuning run is given no test questions
-            if len(data.test) and (round_ % plan.test_every == 0 or round_ == rounds):
+            if len(data.test) and (round_ % plan.test_every == 0 or round_ == len(turns)):
                 row["test"] = float((choose(method, weights, data.test) == data.test.answer.numpy()).mean())
         outcome.rounds.append(row)
         if checkpoint and "dev" in row:
@@ -136,6 +132,18 @@ def run_rounds(
         best = _evaluate(method, weights, best, data, {"round": 0}, outcome)
     outcome.test_chosen = choose(method, best, data.test).tolist()
     return best, outcome
+
+
+def _turns(method: Method, plan: Plan, seed: int, eligible: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Per round the clients whose reply counts, and those that are too late."""
+
+    def counted(round_: int, answering: Sequence[int]) -> tuple[list[int], list[int]]:
+        return in_time(seed, round_, answering, plan.stragglers)
+
+    rounds = range(1, plan.rounds + 1) if eligible else ()
+    if method.once:
+        return once_each(seed, rounds, eligible, plan.clients_per_round, plan.dropout, counted)
+    return [counted(n, sample(seed, n, eligible, plan.clients_per_round, plan.dropout)) for n in rounds]
 
 
 def _evaluate(

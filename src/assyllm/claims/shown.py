@@ -1,4 +1,4 @@
-"""The claims as figure and README show them: those of the tables, of the ablations, and two that are wall times."""
+"""The claims as figure and README show them: those of the tables, of the sweeps, and two that are wall times."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 from assyllm.claims.rows import less
 from assyllm.claims.table import Claims, Rows
 from assyllm.results import read_table
+
+SWEEPS = ("non_iid", "ablations")  # studies that measure what the default one does not; the first goes before
 
 
 def swap_claims(times: Rows, paper: Rows) -> list[dict[str, Any]]:
@@ -40,14 +42,15 @@ def swap_claims(times: Rows, paper: Rows) -> list[dict[str, Any]]:
 
 
 def all_claims(results: Path) -> list[dict[str, Any]]:
-    """Every claim as figure and README show it: the study's, what only the ablations measured, the swapper's times.
+    """Every claim as figure and README show it: the study's, what only a sweep measured, the swapper's times.
 
     Args:
-        results: the folder of a study's tables; ``ablations/claims.csv`` beside them is taken where it is there.
+        results: the folder of a study's tables; ``claims.csv`` of :data:`SWEEPS` in folders there is taken where it is.
     """
     rows = read_table(results / "claims.csv")
-    other = results / "ablations" / "claims.csv"
-    if other.is_file():
-        found = {(r["claim"], r["method"]): r for r in read_table(other) if r["our_value"] != ""}
-        rows = [found.get((r["claim"], r["method"]), r) if r["our_value"] == "" else r for r in rows]
+    for sweep in SWEEPS:
+        other = results / sweep / "claims.csv"
+        if other.is_file():
+            found = {(r["claim"], r["method"]): r for r in read_table(other) if r["our_value"] != ""}
+            rows = [found.get((r["claim"], r["method"]), r) if r["our_value"] == "" else r for r in rows]
     return rows + swap_claims(read_table(results / "swap_ablation.csv"), read_table(results / "paper.csv"))

@@ -8,7 +8,7 @@ bytes in both directions are spent for nothing. To what is learnt a straggler is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ from assyllm import seeding
 from assyllm.artifacts import ArtifactError
 from assyllm.params import Fleet
 from assyllm.results import read_table
+
+Counted = Callable[[int, Sequence[int]], tuple[list[int], list[int]]]
 
 
 def device_memory(seed: int, fleet: Fleet, clients: int) -> list[int]:
@@ -53,13 +55,27 @@ def sample(seed: int, round_: int, eligible: Sequence[int], size: int, dropout: 
     return answering(seed, round_, drawn, dropout)
 
 
-def partitioned(
-    seed: int, round_: int, eligible: Sequence[int], size: int, rounds: Iterable[int], dropout: float = 0.0
-) -> list[int]:
-    """As :func:`sample`, but over ``rounds`` no client is asked twice (no sum may count it twice)."""
-    order = seeding.rng("cohort", seed, "once").permutation(np.asarray(eligible))
-    place = list(rounds).index(round_)
-    return answering(seed, round_, order[place * size : (place + 1) * size], dropout)
+def once_each(
+    seed: int, rounds: Iterable[int], eligible: Sequence[int], size: int, dropout: float, counted: Counted
+) -> list[tuple[list[int], list[int]]]:
+    """Who answers in rounds of sums that may count nobody twice: those whose reply counts, and those whose does not.
+
+    The next ``size`` that wait are asked, in a drawn order. Who drops out, or whose reply does not count, waits again,
+    behind the others; the list ends early with the round after which nobody waits.
+
+    Args:
+        counted: of a round and those that answer, whose reply counts and whose does not.
+    """
+    waiting = [int(client) for client in seeding.rng("cohort", seed, "once").permutation(np.asarray(eligible))]
+    turns = []
+    for round_ in rounds:
+        if not waiting:
+            break
+        asked, waiting = waiting[:size], waiting[size:]
+        clients, late = counted(round_, answering(seed, round_, asked, dropout))
+        waiting += [client for client in asked if client not in clients]
+        turns.append((clients, late))
+    return turns
 
 
 def answering(seed: int, round_: int, drawn: Sequence[int] | np.ndarray, dropout: float) -> list[int]:

@@ -18,7 +18,7 @@ from assyllm.federated.liars import Liars
 from assyllm.federated.limits import Limits
 from assyllm.federated.state import Phase, State
 
-SPARE = 10  # further rounds for a block where nobody has told anything of any candidate
+SPARE = 10  # further rounds for a block where too few have answered, or nobody has told anything of any candidate
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,19 @@ class Context:
         return Walker(self.pool, readings(self.pool, encoded), state.joined)
 
     def decided(self, state: State, told: bool, asked: bool) -> bool:
-        """Whether the rounds of a block are over: not while nobody has told anything, within :data:`SPARE`.
+        """Whether the rounds of a block are over.
+
+        That is after ``rounds_per_block``, but not while nobody has told anything, nor while fewer have answered than
+        ``least_answers`` of as many whole cohorts, within :data:`SPARE` rounds more.
 
         Args:
             told: whether any vote or sum came in; ``asked``: whether there is any candidate.
         """
-        rounds = self.settings.selection.rounds_per_block
-        return state.tried >= (rounds if told or not asked else rounds + SPARE)
+        selection = self.settings.selection
+        rounds, cohort = selection.rounds_per_block, min(self.settings.federated.clients_per_round, len(self.eligible))
+        answers = sum(row["participants"] for row in state.rows[-state.tried :])
+        enough = told and answers >= selection.least_answers * rounds * cohort
+        return state.tried >= (rounds if enough or not asked else rounds + SPARE)
 
     @staticmethod
     def log(

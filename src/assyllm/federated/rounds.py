@@ -1,9 +1,9 @@
 """The round loop of the methods that assemble blocks; a checkpoint a round.
 
 First rounds choose one block after another (:mod:`voting` as the paper does, :mod:`probing` by what a block adds
-to a head). Then adapters may be trained (:mod:`tuning`). Last come ``head.rounds`` rounds, no client asked twice,
-in which cohorts send the head's statistics: all finished models get theirs, so that the figure of assembled
-models can be drawn; the traffic counted is the reported one's.
+to a head). Then adapters may be trained (:mod:`tuning`). Last come rounds in which cohorts send the head's statistics,
+until every client has been heard once, at most ``head.rounds``: all finished models get theirs, so that the figure of
+assembled models can be drawn; the traffic counted is the reported one's.
 
 A round's data are its cohort's alone. All functions are deterministic: clients in ascending order, sums in
 float64, scores rounded before they are compared.
@@ -26,7 +26,7 @@ from assyllm.assembly.walk import edges
 from assyllm.blocks.pool import Pool
 from assyllm.comparator.compatibility import Rule
 from assyllm.federated import probing, tuning, voting
-from assyllm.federated.cohort import partitioned
+from assyllm.federated.cohort import once_each
 from assyllm.federated.context import Context, Settings
 from assyllm.federated.data import TaskData
 from assyllm.federated.simulate import CohortHeadSums, head_totals
@@ -68,13 +68,13 @@ class Rounds(Context):
         return voting.native(self, state) if state.phase == "native" else voting.select(self, state)
 
     def _head(self, state: State) -> State:
-        start = state.round - sum(1 for row in state.rows if row["head"])
-        planned = range(start, start + self.settings.head.rounds)
-        federated = self.settings.federated
-        answering = partitioned(
-            self.seed, state.round, self.eligible, federated.clients_per_round, planned, federated.dropout
-        )
-        clients, late = self.counted(state.round, answering)
+        turn = sum(1 for row in state.rows if row["head"])
+        first, federated = state.round - turn, self.settings.federated
+        turns = once_each(
+            self.seed, range(first, first + self.settings.head.rounds), self.eligible, federated.clients_per_round,
+            federated.dropout, self.counted,
+        )  # fmt: skip
+        clients, late = turns[turn]
         limits = {chain.id: self.limits.head(self._read(chain)) for chain in state.finished}
         sums: dict[str, CohortHeadSums] = {}
         if clients:
@@ -96,7 +96,7 @@ class Rounds(Context):
         self.log(state, clients, late, up_sums=up, down=down, head=1)
         if best.id in heads:
             state.rows[-1] |= self._evaluate(state, best)
-        if state.round == planned[-1]:
+        if turn + 1 == len(turns):
             if not heads:
                 raise ArtifactError(f"{self.data.task}: no client answered in the head's rounds")
             state.phase = "done"

@@ -43,6 +43,11 @@ class Tables:
         return self._read("ablations")
 
     @cached_property
+    def non_iid(self) -> pd.DataFrame:
+        """Accuracy by method and ``partition.alpha``, and what is lost where clients are unequal."""
+        return self._read("non_iid")
+
+    @cached_property
     def models(self) -> pd.DataFrame:
         """Every assembled model."""
         return self._read("models")
