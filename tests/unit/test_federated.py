@@ -348,12 +348,32 @@ def test_liars_in_sums_are_refused_by_nobody_and_move_every_sum(scored, method) 
     assert float(heads[0].questions) > 10 * float(heads[1].questions)
 
 
+@pytest.mark.parametrize("method", ["assyllm", "assyllm_paper"])
+def test_a_block_waits_for_as_many_answers_as_whole_cohorts_would_give(scored, method) -> None:
+    selection = {"rounds_per_block": 2, "max_blocks": 2}
+    adapter = {} if method == "assyllm" else {"kind": "linear", "tuning": "none"}
+    counts = {}
+    for least in (0.0, 1.0):
+        run = rounds(scored, method=method, federated={"dropout": 0.5, "clients_per_round": 5}, adapter=adapter,
+                     selection=selection | {"least_answers": least}, head={"rounds": 40})  # fmt: skip
+        state = run.run()
+        asked = [row["participants"] for row in state.rows if row["phase"] == "select"]
+        counts[least] = len(asked)
+        if least:
+            assert sum(asked) >= 2 * 5
+        heard = sum(row["participants"] for row in state.rows if row["head"])
+        assert len(run.eligible) - 1 <= heard <= len(run.eligible)  # all were counted once, but for a last one alone
+        assert sum(row["head"] for row in state.rows) < 40
+    assert counts[0.0] < counts[1.0] <= counts[0.0] + 10 * 2
+
+
 def test_dropouts_and_lost_cohorts_are_survived(scored) -> None:
     state = rounds(scored, federated={"dropout": 0.6, "clients_per_round": 5}).run()
     assert state.finished
     assert min(row["participants"] for row in state.rows) < 5
-    with pytest.raises(ArtifactError, match="no client"):
-        Rounds(open_pool(scored / "pool8"), rounds(scored).data, rounds(scored).settings, 0, [])
+    for eligible, why in (([], "no client"), ([3], "least_clients")):
+        with pytest.raises(ArtifactError, match=why):
+            Rounds(open_pool(scored / "pool8"), rounds(scored).data, rounds(scored).settings, 0, eligible)
 
 
 @pytest.mark.parametrize("method", ["assyllm_paper", "assyllm"])

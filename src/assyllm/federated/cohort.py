@@ -56,20 +56,27 @@ def sample(seed: int, round_: int, eligible: Sequence[int], size: int, dropout: 
 
 
 def once_each(
-    seed: int, rounds: Iterable[int], eligible: Sequence[int], size: int, dropout: float, counted: Counted
+    seed: int,
+    rounds: Iterable[int],
+    eligible: Sequence[int],
+    size: int,
+    dropout: float,
+    counted: Counted,
+    least: int = 1,
 ) -> list[tuple[list[int], list[int]]]:
     """Who answers in rounds of sums that may count nobody twice: those whose reply counts, and those whose does not.
 
     The next ``size`` that wait are asked, in a drawn order. Who drops out, or whose reply does not count, waits again,
-    behind the others; the list ends early with the round after which nobody waits.
+    behind the others; the list ends early with the round after which fewer than ``least`` wait.
 
     Args:
         counted: of a round and those that answer, whose reply counts and whose does not.
+        least: a reply counts together with so many only.
     """
     waiting = [int(client) for client in seeding.rng("cohort", seed, "once").permutation(np.asarray(eligible))]
     turns = []
     for round_ in rounds:
-        if not waiting:
+        if len(waiting) < least:
             break
         asked, waiting = waiting[:size], waiting[size:]
         clients, late = counted(round_, answering(seed, round_, asked, dropout))

@@ -58,6 +58,10 @@ class Context:
         self.eligible = [client for client in eligible if len(data.owned[client])]
         if not self.eligible:
             raise ArtifactError(f"{data.task}: no client has both the memory and the data to take part")
+        if len(self.eligible) < settings.federated.least_clients:
+            raise ArtifactError(
+                f"{data.task}: {len(self.eligible)} client(s) can take part, fewer than federated.least_clients"
+            )
         self.joins = Joins(pool, data, settings.adapter)
         self.limits = Limits(pool, data, settings.federated, settings.head)
         self.liars = Liars(seed, len(data.owned), settings.federated)

@@ -72,7 +72,7 @@ class Rounds(Context):
         first, federated = state.round - turn, self.settings.federated
         turns = once_each(
             self.seed, range(first, first + self.settings.head.rounds), self.eligible, federated.clients_per_round,
-            federated.dropout, self.counted,
+            federated.dropout, self.counted, federated.least_clients,
         )  # fmt: skip
         clients, late = turns[turn]
         limits = {chain.id: self.limits.head(self._read(chain)) for chain in state.finished}
