@@ -4,7 +4,7 @@
 #   workflow/rules/runs.smk      tasks -> partition -> cost, score -> federate, baseline -> collect: the runs
 #   workflow/rules/figures.smk   figure: the result tables become figures
 #
-# Targets: all (default), pool, results, figures, full, zoos, ablations, non_iid, check, tuning.
+# Targets: all (default), pool, results, figures, full, zoos, ablations, non_iid, dropouts, check, tuning.
 
 
 include: "workflow/rules/common.smk"
@@ -37,6 +37,11 @@ rule ablations:
 rule non_iid:
     input:
         *products("non_iid"),
+
+
+rule dropouts:
+    input:
+        *products("dropouts"),
 
 
 rule check:

@@ -33,7 +33,7 @@ SHARES = {"recomputation": "ft_oracle", "swapping": "ft_oracle"}
 LOW_RANK = ("lora", "lora_all", "qlora", "qlora_recomputation", "fwdllm")  # train low-rank adapters
 # methods over a model whose own weights stay as they are: `frozen_base.bits` says in how many bits (qlora: 4)
 FROZEN_BASE = ("lora", "lora_all", "fedadapter", "fwdllm")
-STUDIES = ("default", "full", "zoos", "ablations", "non_iid", "check")
+STUDIES = ("default", "full", "zoos", "ablations", "non_iid", "dropouts", "check")
 HEADS = ("one_model_head", "choices_only")  # closed-form heads, settings under `baselines.closed_form`
 BASELINES = ("majority", "zero_shot", *HEADS, *TUNED, *SHARES)
 ASSEMBLING = ("assyllm_paper", "assyllm", "random_blocks", "untrained_blocks", "one_model_blocks")
@@ -83,13 +83,14 @@ class Study(Section):
 
 
 class Studies(Section):
-    """What can be run: `snakemake`, and `snakemake` with a study's name (full, zoos, ablations, non_iid, check)."""
+    """What can be run: `snakemake`, and `snakemake <name>` of another study."""
 
     default: Study
     full: Study
     zoos: Study | None = None
     ablations: Study | None = None
     non_iid: Study | None = None
+    dropouts: Study | None = None
     check: Study | None = None
 
 

@@ -492,6 +492,16 @@ def test_server_optimizers_move_towards_the_average_and_keep_moments(name: str) 
     assert torch.equal(grown["a"], torch.ones(4)), "a tensor of another shape is taken as it is"
 
 
+def test_a_tensor_that_was_gone_starts_with_fresh_moments() -> None:
+    """As a trial group's of FedAdapter: it comes back rounds later, from other weights."""
+    server, down = Server("fedadam", 0.1), {"trial/a": torch.full((2,), -1.0)}
+    for _ in range(20):
+        server.step({"trial/a": torch.zeros(2)}, down)
+    server.step({"a": torch.zeros(2)}, {"a": torch.ones(2)})
+    again = server.step({"trial/a": torch.zeros(2)}, {"trial/a": torch.full((2,), 1e-3)})
+    assert torch.allclose(again["trial/a"], torch.full((2,), 0.1), rtol=0.01)
+
+
 def test_fedadams_first_step_is_its_rate_in_every_weight() -> None:
     moved = Server("fedadam", 0.1).step({"a": torch.zeros(2)}, {"a": torch.tensor([1e-2, -5.0])})["a"]
     assert torch.allclose(moved.abs(), torch.full((2,), 0.1), rtol=0.01)  # (1 - .9) / sqrt(1 - .99) = 1

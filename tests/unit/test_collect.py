@@ -17,7 +17,7 @@ from assyllm.claims.shown import all_claims, swap_claims
 from assyllm.claims.table import Claims, Kind, verdict
 from assyllm.collect import ablation_table, collect, condensed, paper_values, zoo_table
 from assyllm.cost.participation import CURVES
-from assyllm.cost.resources import RESOURCES
+from assyllm.cost.resources import RESOURCES, ROWS_PER_CHOICE
 from assyllm.features import POINTS, SCORES
 from assyllm.figures import (
     compatibility_heatmaps,
@@ -287,7 +287,8 @@ def test_resources_are_rounds_times_steps(results: Path) -> None:
     ours = rows["boolq", "assyllm_paper"]
     assert ours["rounds_from"] == "all rounds"
     walks = 0.25 + 0.75 + 0.75 + 2 * (0.25 + 0.25)  # OPT's layers compute nearly what Llama's do; joins come on top
-    assert batches * walks < float(ours["steps"]) < 1.08 * batches * walks
+    walked = batches * walks * ROWS_PER_CHOICE["boolq"]
+    assert walked < float(ours["steps"]) < 1.08 * walked
     assert float(ours["traffic_gb"]) < 0.5 * float(oracle["traffic_gb"])
 
 
@@ -419,8 +420,8 @@ def test_figures_draw_with_stable_bytes(results: Path, tmp_path: Path, name: str
 
 
 def test_the_figure_of_robustness_sorts_settings_into_panels(tmp_path: Path) -> None:
-    settings = {name: P.setting_text(P.read_yaml(ROOT / "params.yaml"), name) for name in PARAMS.study.ablations.runs}
-    methods = PARAMS.study.ablations.runs
+    methods = PARAMS.study.ablations.runs | PARAMS.study.dropouts.runs
+    settings = {name: P.setting_text(P.read_yaml(ROOT / "params.yaml"), name) for name in methods}
     row = {"task": "boolq", "world": "embedded", "low": 0.5, "mean": 0.6, "high": 0.7, "runs": 1, "source": "measured"}
     rows = [
         {**row, "setting": s, "changed": changed, "method": m} for s, changed in settings.items() for m in methods[s]

@@ -87,6 +87,18 @@ def test_a_client_whose_sums_are_not_finite_is_left_out_whole(bad) -> None:
     assert refused == {4: "sums that are not finite"}
     assert list(totals) == ["a"]
     assert torch.equal(totals["a"].xx, 2 * sound["a"].xx)
+    assert secure_sum([(4, broken), (2, sound)], least=2) == ({}, {4: "sums that are not finite"})  # one is left
+
+
+def test_a_round_in_which_one_client_is_left_counts_for_nothing() -> None:
+    """Nineteen of twenty that send nonsense must not show the last one's statistics."""
+    others = [reply(c, ("b:1-2", 0.9), xy=float("nan")) for c in range(1, 20)]
+    task = replace(TASK, least=2)
+    tally, dropped = server_step(Tally(), task, [reply(0, ("b:1-2", 0.9)), *others])
+    assert (tally.votes, tally.hsic, tally.adapter) == ({}, {}, {})
+    assert len(dropped) >= 19
+    tally, _ = server_step(Tally(), task, [reply(0, ("b:1-2", 0.9)), reply(20, ("b:1-2", 0.9)), *others])
+    assert tally.hsic[NAME, "b:1-2"].xy[0] == 2
 
 
 def test_fleet_shares_are_exact_and_cohorts_are_reproducible() -> None:

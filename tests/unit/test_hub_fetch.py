@@ -318,6 +318,8 @@ def test_pickled_shards_become_the_same_safetensors_bit_for_bit(hub, waits, tmp_
     assert set(read_json(out / "conversion.json")) == set(shards)
     assert not list(out.glob("*.bin"))
     assert json.loads((out / "tokenizer.json").read_text())["model"]["vocab"] == pieces["vocab"]
+    snapshot, _ = fetch(member().hub_id, COMMIT, waits.patience())  # what was made anew was not written into the cache
+    assert (snapshot / "tokenizer_config.json").read_bytes() == (served / "tokenizer_config.json").read_bytes()
 
 
 class Evil:

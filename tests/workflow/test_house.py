@@ -193,9 +193,9 @@ def test_dvc_is_in_step_with_params_and_tables() -> None:
 def test_a_study_is_of_one_state_of_the_code(table: Path) -> None:
     states: dict[str, set[str]] = {}
     for row in read_table(table):
-        states.setdefault("federate" if row["method"] in P.ASSEMBLING else "baseline", set()).add(row["code_sha"])
+        states.setdefault(row["method"], set()).add(row["code_sha"])
     assert states, "no runs"
-    mixed = [rule for rule, found in states.items() if len(found) > 1]
+    mixed = [method for method, found in states.items() if len(found) > 1]
     assert not mixed, f"make all of {table.parent.name} again"
 
 
@@ -213,8 +213,14 @@ def test_readme_names_only_what_is_there() -> None:
     named = set(re.findall(r"[`(]((?:src|tests|workflow|presets|profiles|figures|data|benchmarks)/[\w./-]*)[`)]", text))
     named |= set(re.findall(r"[`(]([A-Z][A-Za-z]+\.(?:md|cff))[`)]", text))
     folders = ["zoo", "pool", "quantized", "tasks", "partition", "cost", "scores", "runs", "checkpoints", "external"]
-    folders += ["tuning", "results/full", "results/zoos", "results/ablations", "results/non_iid"]
-    made = {*(f"data/{name}" for name in folders), "figures/full", "figures/ablations", "figures/non_iid"}
+    folders += ["tuning", "results/full", "results/zoos", "results/ablations", "results/non_iid", "results/dropouts"]
+    made = {
+        *(f"data/{name}" for name in folders),
+        "figures/full",
+        "figures/ablations",
+        "figures/non_iid",
+        "figures/dropouts",
+    }
     missing = [n for n in sorted(named) if not (ROOT / n).exists() and n.rstrip("/") not in made]
     assert not missing
 

@@ -18,7 +18,7 @@ MOMENTUM, SECOND, EPSILON = 0.9, 0.99, 1e-6
 
 @dataclass(slots=True)
 class Server:
-    """Settings and moments. A tensor that is new or has another shape starts with fresh moments."""
+    """Settings and moments. A tensor that is new, was gone for a round or has another shape starts with fresh ones."""
 
     name: str = "fedavg"  # fedavg | fedavgm | fedadam
     rate: float = 1.0
@@ -34,6 +34,7 @@ class Server:
         """
         if self.name == "fedavg" and self.rate == 1.0:
             return average
+        self.moments = {key: kept for key, kept in self.moments.items() if key.partition("/")[2] in average}
         new = {}
         for name, tensor in average.items():
             old = weights.get(name)

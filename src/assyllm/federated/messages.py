@@ -33,7 +33,7 @@ class ScoreTask:
         vote: how votes are counted (weighted, median or borda). The robust ones hear a client on every candidate.
         limits: (chain id, block) -> bounds on a client's sums for it; none where there is no entry.
         most: examples that a client may claim with its votes.
-        least: clients whose statistics of an adapter are added up; of fewer nothing is learnt.
+        least: clients whose statistics are added up; of fewer nothing is learnt.
     """
 
     round: int

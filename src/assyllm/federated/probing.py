@@ -47,7 +47,7 @@ def select(run: Context, state: State) -> State:
     clients, late = run.sample(state.round)
     cohort = run.cohort(state, clients)
     probed = {} if task.random else probe_cohort(task, cohort)
-    totals, refused = head_totals(probed, run.liars)
+    totals, refused = head_totals(probed, run.liars, run.settings.federated.least_clients)
     state.dropped += refusals(state.round, refused)
     for key, sums in totals.items():
         state.probed[key] = state.probed[key] + sums if key in state.probed else sums

@@ -83,7 +83,7 @@ class Rounds(Context):
                 features = cohort.features(chain.blocks)
                 sums[chain.id] = CohortHeadSums.of(cohort, features, limit=limits[chain.id])
                 cohort.walker.forget(chain.blocks)
-        totals, refused = head_totals(sums, self.liars)
+        totals, refused = head_totals(sums, self.liars, federated.least_clients)
         state.dropped += probing.refusals(state.round, refused)
         heads = dict(state.heads)
         for name, total in totals.items():

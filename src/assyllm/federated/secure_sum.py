@@ -11,6 +11,7 @@ totals only cannot tell.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Protocol, Self, TypeVar
 
@@ -37,18 +38,20 @@ S = TypeVar("S", bound=Sums)
 
 
 def secure_sum(
-    replies: Sequence[tuple[int, Mapping[K, S]]], limits: Mapping[K, Limit] | None = None
+    replies: Sequence[tuple[int, Mapping[K, S]]], limits: Mapping[K, Limit] | None = None, least: int = 1
 ) -> tuple[dict[K, S], dict[int, str]]:
     """Totals by key, in the order of client numbers (float64, so that the order of arrival changes nothing).
 
     Args:
         replies: (client, its statistics by key).
         limits: bounds on one client's statistics by key; a key without one has none.
+        least: a total over fewer clients is not formed (those left out do not count).
 
     Returns:
         The totals, and by client why its statistics were left out, whole.
     """
     totals: dict[K, S] = {}
+    count: Counter[K] = Counter()
     refused: dict[int, str] = {}
     for client, sums in sorted(replies, key=lambda reply: reply[0]):
         why = next(filter(None, (_why(part, (limits or {}).get(key)) for key, part in sums.items())), "")
@@ -57,7 +60,8 @@ def secure_sum(
             continue
         for key, part in sums.items():
             totals[key] = totals[key] + part if key in totals else part
-    return totals, refused
+            count[key] += 1
+    return {key: total for key, total in totals.items() if count[key] >= least}, refused
 
 
 def _why(part: Sums, limit: Limit | None) -> str:

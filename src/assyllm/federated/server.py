@@ -42,7 +42,8 @@ def server_step(tally: Tally, task: ScoreTask, replies: Sequence[ScoreReply]) ->
     Replies are taken in the order of client numbers, sums in float64, so the result does not depend on the order
     of arrival. A vote that is not finite, out of [-1, 1], for an unknown chain or block, given twice, or beyond
     the ballot is dropped, as is a client's second reply; every one is listed. Sums that are not finite or break the
-    task's limits are left out with the client's votes.
+    task's limits are left out with the client's votes; where fewer than ``task.least`` clients are left, the round
+    counts for nothing.
     """
     dropped: list[Dropped] = []
     known = {("+".join(chain), block) for chain, blocks in task.candidates.items() for block in blocks}
@@ -56,10 +57,12 @@ def server_step(tally: Tally, task: ScoreTask, replies: Sequence[ScoreReply]) ->
         seen.add(reply.client)
         accepted.append(reply)
     totals, refused = secure_sum(
-        [(reply.client, _known_sums(reply, task, known, dropped)) for reply in accepted], task.limits
+        [(reply.client, _known_sums(reply, task, known, dropped)) for reply in accepted], task.limits, task.least
     )
     dropped += [Dropped(task.round, client, "", "", why) for client, why in refused.items()]
     accepted = [reply for reply in accepted if reply.client not in refused]
+    if len(accepted) < task.least:  # what they say is not backed by any sum
+        accepted = []
     total = sum(reply.examples for reply in accepted)
     weight, votes = dict(tally.weight), dict(tally.votes)
     hsic, adapter = dict(tally.hsic), dict(tally.adapter)
@@ -112,8 +115,8 @@ def decide(tally: Tally, task: ScoreTask) -> dict[str, list[tuple[str, float]]]:
 def _recorded(tally: Tally, task: ScoreTask, chain: str, block: str) -> float:
     if task.random:
         return task.random[chain, block]
-    terms = tally.hsic[chain, block]
-    known = float(terms.cka()[0]) if terms.scored()[0] else None
+    terms = tally.hsic.get((chain, block))
+    known = float(terms.cka()[0]) if terms is not None and terms.scored()[0] else None
     cor = task.cor[chain, block]
     score = by.compatibility(known, cor, task.weight)
     return round((1 - task.weight) * cor if score is None else score, by.DECIMALS)

@@ -179,19 +179,22 @@ class CohortHeadSums:
         return HeadSums(x.T @ x, x.T @ y, y @ y, real.sum().double(), questions)
 
 
-def head_totals(sums: Mapping[K, CohortHeadSums], liars: Liars) -> tuple[dict[K, HeadSums], dict[int, str]]:
+def head_totals(
+    sums: Mapping[K, CohortHeadSums], liars: Liars, least: int = 1
+) -> tuple[dict[K, HeadSums], dict[int, str]]:
     """What :func:`secure_sum` makes of the clients' sums: totals by key, and who was left out and why."""
     if liars.in_sums:
         limits = {key: own.limit for key, own in sums.items() if own.limit is not None}
         each = {key: own.each() for key, own in sums.items()}
         clients = next(iter(each.values()), {})
         replies = [(client, {key: own[client] for key, own in each.items()}) for client in clients]
-        return secure_sum(liars.head_sums(replies, limits), limits)
+        return secure_sum(liars.head_sums(replies, limits), limits, least)
     refused: dict[int, str] = {}
     for own in sums.values():
         refused = own.refused() | refused
     answered = {client for own in sums.values() for client in own.places}
-    return {key: own.total(refused) for key, own in sums.items() if answered - refused.keys()}, refused
+    enough = len(answered - refused.keys()) >= least
+    return {key: own.total(refused) for key, own in sums.items() if enough}, refused
 
 
 def cuts(sizes: Iterable[Tensor | int]) -> list[slice]:

@@ -25,6 +25,11 @@ PANELS = {
     "rounds": "rounds a block",
     "items": "questions a client",
 }
+SAID = {  # in the caption, where there is such a panel
+    "votes": "Liars rank the worst block first, or send sums of labels turned round, as much as bounds allow.",
+    "answering": "Who drops out and who is late count alike; methods that assemble ask again.",
+    "rounds": "Dotted in the panel of rounds: the base setting.",
+}
 LINES = {"": "-", "no bound": "-", "bounded": "--", "weighted": "-", "median": "--", "borda": ""}
 ASIDE = {"median": 0.08, "bounded": 0.08, "borda": 0.16}  # so that equal values do not hide each other
 LIE, BOUND = {"federated.liars", "federated.lie"}, {"federated.row_norm", "federated.max_examples"}
@@ -95,14 +100,12 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         Line2D([], [], color=style.colour(m), marker=style.marker(m), ms=3.5, label=style.label(m)) for m in methods
     ]
     rules = [("-", "weighted vote; no bound on sums"), ("--", "median vote; bounded sums")]
-    handles += [Line2D([], [], color="black", ls=line, label=label) for line, label in rules]
-    handles.append(Line2D([], [], color="black", ls="", marker="X", mfc="white", ms=3.5, label="Borda count"))
+    if {"votes", "sums"} & set(panels):
+        handles += [Line2D([], [], color="black", ls=line, label=label) for line, label in rules]
+        handles.append(Line2D([], [], color="black", ls="", marker="X", mfc="white", ms=3.5, label="Borda count"))
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
-    style.caption(
-        figure, df, "Liars give the worst block the greatest score, or send sums of labels turned round, as much as "
-        "bounds allow. Who drops out and who is late count alike. Dotted in the panel of rounds: the base setting. "
-        f"{style.interval(df)}",
-    )  # fmt: skip
+    said = [text for panel, text in SAID.items() if panel in panels]
+    style.caption(figure, df, " ".join([*said, style.interval(df)]))
     return figure
 
 

@@ -116,7 +116,8 @@ def _shard(source: Path, target: Path) -> tuple[list[str], int]:
     with safe_open(temporary, framework="pt") as back:
         for name, tensor in state.items():
             again = back.get_tensor(name)
-            if again.dtype != tensor.dtype or not torch.equal(again.view(torch.uint8), tensor.view(torch.uint8)):
+            same = again.dtype == tensor.dtype and again.shape == tensor.shape
+            if not same or not torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (again, tensor))):
                 raise ArtifactError(f"{source}: {name} reads back differently from {target.name}")
     os.replace(temporary, target)
     return list(state), sum(t.nbytes for t in state.values())

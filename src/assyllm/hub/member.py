@@ -58,11 +58,17 @@ def _bring(name: str, member: Member, folder: Path, patience: Patience | None) -
 
 
 def _place(file: Path, target: Path) -> None:
-    """A second name of a cached file, so that it lies on the disk once; a copy on another disk."""
+    """Cached weights get a second name, so that they lie on the disk once; a copy on another disk.
+
+    The rest is copied: a tokenizer that is made anew writes into these files, and must not write into the cache.
+    """
     try:
-        os.link(file.resolve(), target)
+        if file.suffix == ".safetensors":
+            os.link(file.resolve(), target)
+            return
     except OSError:
-        shutil.copyfile(file, target)
+        pass
+    shutil.copyfile(file, target)
 
 
 def _checked(name: str, family: str, folder: Path) -> int:
