@@ -76,6 +76,12 @@ def read_text(path: Path) -> str:
         raise ArtifactError(f"{path}, line {line}: not UTF-8 text") from None
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file: they end at newlines only, not at U+2028 and its like, which texts may hold."""
+    text = read_text(path)
+    return text.removesuffix("\n").split("\n") if text else []
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file whole or not at all."""
     write_bytes(path, text.encode())

@@ -815,7 +815,9 @@ def validate(model: type[BaseModel], raw: Any, prefix: str = "") -> Any:
 
 
 def _one_line(model: type[BaseModel], raw: Any, error: ValidationError, prefix: str) -> str:
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    # a misspelt key is also a missing one: the first names both
+    first = next((found for found in errors if found["type"] == "extra_forbidden"), errors[0])
     where = [str(part) for part in first["loc"]]
     key = ".".join([prefix, *where] if prefix else where)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""

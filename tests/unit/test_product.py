@@ -166,6 +166,8 @@ def test_predict_answers_a_file_of_questions(saved, tmp_path) -> None:
         ('{"question": "x", "choices": ["a", "b"], "context": 5}', "line 2: .*not a text"),
         ('{"question": "x", "choices": ["a", "b"], "answer": true}', "line 2: .*not the number of a choice"),
         ('{"question": "x", "choices": ["a", "b"], "answer": "0"}', "line 2: .*not the number of a choice"),
+        ('{"question": " ", "choices": ["a", "b"]}', "line 2: .*must not be empty"),
+        ("5", "line 2: .*a mapping is expected"),
     ],
 )
 def test_a_bad_question_is_one_line(line, message, tmp_path) -> None:
@@ -236,6 +238,12 @@ def test_a_pool_that_is_not_the_recipes_is_refused(saved, tiny_folder, tmp_path)
     freer = Recipe(**{**vars(recipe), "licences": {**recipe.licences, "llama": "MIT"}})
     with pytest.raises(ArtifactError, match=r"licences .* the recipe says"):
         assemble(freer, pool, fitted)
+    free = Recipe(**{**vars(recipe), "licence": "CC0-1.0"})
+    with pytest.raises(ArtifactError, match=r"the strictest licence is .* the recipe says CC0-1\.0"):
+        assemble(free, pool, fitted)
+    bare = [{key: value for key, value in row.items() if key != "adapter"} for row in recipe.slices]
+    with pytest.raises(ArtifactError, match="an adapter before slice 2, which the recipe does not name"):
+        assemble(Recipe(**{**vars(recipe), "slices": tuple(bare)}), pool, fitted)
     with pytest.raises(ArtifactError, match=r"nowhere\.safetensors: not readable"):
         assemble(recipe, pool, tmp_path / "nowhere.safetensors")
     shutil.copytree(tiny_folder / "pool8", tmp_path / "pool8")

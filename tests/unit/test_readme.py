@@ -29,9 +29,12 @@ def prose(text: str) -> str:
 def known() -> set[str]:
     """Every number that the tables give, as README may write it."""
     found = set()
-    for folder in (RESULTS, RESULTS / "full", RESULTS / "zoos"):
-        for row in read_table(folder / "accuracy.csv"):
+    for study in ("", "full", "zoos", "non_iid", "dropouts"):
+        for row in read_table(RESULTS / study / "accuracy.csv"):
             found |= {readme.share(float(row[key])) for key in ("mean", "low", "high")}
+    for row in read_table(RESULTS / "non_iid" / "non_iid.csv"):
+        found |= {readme.points(row[key]) for key in ("drop", "drop_low", "drop_high") if row[key]}
+    for folder in (RESULTS, RESULTS / "full", RESULTS / "zoos"):
         for row in read_table(folder / "differences.csv"):
             found |= {readme.points(row[key]) for key in ("difference", "low", "high")}
     for row in read_table(RESULTS / "zoos" / "zoos.csv"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -218,6 +219,15 @@ def test_any_model_runs_under_a_budget_with_the_same_bits(tmp_path: Path, name: 
             options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 1}
             assert torch.equal(model.generate(ids, **options), whole.generate(ids, **options))
         assert model.swapper.peak_bytes <= budget < sum(model.swapper.sizes.values())
+    with torch.no_grad(), pytest.raises(ArtifactError, match="closed"):
+        model(ids)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 8}))
+    with (
+        pytest.raises(ArtifactError, match=r"in its files, \[\d+, \d+\] by its config"),
+        under_budget(tmp_path, budget),
+    ):
+        pass
 
 
 def test_the_walk_of_a_round() -> None:

@@ -13,7 +13,7 @@ from assyllm import params as P
 from assyllm.artifacts import ArtifactError
 from assyllm.tasks import boolq, openbookqa, piqa, sources
 from assyllm.tasks.partition import capped, partition, read_owned, write_owners
-from assyllm.tasks.record import Question
+from assyllm.tasks.record import Question, read_questions, write_questions
 
 BOOLQ = {"question": "is it red?", "title": "Red", "passage": "Red -- it  is\nred.", "answer": True}
 PIQA = {"goal": "How to open a jar", "sol1": "twist it", "sol2": "eat it", "label": 0}
@@ -213,6 +213,12 @@ def test_openbookqa_carves_test_items_from_train_only_without_a_test_file(folder
 def test_too_many_dev_items_are_refused(folder: Path) -> None:
     with pytest.raises(ArtifactError, match=r"tasks\.dev_items: 40 of 40"):
         sources.cut("piqa", sources.load("piqa", "local", folder), section(dev_items=40))
+
+
+def test_questions_survive_the_disk_whatever_separators_they_hold(tmp_path: Path) -> None:
+    asked = [Question(f"q{i}", "a\u2028b", "c\x85d", ("x", "y"), 0) for i in range(2)]
+    write_questions(tmp_path / "q.jsonl", asked)
+    assert read_questions(tmp_path / "q.jsonl") == asked
 
 
 def test_public_texts_hold_every_choice_without_the_answer() -> None:

@@ -94,6 +94,13 @@ def test_one_line_names_the_key(tmp_path: Path, key: str, value: object, words: 
     assert "\n" not in str(caught.value)
 
 
+def test_a_misspelt_key_goes_before_what_it_leaves_missing(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text().replace("  alpha: 1.0 #", "  alhpa: 1.0 #"))
+    with pytest.raises(P.ParamsError, match=r"partition\.alhpa: unknown key, did you mean 'alpha'\? \(and 1 more\)"):
+        P.load(path)
+
+
 def test_missing_doubled_and_broken_files(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     with pytest.raises(P.ParamsError, match="No such file"):

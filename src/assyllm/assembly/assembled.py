@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from assyllm.adapter.registry import build
 from assyllm.artifacts import ArtifactError, output_folder, read_json, verify_folder, write_json, write_text
 from assyllm.assembly.card import card
 from assyllm.assembly.head import Head, sketched
-from assyllm.assembly.recipe import Recipe, slices_of
+from assyllm.assembly.recipe import Recipe, slices_of, strictest
 from assyllm.blocks.block import Block, block_id, kind_of
 from assyllm.blocks.embedding import Embedding, load_embedding
 from assyllm.blocks.families import family as family_of
@@ -194,9 +195,12 @@ def assemble(recipe: Recipe, pool: Pool, fitted: Path) -> AssembledModel:
         if changed:
             key = changed[0]
             raise ArtifactError(f"{pool.folder}: {block} has {key} {now[key]!r}, the recipe says {row.get(key)!r}")
-    licences = {name: pool.models[name].licence for name in recipe.licences}
+    licences = {name: pool.models[name].licence for name in sorted({row["model"] for row in recipe.slices})}
     if licences != recipe.licences:
         raise ArtifactError(f"{pool.folder}: licences {licences}, the recipe says {recipe.licences}")
+    if recipe.licence != strictest(licences.values()):
+        said = f"the recipe says {recipe.licence}"
+        raise ArtifactError(f"{pool.folder}: the strictest licence is {strictest(licences.values())}, {said}")
     blocks = [pool.block(block) for block in recipe.blocks]
     models = sorted({row["model"] for row in recipe.slices})
     tokenizers = {model: pool.tokenizer(model) for model in models}
@@ -211,10 +215,21 @@ def _put_together(
     tokenizers: Mapping[str, Any],
     embeddings: Mapping[str, Embedding],
 ) -> AssembledModel:
+    described = {str(i) for i, row in enumerate(recipe.slices) if row.get("adapter")}
+    surplus = {name.split(".")[1] for name in fitted if name.startswith("adapters.")} - described
+    if surplus:
+        raise ArtifactError(
+            f"{FITTED}: an adapter before slice {int(min(surplus)) + 1}, which the recipe does not name"
+        )
+    for number, (last, row) in enumerate(pairwise(recipe.slices), start=2):
+        if last["width"] != row["width"] and not row.get("adapter"):
+            raise ArtifactError(
+                f"{RECIPE}: slice {number} is {row['width']} wide after {last['width']}, without an adapter"
+            )
     adapters = []
     for i, row in enumerate(recipe.slices):
-        described = row.get("adapter")
-        adapters.append(build(described, _under(fitted, f"adapters.{i}.")) if described else None)
+        kind = row.get("adapter")
+        adapters.append(build(kind, _under(fitted, f"adapters.{i}.")) if kind else None)
     try:
         head = Head(**_under(fitted, "head."))
     except TypeError:

@@ -29,6 +29,8 @@ def read_asked(path: Path) -> list[tuple[Question, bool]]:
             continue
         try:
             row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ArtifactError("a mapping is expected")
             unknown = sorted(set(row) - KEYS)
             if unknown:
                 raise ArtifactError(f"unknown key {unknown[0]!r}")
@@ -40,9 +42,11 @@ def read_asked(path: Path) -> list[tuple[Question, bool]]:
             texts = row["question"], row.get("context") or ""
             if not all(isinstance(text, str) for text in texts):
                 raise ArtifactError("question or context is not a text")
+            if not all(text.strip() for text in (row["question"], *choices)):
+                raise ArtifactError("question and choices must not be empty")
             if type(answer) is not int:
                 raise ArtifactError("answer is not the number of a choice")
-            name = str(row.get("id", number))
+            name = str(number if row.get("id") in (None, "") else row["id"])
             asked.append((Question(name, texts[1], texts[0], tuple(choices), answer), answered))
         except KeyError as error:
             raise ArtifactError(f"{path}, line {number}: no {error.args[0]!r}") from None

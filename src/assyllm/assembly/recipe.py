@@ -102,12 +102,18 @@ class Recipe:
                 lacking = [key for key in SLICE if key not in row]
                 if lacking:
                     raise ArtifactError(f"{path}: slice {number} has no {lacking[0]}")
+                described = row.get("adapter")
+                if described is not None and not (isinstance(described, dict) and "kind" in described):
+                    raise ArtifactError(f"{path}: slice {number}: adapter is a mapping with a kind")
                 if [type(end) for end in row["layer_range"]] != [int, int]:
                     raise ArtifactError(f"{path}: slice {number}: layer_range is [first, end]")
             if not isinstance(raw["head"], dict) or raw["head"].get("scope") not in ("last_block", "all_blocks"):
                 raise ArtifactError(f"{path}: head.scope is last_block or all_blocks")
             if type(raw["max_tokens"]) is not int or raw["max_tokens"] < 1:
                 raise ArtifactError(f"{path}: max_tokens {raw['max_tokens']!r}: a number from 1 is expected")
+            for name in ("licences", "provenance"):
+                if not isinstance(raw.get(name, {}), dict):
+                    raise ArtifactError(f"{path}: {name} is a mapping")
             return cls(
                 task=raw["task"],
                 slices=tuple(raw["slices"]),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from assyllm.artifacts import ArtifactError
+from assyllm.artifacts import ArtifactError, read_lines
 from assyllm.blocks.block import Block
 from assyllm.tasks.record import Question
 from assyllm.zoo.encoding import encode
@@ -32,8 +32,8 @@ def public_lines(tasks: Path, names: Sequence[str], number: int) -> list[str]:
     """
     lines: dict[str, None] = {}
     for name in names:
-        text = (tasks / name / "public.txt").read_text(encoding="utf-8")
-        lines |= dict.fromkeys(line for line in text.splitlines() if len(line.split()) > 1)
+        public = read_lines(tasks / name / "public.txt")
+        lines |= dict.fromkeys(line for line in public if len(line.split()) > 1)
     found = list(lines)
     if not found:
         raise ArtifactError(f"{tasks}: no public text to calibrate on")

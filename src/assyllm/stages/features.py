@@ -20,7 +20,7 @@ def run(params: str, code_sha: str, pool: Path, tasks: Path, walked: Path, out: 
     p = parse_sections(params, SECTIONS)
     import torch
 
-    from assyllm.artifacts import verify_folder
+    from assyllm.artifacts import read_lines, verify_folder
     from assyllm.comparator.public import cloze_questions
     from assyllm.features import POINTS, SCORES, Public, point_rows, score_rows
     from assyllm.quantizer.pool import open_pool
@@ -36,7 +36,7 @@ def run(params: str, code_sha: str, pool: Path, tasks: Path, walked: Path, out: 
     shown = p.features.task if p.features.task in p.tasks.names else p.tasks.names[0]
     points, scores = [], []
     for task in p.tasks.names:
-        lines = (Path(tasks) / task / "public.txt").read_text(encoding="utf-8").splitlines()
+        lines = read_lines(Path(tasks) / task / "public.txt")
         questions = cloze_questions(lines, p.features.texts)
         public = Public.read(opened, questions, p.tasks.max_tokens[task], p.comparator)
         mine = [row for row in models if row["task"] == task]

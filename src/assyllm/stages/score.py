@@ -22,7 +22,7 @@ def run(params: str, code_sha: str, pool: Path, tasks: Path, partition: Path, se
     import torch
     from safetensors.torch import save_file
 
-    from assyllm.artifacts import manifest_sha, output_folder, verify_folder
+    from assyllm.artifacts import manifest_sha, output_folder, read_lines, verify_folder
     from assyllm.comparator.native import score_clients
     from assyllm.comparator.public import cloze_questions, public_statistics
     from assyllm.quantizer.pool import open_pool
@@ -39,7 +39,7 @@ def run(params: str, code_sha: str, pool: Path, tasks: Path, partition: Path, se
             train = read_questions(Path(tasks) / task / "train.jsonl")
             dealt = p.partition
             owned = read_owned(Path(partition) / f"{task}.csv", train, dealt.clients, dealt.items_per_client)
-            lines = (Path(tasks) / task / "public.txt").read_text(encoding="utf-8").splitlines()
+            lines = read_lines(Path(tasks) / task / "public.txt")
             length = p.tasks.max_tokens[task]
             public = public_statistics(opened, cloze_questions(lines, p.comparator.public_texts), length)
             clients = [c for c in range(p.partition.clients) if c % p.comparator.shards == shard]

@@ -270,6 +270,8 @@ class Engine:
     def _fail(self) -> None:
         if self._error is not None:
             raise self._error
+        if self._closed:
+            raise ArtifactError("closed: its blocks compute inside its `with` only")
 
     def _log(self, kind: Any, unit: str, start: float, end: float, size: int = 0) -> None:
         if self.record:

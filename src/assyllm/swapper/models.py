@@ -144,6 +144,9 @@ def _parts(model: Any, entries: dict[str, Entry], folder: Path) -> tuple[list[Pa
             full = f"{name}.{attribute}" if name else attribute
             if full not in stored:
                 raise ArtifactError(f"{folder}: no weights called {full} in its files")
+            if tuple(value.shape) != tuple(entries[stored[full]].shape):
+                said = f"{list(entries[stored[full]].shape)} in its files, {list(value.shape)} by its config"
+                raise ArtifactError(f"{folder}: {full} is {said}")
             tensors[part][full] = entries[stored[full]]
             parts[part].slots[full] = [(module, attribute)]
             found = True

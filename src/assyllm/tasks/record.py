@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from assyllm.artifacts import ArtifactError, write_text
+from assyllm.artifacts import ArtifactError, read_lines, write_text
 
 SPLITS = ("train", "dev", "test")
 
@@ -58,11 +58,7 @@ def write_questions(path: Path, questions: Iterable[Question]) -> None:
 def read_questions(path: Path) -> list[Question]:
     """Read JSON lines; a broken line raises :class:`ArtifactError` with file and line number."""
     questions = []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ArtifactError(f"{path}: {error.strerror}") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         try:
             row = json.loads(line)
             row["choices"] = tuple(row["choices"])
