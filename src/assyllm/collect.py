@@ -335,12 +335,13 @@ def non_iid_table(predictions: Rows, runs: Rows, ev: Evaluate, leader: str = "as
         }
         for method, by_alpha in swept.items()
     }
+    tasks = ["all", *sorted({p["task"] for p in predictions})]
     rows = []
     for method, by_alpha in swept.items():
-        for task, alpha in product(["all", *sorted({p["task"] for p in predictions})], sorted(by_alpha)):
+        for task, alpha in product(tasks, sorted(by_alpha)):
 
-            def found(kind: str, hits: Iterable[Hits], task: str = task) -> dict[str, float]:
-                values = compared([_of_task(own, task) for own in hits], about, ev)
+            def found(kind: str, of_runs: Iterable[Hits], task: str = task) -> dict[str, float]:
+                values = compared([_of_task(own, task) for own in of_runs], about, ev)
                 return dict(zip((kind, f"{kind}_low", f"{kind}_high"), values, strict=True))
 
             accuracy = found("mean", [by_alpha[alpha][run] for run in sorted(by_alpha[alpha])])

@@ -219,7 +219,7 @@ def _put_together(
     surplus = {name.split(".")[1] for name in fitted if name.startswith("adapters.")} - described
     if surplus:
         raise ArtifactError(
-            f"{FITTED}: an adapter before slice {int(min(surplus)) + 1}, which the recipe does not name"
+            f"{FITTED}: an adapter before slice {min(map(int, surplus)) + 1}, which the recipe does not name"
         )
     for number, (last, row) in enumerate(pairwise(recipe.slices), start=2):
         if last["width"] != row["width"] and not row.get("adapter"):
