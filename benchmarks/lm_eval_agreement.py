@@ -10,6 +10,7 @@ longer than the model's positions are left out: the harness cuts their beginning
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import tempfile
@@ -93,6 +94,8 @@ def main() -> None:
     parser.add_argument("--items", type=int, help="the first so many of each file")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if importlib.util.find_spec("lm_eval") is None:
+        parser.error("lm_eval is not installed: pip install assyllm[lm-eval]")
     rows = []
     for file in options.questions:
         with tempfile.TemporaryDirectory() as name:

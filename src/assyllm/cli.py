@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
@@ -118,6 +119,8 @@ def zoo_plan(
     """Print what the models need before anything is fetched; end with an error if it cannot fit."""
     from assyllm.needs import refuse_early, report
 
+    if recorded and pin:
+        raise ArtifactError("--pin asks the hub for today's commits, --recorded does not ask it: give one of them")
     text, found = report(path, recorded, pin)
     typer.echo(text)
     refuse_early(found)
@@ -415,6 +418,10 @@ def compare(
     bf16: Annotated[bool, typer.Option("--bf16", help="Multiply states in bfloat16.")] = False,
 ) -> None:
     """Score every layer of a model against every layer of another: CKA, COR, compatibility."""
+    from assyllm.comparator.heatmap import format_of
+
+    if out is not None:
+        format_of(out)  # refused now, not when all is computed
     from assyllm.comparator import compare as comparing
 
     lines = read_text(texts).split("\n")
@@ -513,6 +520,7 @@ def _root(
     # one thread a job: the workflow runs jobs side by side, and results must not depend on thread count
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it remarks on a kernel that one may install
 
 
 def main() -> None:

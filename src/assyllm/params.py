@@ -223,7 +223,7 @@ class Partition(Section):
 class Blocks(Section):
     """Where a model is cut into blocks (paper section 4.1)."""
 
-    members: list[str] | None = None
+    members: Annotated[list[str], Field(min_length=1)] | None = None
     edge_to_middle: Positive
     blocks_per_model: Annotated[int, Field(ge=2)] | None
 
@@ -269,8 +269,13 @@ class Quantize(Section):
     @property
     def needs_sensitivity(self) -> bool:
         """Whether quantizing reads scores or moments."""
-        rounds = self.scheme == "uniform" and self.bits < 16 and self.rounding == "compensated"
-        return self.allocates or rounds
+        return self.allocates or self.needs_moments
+
+    @property
+    def needs_moments(self) -> bool:
+        """Whether rounding is compensated, which takes second moments of every layer's inputs."""
+        rounded = self.allocates or (self.scheme == "uniform" and self.bits < 16)
+        return rounded and self.rounding == "compensated"
 
     @property
     def mean_bits(self) -> float:
@@ -662,6 +667,8 @@ class Params(Section):
                         self.assembling.of(method)
         if self.quantize.allocates and self.quantize.score not in self.sensitivity.scores:
             raise ValueError(f"quantize.score: {self.quantize.score!r} is not in sensitivity.scores")
+        if self.quantize.needs_moments and not self.sensitivity.moments:
+            raise ValueError("sensitivity.moments: false, but quantize.rounding: compensated takes them")
         for name in self.blocks.members or ():
             if name not in self.zoo.models:
                 raise ValueError(f"blocks.members: {name!r} is not in zoo.models")

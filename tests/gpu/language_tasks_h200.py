@@ -204,7 +204,9 @@ def plain_json_lines() -> None:
     from assyllm.tasks import sources
 
     if importlib.util.find_spec("datasets") is None:
-        sources._local_rows = lambda path: [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        sources._local_rows = lambda path: [
+            (n, json.loads(line)) for n, line in enumerate(path.read_text("utf-8").split("\n"), 1) if line.strip()
+        ]
 
 
 # -------------------------------------------------------------------------------------------------- the parameters

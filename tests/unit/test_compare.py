@@ -7,7 +7,9 @@ from itertools import combinations
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from assyllm import cli
 from assyllm.artifacts import ArtifactError
 from assyllm.comparator import compare
 from assyllm.zoo.load import load_model, load_tokenizer
@@ -78,3 +80,13 @@ def test_bad_input_is_one_line(tiny_folder, tmp_path) -> None:
         compare(folder, folder, [*TEXTS[:3], "", " "])
     with pytest.raises(ArtifactError, match="nowhere: no such folder"):
         compare(tmp_path / "nowhere", folder, TEXTS)
+    with pytest.raises(ArtifactError, match="a list of texts is expected"):
+        compare(folder, folder, TEXTS[0])
+    for name, value in (("cka_weight", 1.5), ("cka_batch", 3), ("estimator", "best")):
+        with pytest.raises(ArtifactError, match=f"{name}: .*{value}"):
+            compare(folder, folder, TEXTS, **{name: value})
+    lines = tmp_path / "texts.txt"
+    lines.write_text("\n".join(TEXTS))
+    wrong = ["compare", str(folder), str(folder), "--texts", str(lines), "--out", str(tmp_path / "map.jpg")]
+    with pytest.raises(ArtifactError, match=r"map\.jpg: a heatmap is written as png, pdf, svg"):
+        CliRunner().invoke(cli.app, wrong, catch_exceptions=False)

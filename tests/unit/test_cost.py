@@ -22,6 +22,7 @@ from assyllm.artifacts import ArtifactError
 from assyllm.assembly.head import HeadSums
 from assyllm.cost import trace
 from assyllm.cost.devices import Device, compute_seconds, device, devices, step_seconds
+from assyllm.cost.estimate import estimate
 from assyllm.cost.methods import METHODS, step_of
 from assyllm.cost.nf4 import Nf4Linear, dequantize
 from assyllm.cost.participation import participation, reading_of
@@ -367,6 +368,12 @@ def test_unknown_names_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(ArtifactError, match="'gpt2' is not one of"):
         config_of(str(tmp_path / "c.json"))
+    for key, value in (("max_position_embeddings", None), ("num_attention_heads", 0), ("num_attention_heads", 7)):
+        (tmp_path / "config.json").write_text(json.dumps(TINY["opt"] | {key: value}))
+        with pytest.raises(ArtifactError, match=rf"config\.json: .*{key}"):
+            config_of(str(tmp_path))
+    with pytest.raises(ArtifactError, match="513 tokens are more than the 512 positions of roberta-large"):
+        estimate("roberta-large", "lora", 1, 513, "sgd", "tx2", 8, 2)
 
 
 def test_every_method_of_the_study_has_a_step() -> None:

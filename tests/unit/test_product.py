@@ -168,6 +168,8 @@ def test_predict_answers_a_file_of_questions(saved, tmp_path) -> None:
         ('{"question": "x", "choices": ["a", "b"], "answer": "0"}', "line 2: .*not the number of a choice"),
         ('{"question": " ", "choices": ["a", "b"]}', "line 2: .*must not be empty"),
         ("5", "line 2: .*a mapping is expected"),
+        ('{"question": "\\ud800", "choices": ["a", "b"]}', "line 2: .*half of a surrogate pair"),
+        ('{"question": "x", "choices": ["a", "b"], "id": 1}', "line 2: .*the id '1' was given before"),
     ],
 )
 def test_a_bad_question_is_one_line(line, message, tmp_path) -> None:
@@ -244,6 +246,8 @@ def test_a_pool_that_is_not_the_recipes_is_refused(saved, tiny_folder, tmp_path)
     bare = [{key: value for key, value in row.items() if key != "adapter"} for row in recipe.slices]
     with pytest.raises(ArtifactError, match="an adapter before slice 2, which the recipe does not name"):
         assemble(Recipe(**{**vars(recipe), "slices": tuple(bare)}), pool, fitted)
+    with pytest.raises(ArtifactError, match=r"a head of \d+ features, recipe\.yaml's slices have \d+"):
+        assemble(Recipe(**{**vars(recipe), "head": {**recipe.head, "sketch_dims": 8}}), pool, fitted)
     with pytest.raises(ArtifactError, match=r"nowhere\.safetensors: not readable"):
         assemble(recipe, pool, tmp_path / "nowhere.safetensors")
     shutil.copytree(tiny_folder / "pool8", tmp_path / "pool8")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from assyllm.artifacts import ArtifactError, output_folder
+from assyllm.artifacts import ArtifactError, manifest_sha, output_folder
 from assyllm.blocks.pool import Pool
 from assyllm.quantizer import allocate
 from assyllm.quantizer.backends import Int8Linear, Nf4Linear, encode
@@ -312,12 +312,21 @@ def test_missing_scores_and_moments_are_named(tiny_folder, sensitivity, tmp_path
         (folder / "blocks").mkdir()
         for file in (sensitivity / "blocks").iterdir():
             kept = {n: t for n, t in load_file(file).items() if n.startswith("output|")}
-            save_file(kept, folder / "blocks" / file.name)
+            save_file(kept, folder / "blocks" / file.name, {"pool": manifest_sha(tiny_folder / "pool")})
     with pytest.raises(ArtifactError, match="moments"):
         quantized(tiny_folder, tmp_path / "low", bare, budget_bits=7.5)
     with pytest.raises(ArtifactError, match="sparsity"):
         quantized(tiny_folder, tmp_path / "low", bare, scheme="paper", budget_bits=7.5)
     assert not (tmp_path / "low").exists()
+    other = tmp_path / "other"
+    with output_folder(other) as folder:
+        shutil.copytree(sensitivity / "blocks", folder / "blocks")
+        first = folder / Pool.open(tiny_folder / "pool").info(Pool.open(tiny_folder / "pool").ids[0]).file
+        save_file(load_file(first), first, {"pool": "of other weights"})
+    with pytest.raises(ArtifactError, match="other: measured on another pool than"):
+        quantized(tiny_folder, tmp_path / "low", other, budget_bits=7.5)
+    with pytest.raises(ArtifactError, match="pool8: quantized already"):
+        quantize_pool(tiny_folder / "pool8", tmp_path / "low", tiny_params(quantize={"scheme": "nf4"}).quantize)
 
 
 def test_weights_that_are_not_finite_are_refused_by_name(tiny_folder, tmp_path) -> None:

@@ -113,6 +113,11 @@ def test_a_task_of_ones_own_has_two_to_five_choices(tmp_path: Path, monkeypatch:
     first, second = splits["train"]
     assert (len(first.choices), first.topic) == (2, "red")
     assert (second.id, second.context, len(second.choices), second.answer) == ("mine-1", "a text", 5, 4)
+    (tmp_path / "mine" / "test.jsonl").write_text("\n" + json.dumps(OWN[1] | {"id": "2020-01-01T00:00:00"}))
+    assert sources.load("mine", "local", tmp_path)["test"][0].id == "2020-01-01T00:00:00"
+    (tmp_path / "mine" / "test.jsonl").write_text("\n" + json.dumps(OWN[0] | {"answer": 2}))
+    with pytest.raises(ArtifactError, match=r"test\.jsonl, row 2: .*answer 2 is not one"):
+        sources.load("mine", "local", tmp_path)
     (tmp_path / "mine" / "test.jsonl").unlink()
     assert set(sources.load("mine", "local", tmp_path)) == {"train", "validation"}
 
@@ -122,7 +127,8 @@ def test_a_task_of_ones_own_has_two_to_five_choices(tmp_path: Path, monkeypatch:
     [
         ({"choices": ["a"]}, "1 choices, expected 2 to 5"),
         ({"choices": list("abcdef")}, "6 choices, expected 2 to 5"),
-        ({"choices": "ab"}, "choices must be a list of texts"),
+        ({"choices": "ab"}, "choices is str, before list of str"),
+        ({"choices": [1, 2]}, "choices is list of int, before list of str"),
         ({"answer": 2}, "answer 2 is not one of its choices"),
         ({"answer": "a"}, "answer is str, before int"),
         ({"answer": 1.0}, "answer is float, before int"),

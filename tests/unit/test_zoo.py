@@ -234,6 +234,9 @@ def test_missing_weights_are_refused(zoo, tmp_path):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ArtifactError, match=r"no weights for bert\.encoder"):
         load_model(folder)
+    save_file(tensors | {name: torch.zeros(3, 2)}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ArtifactError, match=rf"{name} is \[3, 2\], its config\.json says"):
+        load_model(folder)
 
 
 def test_corpus_defects(tmp_path):

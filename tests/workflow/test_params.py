@@ -82,6 +82,8 @@ def changed(tmp_path: Path, dotted: str, value: object) -> Path:
         ("study.default.runs", {"base": ["loraa"]}, "study.default.runs.base.0: Input should be"),
         ("study.default.runs", {"base": []}, "study.default.runs.base: List should have at least 1 item"),
         ("study.default.seeds", [-1], "study.default.seeds.0: Input should be greater than or equal to 0"),
+        ("blocks.members", [], "blocks.members: List should have at least 1 item"),
+        ("sensitivity.moments", False, "sensitivity.moments: false, but quantize.rounding: compensated takes them"),
         ("settings.a b", {}, "settings.a b.[key]: String should match pattern"),
         ("settings.base", {"partition.alpha": 3.0}, "settings.base: empty by definition"),
         ("zoo.models.opt.key_value_heads", 4, "zoo.models.opt.key_value_heads 4 does not divide heads 6"),

@@ -40,7 +40,7 @@ from assyllm.blocks.split import empty_block
 from assyllm.comparator.activations import advance, pooled
 from assyllm.quantizer.pool import prepare
 from assyllm.tasks.record import Question
-from assyllm.zoo.encoding import Encoded, combine, encode
+from assyllm.zoo.encoding import Encoded, combine, encode, features
 from assyllm.zoo.load import load_tokenizer
 
 CONFIG, WEIGHTS, FITTED, RECIPE, CARD = (
@@ -165,7 +165,7 @@ class AssembledModel(nn.Module):
         configs = read_json(folder / CONFIG).get("models", {})
         tensors = _tensors(folder / WEIGHTS)
         blocks, embeddings = [], {}
-        tokenizers = {recipe.slices[0]["model"]: load_tokenizer(folder)}
+        tokenizers = {recipe.slices[0]["model"]: load_tokenizer(folder, named=True)}
         for i, row in enumerate(recipe.slices):
             if row["model"] not in configs:
                 raise ArtifactError(f"{folder / CONFIG}: no config of {row['model']}, which {RECIPE} names")
@@ -234,6 +234,11 @@ def _put_together(
         head = Head(**_under(fitted, "head."))
     except TypeError:
         raise ArtifactError(f"{FITTED}: not the tensors of a head: {sorted(_under(fitted, 'head.'))}") from None
+    read = recipe.slices if recipe.head["scope"] == "all_blocks" else recipe.slices[-1:]
+    dims = recipe.head.get("sketch_dims")
+    wanted = sum(min(features(row["width"]), dims or features(row["width"])) for row in read)
+    if head.weight.shape != (wanted,):
+        raise ArtifactError(f"{FITTED}: a head of {head.weight.numel()} features, {RECIPE}'s slices have {wanted}")
     return AssembledModel(blocks, adapters, head, recipe, tokenizers, embeddings).eval()
 
 

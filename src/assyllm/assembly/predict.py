@@ -23,7 +23,8 @@ def read_asked(path: Path) -> list[tuple[Question, bool]]:
     Raises:
         ArtifactError: no such file, no question in it, or a line that is none; file and line number are named.
     """
-    asked = []
+    asked: list[tuple[Question, bool]] = []
+    names: set[str] = set()
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
@@ -47,6 +48,9 @@ def read_asked(path: Path) -> list[tuple[Question, bool]]:
             if type(answer) is not int:
                 raise ArtifactError("answer is not the number of a choice")
             name = str(number if row.get("id") in (None, "") else row["id"])
+            if name in names:
+                raise ArtifactError(f"the id {name!r} was given before")
+            names.add(name)
             asked.append((Question(name, texts[1], texts[0], tuple(choices), answer), answered))
         except KeyError as error:
             raise ArtifactError(f"{path}, line {number}: no {error.args[0]!r}") from None

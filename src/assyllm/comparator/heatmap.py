@@ -16,6 +16,18 @@ if TYPE_CHECKING:
 FORMATS = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}, "svg": {"Date": None}}
 
 
+def format_of(path: Path) -> str:
+    """What a picture of that name is written as.
+
+    Raises:
+        ArtifactError: a file ending that is none of png, pdf, svg.
+    """
+    suffix = path.suffix.lstrip(".").lower()
+    if suffix not in FORMATS:
+        raise ArtifactError(f"{path}: a heatmap is written as {', '.join(FORMATS)}")
+    return suffix
+
+
 def draw(table: Comparison, path: Path) -> Path:
     """Write the picture whole or not at all; cells without a score are left grey.
 
@@ -24,9 +36,7 @@ def draw(table: Comparison, path: Path) -> Path:
     """
     from matplotlib.figure import Figure
 
-    suffix = path.suffix.lstrip(".").lower()
-    if suffix not in FORMATS:
-        raise ArtifactError(f"{path}: a heatmap is written as {', '.join(FORMATS)}")
+    suffix = format_of(path)
     panels = (("CKA", table.cka), ("COR", table.cor), ("compatibility", table.compatibility))
     height, width = len(table.cka), len(table.cka[0])
     cell = min(0.3, 6 / max(height, width))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -98,8 +98,17 @@ def compare(
         bf16: multiply states in bfloat16.
 
     Raises:
-        ArtifactError: a model cannot be loaded, or there are fewer than four texts with words in them.
+        ArtifactError: a model cannot be loaded, an argument is out of range, or there are fewer than four texts with
+            words in them.
     """
+    if isinstance(texts, str):
+        raise ArtifactError("texts: a list of texts is expected, not one text")
+    if not 0 <= cka_weight <= 1:
+        raise ArtifactError(f"cka_weight: {cka_weight} is not between 0 and 1")
+    if cka_batch < MINIMUM_ROWS:
+        raise ArtifactError(f"cka_batch: {cka_batch}, at least {MINIMUM_ROWS} is expected")
+    if estimator not in get_args(Estimator):
+        raise ArtifactError(f"estimator: {estimator!r} is none of {', '.join(get_args(Estimator))}")
     texts = [text for text in texts if text.strip()]
     if len(texts) < MINIMUM_ROWS:
         raise ArtifactError(f"{len(texts)} texts: a comparison needs at least {MINIMUM_ROWS}, rather some hundreds")
@@ -151,7 +160,10 @@ def _open(source: Source) -> tuple[str, Any, Any]:
         if isinstance(source, Path) or str(source).startswith((".", "/", "~")):
             raise ArtifactError(f"{source}: no such folder")
         hub_id, _, revision = str(source).partition("@")
-        folder = fetch(hub_id, revision or "main")
+        try:
+            folder = fetch(hub_id, revision or "main")
+        except ArtifactError as error:
+            raise ArtifactError(f"{source}: no such folder, and from the hub: {error}") from None
     return str(source), load_model(folder), load_tokenizer(folder)
 
 

@@ -12,7 +12,7 @@ from assyllm.cost.point import GB, device_point
 from assyllm.cost.selection import Residency
 from assyllm.cost.shapes import config_of
 from assyllm.cost.step import Reading
-from assyllm.params import LOW_RANK
+from assyllm.params import ASSEMBLING, LOW_RANK
 
 
 def estimate(
@@ -32,8 +32,10 @@ def estimate(
         raise ArtifactError(f"bits: {bits} is none of 4, 8, 16")
     wanted = [device(on)] if on else list(devices().values())
     config = config_of(model)
-    positions = config.get("max_position_embeddings")
-    if config["model_type"] != "llama" and positions and tokens > positions:
+    # a llama's positions turn, the others' are learned; RoBERTa's begin after its padding id
+    positions = tokens if config["model_type"] == "llama" else int(config["max_position_embeddings"])
+    positions -= config.get("pad_token_id", 1) + 1 if config["model_type"] == "roberta" else 0
+    if tokens > positions:
         raise ArtifactError(f"length: {tokens} tokens are more than the {positions} positions of {model}")
     reading = Reading(batch, tokens, optimizer, targets=targets, rank=rank, directions=directions)
     point = device_point(method, config, reading, Residency(resident_layers, 2, bits))
@@ -45,7 +47,7 @@ def estimate(
         "batch": batch,
         "tokens": tokens,
         "optimizer": optimizer,
-        "precision": "16 bit",
+        "precision": _precision(method, bits),
         "attention": reading.attention,
         **({"targets": targets, "rank": rank} if method in LOW_RANK else {}),
         **({"directions": directions} if method == "fwdllm" else {}),
@@ -62,6 +64,12 @@ def estimate(
         ],
         "source": "modelled",
     }
+
+
+def _precision(method: str, bits: int) -> str:
+    if method in ASSEMBLING:
+        return f"{bits}-bit pool"
+    return "4-bit base, 16-bit adapters" if method.startswith("qlora") else "16 bit"
 
 
 def table(answer: dict[str, Any]) -> str:

@@ -81,10 +81,14 @@ class Shape:
         if family not in ("llama", "opt", "bert", "roberta"):
             raise ArtifactError(f"model_type {family!r} is not one of llama, opt, bert, roberta")
         inner = "ffn_dim" if family == "opt" else "intermediate_size"
-        wanted = ("hidden_size", inner, "num_hidden_layers", "num_attention_heads", "vocab_size")
-        absent = [key for key in wanted if not isinstance(config.get(key), int)]
+        wanted = ["hidden_size", inner, "num_hidden_layers", "num_attention_heads", "vocab_size"]
+        wanted += [] if family == "llama" else ["max_position_embeddings"]
+        absent = [key for key in wanted if type(config.get(key)) is not int or config[key] < 1]
         if absent:
-            raise ArtifactError(f"the config has no whole number {', '.join(absent)}")
+            raise ArtifactError(f"the config has no whole number from 1 as {', '.join(absent)}")
+        if config["hidden_size"] % config["num_attention_heads"]:
+            heads = config["num_attention_heads"]
+            raise ArtifactError(f"hidden_size {config['hidden_size']} cannot be cut into {heads} num_attention_heads")
         learned = 0 if family == "llama" else int(config["max_position_embeddings"])
         return cls(
             family=family,
@@ -111,18 +115,19 @@ def shape_of(stands_for: str) -> Shape:
 
 
 def config_of(model: str) -> dict[str, Any]:
-    """The hub config of a known model, or the one in the JSON file of that name.
+    """The hub config of a known model, or the one in the JSON file or the model's folder of that name.
 
     Raises:
         ArtifactError: neither a known name nor a readable config of a known family.
     """
     if model in CONFIGS:
         return dict(CONFIGS[model])
-    if not Path(model).is_file():
-        raise ArtifactError(f"{model!r} is neither one of {', '.join(CONFIGS)} nor a config.json")
-    config = dict(read_json(Path(model)))
+    path = Path(model) / "config.json" if Path(model).is_dir() else Path(model)
+    if not path.is_file():
+        raise ArtifactError(f"{model!r} is neither one of {', '.join(CONFIGS)} nor a config.json or a folder with one")
+    config = dict(read_json(path))
     try:
         Shape.of(config)
     except ArtifactError as error:
-        raise ArtifactError(f"{model}: {error}") from None
+        raise ArtifactError(f"{path}: {error}") from None
     return config

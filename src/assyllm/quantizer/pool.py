@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from assyllm.artifacts import ArtifactError, output_folder, read_json, verify_folder
+from assyllm.artifacts import ArtifactError, manifest_sha, output_folder, read_json, verify_folder
 from assyllm.blocks.block import Block
 from assyllm.blocks.pool import BlockInfo, Pool, write_block, write_pool
 from assyllm.params import Quantize
@@ -45,14 +46,21 @@ def quantize_pool(
         device: where matrices are rounded and packed.
 
     Raises:
-        ArtifactError: bad weights, a budget below the floor, or scores that are not there.
+        ArtifactError: bad weights, a pool that is quantized already, a budget below the floor, or scores that are not
+            there or of another pool.
     """
+    pool, out = Path(pool), Path(out)
     source = Pool.open(pool)
+    if any(source.info(block).group_size for block in source.ids):
+        raise ArtifactError(f"{pool}: quantized already; give the pool that it was made of")
     raw = read_json(pool / "pool.json")
     if settings.needs_sensitivity:
         if sensitivity is None:
             raise ArtifactError(f"quantize.scheme: {settings.scheme} needs the folder of the stage `sensitivity`")
         verify_folder(sensitivity)
+        with safe_open(sensitivity / source.info(source.ids[0]).file, "pt") as file:
+            if (file.metadata() or {}).get("pool") != manifest_sha(pool):
+                raise ArtifactError(f"{sensitivity}: measured on another pool than {pool}")
     widths = allocation(source, settings, sensitivity) if sensitivity is not None and settings.allocates else {}
     with output_folder(out) as folder:
         for name in raw["order"]:

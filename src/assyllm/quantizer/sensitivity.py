@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from assyllm.artifacts import output_folder
+from assyllm.artifacts import manifest_sha, output_folder
 from assyllm.blocks.pool import Pool
 from assyllm.params import Sensitivity
 from assyllm.quantizer.calibrate import batches, native_inputs, second_moments
@@ -29,6 +29,7 @@ def write_sensitivity(pool: Path, out: Path, lines: Sequence[str], max_tokens: i
         ArtifactError: a weight that is not finite; nothing is written then.
     """
     source = Pool.open(pool)
+    measured = {"pool": manifest_sha(pool)}
     with output_folder(out) as folder:
         (folder / "blocks").mkdir()
         for model in source.models:
@@ -39,5 +40,5 @@ def write_sensitivity(pool: Path, out: Path, lines: Sequence[str], max_tokens: i
                 if settings.moments:
                     moments = second_moments(block, received)
                     tensors |= {f"moments|{path}": value for path, value in moments.items()}
-                save_file(tensors, folder / info.file)
+                save_file(tensors, folder / info.file, measured)
             print(f"sensitivity {model}: {len(source.of_model(model))} blocks", flush=True)

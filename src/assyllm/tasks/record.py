@@ -34,6 +34,10 @@ class Question:
             raise ArtifactError(f"question {self.id!r}: {len(self.choices)} choices, expected 2 to 5")
         if not 0 <= self.answer < len(self.choices):
             raise ArtifactError(f"question {self.id!r}: answer {self.answer} is not one of its choices")
+        try:
+            " ".join((self.context, self.question, *self.choices)).encode()
+        except UnicodeEncodeError:
+            raise ArtifactError(f"question {self.id!r}: half of a surrogate pair, which is no text") from None
 
     @property
     def about(self) -> str:

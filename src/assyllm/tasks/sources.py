@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +33,7 @@ def load(task: str, source: Literal["local", "hub"], local_dir: Path) -> Splits:
     """
     if source == "hub":
         return {
-            split: _questions(task, _hub_rows(task, split), f"{MODULES[task].HUB[0]} {split}")
+            split: _questions(task, [*enumerate(_hub_rows(task, split), start=1)], f"{MODULES[task].HUB[0]} {split}")
             for split in sorted({"train", "validation", *MODULES[task].TEST})
         }
     folder = Path(os.environ.get(VARIABLE) or local_dir) / task
@@ -98,10 +97,10 @@ def _capped(questions: list[Question], cap: int | None, task: str) -> list[Quest
     return [questions[i] for i in np.sort(chosen)]
 
 
-def _questions(task: str, rows: Sequence[Mapping[str, Any]], where: str) -> list[Question]:
+def _questions(task: str, rows: Sequence[tuple[int, Mapping[str, Any]]], where: str) -> list[Question]:
     questions, seen = [], set()
     stem = Path(where).stem.split()[-1]
-    for number, row in enumerate(rows, start=1):
+    for number, row in rows:
         try:
             question = _module(task).question(row, f"{task}-{stem}-{number}")
         except (ValueError, ArtifactError) as error:
@@ -115,43 +114,44 @@ def _questions(task: str, rows: Sequence[Mapping[str, Any]], where: str) -> list
     return questions
 
 
-def _local_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file through `datasets`, whose cache lives and dies in a temporary folder.
-
-    The lines are looked at before: `datasets` makes fractions of all answers for one row's sake.
-    """
-    if broken := _broken_row(path, fields=("answer", "label")):
-        raise ArtifactError(broken)
-    if not read_text(path).strip():
-        return []
-    datasets = _datasets()
-    with tempfile.TemporaryDirectory(prefix="assyllm-") as cache:
-        try:
-            table = datasets.Dataset.from_json(str(path), cache_dir=cache, keep_in_memory=True)
-            return table.to_list()
-        except (datasets.exceptions.DatasetsError, ValueError, TypeError) as error:
-            raise ArtifactError(_broken_row(path) or f"{path}: {_line(error)}") from None
-
-
-def _broken_row(path: Path, fields: tuple[str, ...] = ()) -> str:
-    """Which row of a JSON-lines file is no object, or changes the kind of one of ``fields`` (none: of any); else ""."""
-    kinds: dict[str, type] = {}
+def _local_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Line numbers and rows of a JSON-lines file through `datasets`, which gives every row the same fields."""
+    lines: list[int] = []
+    rows: list[dict[str, Any]] = []
+    kinds: dict[str, str] = {}
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except ValueError as error:
-            return f"{path}, row {number}: not valid JSON ({error})"
+            raise ArtifactError(f"{path}, row {number}: not valid JSON ({error})") from None
         if not isinstance(row, dict):
-            return f"{path}, row {number}: an object is expected"
+            raise ArtifactError(f"{path}, row {number}: an object is expected")
         for name, value in row.items():
-            if value is None or (fields and name not in fields):
-                continue
-            known = kinds.setdefault(name, type(value))
-            if known is not type(value):
-                return f"{path}, row {number}: {name} is {type(value).__name__}, before {known.__name__}"
-    return ""
+            kind = _kind(value)
+            known = kinds.setdefault(name, kind) or kind
+            mixed_numbers = {known, kind} == {"int", "float"} and name not in ("answer", "label")
+            if kind and kind != known and not mixed_numbers:
+                raise ArtifactError(f"{path}, row {number}: {name} is {kind}, before {known}")
+            kinds[name] = known
+        lines.append(number)
+        rows.append(row)
+    datasets = _datasets()
+    try:
+        # not from_json: Arrow's reader of JSON makes times of texts that look like one
+        table = datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in kinds})
+        return list(zip(lines, table.to_list(), strict=True))
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"{path}: {_line(error)}") from None
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is, e.g. ``list of str``; "" where it does not say (null, an empty list)."""
+    if isinstance(value, list):
+        inner = sorted({type(item).__name__ for item in value})
+        return f"list of {' and '.join(inner)}" if inner else ""
+    return "" if value is None else type(value).__name__
 
 
 def _hub_rows(task: str, split: str) -> list[dict[str, Any]]:

@@ -98,7 +98,7 @@ def load_model(folder: Path, dtype: Any = None) -> Any:
         dtype: torch dtype of the weights; None for float32.
 
     Raises:
-        ArtifactError: a file is missing or damaged, or weights that the model needs are not in it.
+        ArtifactError: a file is missing or damaged, or weights that the model needs are not in it or of another shape.
     """
     import torch
     import transformers
@@ -117,15 +117,22 @@ def load_model(folder: Path, dtype: Any = None) -> Any:
         trust_remote_code=False,
         attn_implementation="eager",
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # transformers' own refusal does not say which
     )
+    for name, there, expected in sorted(found["mismatched_keys"]):
+        raise ArtifactError(f"{folder}: {name} is {list(there)}, its config.json says {list(expected)}")
     if found["missing_keys"]:
         first = sorted(found["missing_keys"])[0]
         raise ArtifactError(f"{folder}: no weights for {first} ({len(found['missing_keys'])} missing in all)")
     return model.eval()
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path, named: bool = False) -> Any:
     """A folder's fast tokenizer.
+
+    Args:
+        named: whether its own files say which class it is, so that the model's config (of an assembled model, which
+            transformers does not know) is not asked.
 
     Raises:
         ArtifactError: no tokenizer.json, or it cannot be read.
@@ -136,7 +143,10 @@ def load_tokenizer(folder: Path) -> Any:
     if not path.is_file():
         raise ArtifactError(f"{path}: no such file (a fast tokenizer is needed)")
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        more = {"config": transformers.PretrainedConfig()} if named else {}
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **more
+        )
     except Exception as error:
         raise ArtifactError(f"{path}: not readable as a tokenizer ({_first_line(error)})") from None
 
