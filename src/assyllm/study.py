@@ -35,7 +35,7 @@ READS = {
     "score": ("quantize", "partition"),
 }
 # changing how parameters are parsed or paths planned changes no result: a stage's values are in its JSON
-NOT_CODE = ("params.py", "study.py", "cli.py")
+NOT_CODE = ("params", "study.py", "cli.py")
 SOURCE = Path(__file__).parent
 LARGE = 2**24
 FIGURE_IMPORT = re.compile(r"^from assyllm\.(figures|claims|cost)\.(\w+) import", re.M)

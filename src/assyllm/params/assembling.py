@@ -1,0 +1,119 @@
+"""Sections ``comparator``, ``assembling`` and ``federated``: how blocks are assembled."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from assyllm.params.names import CONTROLS
+from assyllm.params.section import Count, Fraction, ParamsError, Part, Positive, Section
+
+
+class Comparator(Section):
+    """How compatibility of two blocks is measured (paper section 3.2)."""
+
+    estimator: Literal["unbiased", "biased"]
+    cka_weight: Fraction
+    cka_batch: Annotated[int, Field(ge=4)]
+    histogram_bins: Annotated[int, Field(ge=2)]
+    public_texts: Annotated[int, Field(ge=4)]
+    shards: Count
+
+
+class Adapter(Section):
+    """How unlike blocks are joined (paper section 3.3)."""
+
+    kind: Literal["linear", "fixed_attention", "cross_attention"]
+    ridge: Positive
+    rank: Count = 16
+    tuning: Literal["none", "local", "end_to_end"] = "none"
+    tuning_rounds: Count = 40
+    learning_rate: Positive = 0.01
+    mismatch: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _only_attention_is_trained(self) -> Adapter:
+        if self.tuning != "none" and self.kind != "cross_attention":
+            raise ValueError(f"tuning: {self.tuning} goes with kind cross_attention only")
+        return self
+
+
+class Selection(Section):
+    """How the next block is chosen (paper sections 3.1 and 4.1)."""
+
+    rule: Literal[
+        "paper", "paper_distinct", "paper_other_model", "cka_only", "cor_only", "random",
+        "probe", "probe_random", "probe_one_model",
+    ]  # fmt: skip
+    evaluated_per_round: Count | None
+    kept_per_round: Count
+    beam: Count
+    rounds_per_block: Count
+    least_answers: Fraction = 1.0
+    vote: Literal["weighted", "median", "borda"] = "weighted"
+    max_blocks: Annotated[int, Field(ge=2)]
+
+    @model_validator(mode="after")
+    def _kept_fits(self) -> Selection:
+        if self.evaluated_per_round is not None and self.kept_per_round > self.evaluated_per_round:
+            raise ValueError(
+                f"kept_per_round: {self.kept_per_round} is more than evaluated_per_round ({self.evaluated_per_round})"
+            )
+        return self
+
+
+class Head(Section):
+    """The one scoring head of every method."""
+
+    scope: Literal["last_block", "all_blocks"]
+    ridge_grid: list[Positive] = Field(min_length=1)
+    rounds: Count
+    sketch_dims: Count | None = None
+
+
+class Assembling(Section):
+    """One way to assemble blocks: how they are chosen, joined and read."""
+
+    selection: Selection
+    adapter: Adapter
+    head: Head
+
+    @model_validator(mode="after")
+    def _probes_read_all_blocks(self) -> Assembling:
+        if self.selection.rule.startswith("probe") and self.head.scope != "all_blocks":
+            rule = self.selection.rule
+            raise ValueError(
+                f"head.scope: {self.head.scope} does not go with rule {rule}, whose gains are of all blocks"
+            )
+        return self
+
+
+class Assemblings(Section):
+    """The paper's method and ours; controls take ours with another rule. A run is given its own only."""
+
+    assyllm_paper: Assembling | None = None
+    assyllm: Assembling | None = None
+
+    def of(self, method: str) -> Assembling:
+        """The settings of a method or control."""
+        name, rule = CONTROLS.get(method, (method, None))
+        found: Assembling | None = getattr(self, name, None)
+        if found is None:
+            raise ParamsError(f"assembling.{name}: missing")
+        if rule is None:
+            return found
+        return found.model_copy(update={"selection": found.selection.model_copy(update={"rule": rule})})
+
+
+class Federated(Section):
+    """The round loop that every method shares."""
+
+    clients_per_round: Count
+    dropout: Part
+    stragglers: Part
+    liars: Fraction
+    lie: Literal["votes", "sums"]
+    row_norm: Positive | None
+    max_examples: Count | None
+    least_clients: Count = 2

@@ -1,0 +1,98 @@
+"""Sections ``blocks``, ``sensitivity``, ``quantize``, ``swapper`` and ``swap``: the pool of blocks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from assyllm.params.section import Count, Fraction, Positive, Section
+
+
+class Blocks(Section):
+    """Where a model is cut into blocks (paper section 4.1)."""
+
+    members: Annotated[list[str], Field(min_length=1)] | None = None
+    edge_to_middle: Positive
+    blocks_per_model: Annotated[int, Field(ge=2)] | None
+
+
+Width = Literal[0, 2, 3, 4, 5, 6, 7, 8, 16]
+Score = Literal["sparsity", "noise", "masking", "output", "correlation", "replaced"]
+
+
+class Sensitivity(Section):
+    """What is learnt of the blocks' weights before quantizing, from the server's public text."""
+
+    scores: list[Score] = Field(min_length=1)
+    group_size: Count
+    texts: Count
+    probes: Count
+    moments: bool
+
+
+class Quantize(Section):
+    """Precision of the pool's weights (paper section 3.4)."""
+
+    scheme: Literal["uniform", "mixed", "layerwise", "paper", "nf4", "llm_int8"]
+    bits: Literal[3, 4, 8, 16]
+    budget_bits: Positive
+    widths: list[Width] = Field(min_length=1)
+    score: Score
+    rounding: Literal["nearest", "compensated"]
+    group_size: Count
+    embedding_bits: Literal[4, 8, 16]
+    sparsity_quantile: Fraction
+    output_quantile: Fraction
+
+    @property
+    def allocates(self) -> bool:
+        """Whether rows get widths of their own, to a budget."""
+        return self.scheme in ("mixed", "layerwise", "paper")
+
+    @property
+    def widths_used(self) -> list[int]:
+        """The widths that allocation may give, ascending; the paper's rule knows INT4 and INT8 only."""
+        return [4, 8] if self.scheme == "paper" else list(self.widths)
+
+    @property
+    def needs_sensitivity(self) -> bool:
+        """Whether quantizing reads scores or moments."""
+        return self.allocates or self.needs_moments
+
+    @property
+    def needs_moments(self) -> bool:
+        """Whether rounding is compensated, which takes second moments of every layer's inputs."""
+        rounded = self.allocates or (self.scheme == "uniform" and self.bits < 16)
+        return rounded and self.rounding == "compensated"
+
+    @property
+    def mean_bits(self) -> float:
+        """Bits a weight in memory."""
+        return {"uniform": float(self.bits), "nf4": 4.5, "llm_int8": 8.0}.get(self.scheme, self.budget_bits)
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Quantize:
+        if self.widths != sorted(set(self.widths)):
+            raise ValueError(f"widths: {self.widths} are not ascending, each once")
+        return self
+
+
+class Swapper(Section):
+    """How blocks come into memory and leave it (paper section 3.5)."""
+
+    budget_gb: Positive | None
+    policy: Literal["plan", "belady", "lru", "lru_correlation", "mru", "random"]
+    window_layers: Count | None
+    preload: bool
+    preswap: bool
+
+
+class SwapStudy(Section):
+    """The measured ablation of the swapper: a model of random weights on a storage of a set pace."""
+
+    layers: Annotated[int, Field(ge=4)]
+    hidden_size: Annotated[int, Field(ge=64, multiple_of=64)]
+    storage_mb_per_s: Positive
+    budget_shares: list[Annotated[float, Field(gt=0, le=1)]] = Field(min_length=1)
+    passes: Annotated[int, Field(ge=2)]

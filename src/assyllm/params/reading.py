@@ -1,0 +1,155 @@
+"""From the file to typed sections and back to a stage's JSON; what is wrong is one line that names the key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from assyllm.artifacts import ArtifactError, read_text, sha256_text
+from assyllm.params.section import ParamsError, nearest
+from assyllm.params.whole import SECTIONS, Params
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML that refuses a key given twice (plain YAML keeps the last one silently)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise ParamsError(f"{key}: not a key (line {key_node.start_mark.line + 1})")
+            if key in seen:
+                raise ParamsError(f"{key}: given twice (line {key_node.start_mark.line + 1})")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping; a missing, broken or doubled key is one :class:`ParamsError` line."""
+    try:
+        text = read_text(path)
+    except ArtifactError as error:
+        raise ParamsError(str(error)) from None
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        raise ParamsError(f"{path}: a mapping of sections is expected")
+    return value
+
+
+def load(path: Path) -> Params:
+    """Read and check a whole params.yaml, the overrides of every named setting included.
+
+    Raises:
+        ParamsError: one line naming the key at fault.
+    """
+    raw = read_yaml(path)
+    params = validate(Params, raw)
+    for setting in params.settings:
+        try:
+            with_setting(raw, setting)
+        except ParamsError as error:
+            raise ParamsError(f"settings.{setting}: {error}") from None
+    return params
+
+
+def with_setting(raw: dict[str, Any], setting: str) -> Params:
+    """The params with one named setting's overrides (``{"partition.alpha": 0.1}``) applied."""
+    merged = json.loads(json.dumps(raw))
+    for dotted, value in (raw["settings"][setting] or {}).items():
+        *parents, leaf = dotted.split(".")
+        node = merged
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+            if node is None:
+                raise ParamsError(f"{dotted}: no such key")
+        if not isinstance(node, dict):
+            raise ParamsError(f"{dotted}: no such key")
+        node[leaf] = value  # a key with a default need not stand in the file; an unknown one is refused below
+    return validate(Params, merged)
+
+
+def setting_text(raw: dict[str, Any], setting: str, zoo_seed: int = 0) -> str:
+    """A setting as canonical ``key=value`` text, sorted; ``""`` for the base setting on zoo 0."""
+    pairs = dict(raw["settings"][setting] or {})
+    if zoo_seed:
+        pairs["zoo.seed"] = zoo_seed
+    return " ".join(f"{key}={json.dumps(value, sort_keys=True)}" for key, value in sorted(pairs.items()))
+
+
+def sections_json(params: Params, names: Iterable[str]) -> str:
+    """The named sections as canonical JSON: what a stage gets, and what its re-runs depend on."""
+    return json.dumps({name: getattr(params, name).model_dump(mode="json") for name in names}, sort_keys=True)
+
+
+def parse_sections(text: str, names: Iterable[str]) -> Any:
+    """Parse a stage's ``--params``: a namespace with exactly the named sections, typed.
+
+    Raises:
+        ParamsError: not JSON, a section missing or unexpected, or a value out of range.
+    """
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise ParamsError(f"--params: not JSON ({error})") from None
+    names = tuple(names)
+    if sorted(raw) != sorted(names):
+        raise ParamsError(f"--params: sections {sorted(raw)} given, {sorted(names)} expected")
+    return SimpleNamespace(**{name: validate(SECTIONS[name], raw[name], prefix=name) for name in names})
+
+
+def params_sha(text: str) -> str:
+    """Twelve hex digits that identify a stage's params JSON."""
+    return sha256_text(text)[:12]
+
+
+def validate(model: type[BaseModel], raw: Any, prefix: str = "") -> Any:
+    """Validate, turning pydantic's report into one line that names the key."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise ParamsError(_one_line(model, raw, error, prefix)) from None
+
+
+def _one_line(model: type[BaseModel], raw: Any, error: ValidationError, prefix: str) -> str:
+    errors = error.errors(include_url=False)
+    # a misspelt key is also a missing one: the first names both
+    first = next((found for found in errors if found["type"] == "extra_forbidden"), errors[0])
+    where = [str(part) for part in first["loc"]]
+    key = ".".join([prefix, *where] if prefix else where)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key{nearest(where[-1], _known_keys(model, where[:-1]))}{more}"
+    if first["type"] == "missing":
+        return f"{key}: missing{more}"
+    if first["type"] == "value_error":
+        message = str(first["ctx"]["error"])
+        return f"{key}.{message}{more}" if key else f"{message}{more}"
+    return f"{key}: {first['msg']} (got {first['input']!r}){more}"
+
+
+def _known_keys(model: Any, path: list[str]) -> Iterable[str]:
+    for part in path:
+        fields = getattr(model, "model_fields", None)
+        if fields is None or part not in fields:
+            candidates = [a for a in getattr(model, "__args__", ()) if hasattr(a, "model_fields")]
+            model = candidates[-1] if candidates else model
+            continue
+        model = fields[part].annotation
+    return getattr(model, "model_fields", {})
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of params.yaml, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Params.model_json_schema()}

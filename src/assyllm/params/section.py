@@ -1,0 +1,34 @@
+"""What every section is made of: the base model, kinds of numbers, the error."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from assyllm.artifacts import ArtifactError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Part = Annotated[float, Field(ge=0, lt=1)]  # somebody must be left
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]  # of a folder and a wildcard
+
+
+class ParamsError(ArtifactError):
+    """A parameter is wrong; the message names its key."""
+
+
+class Section(BaseModel):
+    """A frozen group of parameters that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Words to end a message with: which of the known names is meant, where one is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,39 @@
+"""Section ``study``: what is run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from assyllm.params.names import Method
+from assyllm.params.section import Section, Seed
+
+
+class PrecisionStudy(Section):
+    """Accuracy against bytes without a re-fit: whose models, and the settings whose pools they are put on."""
+
+    fitted_on: str
+    settings: list[str] = Field(min_length=1)
+
+
+class Study(Section):
+    """What is run: seeds, zoos and, for each named setting, the methods."""
+
+    seeds: list[Seed] = Field(min_length=1)
+    zoo_seeds: list[Seed] = Field(min_length=1)
+    runs: dict[str, Annotated[list[Method], Field(min_length=1)]] = Field(min_length=1)
+    precision: PrecisionStudy | None = None
+    figures: list[str] | None = None
+
+
+class Studies(Section):
+    """What can be run: `snakemake`, and `snakemake <name>` of another study."""
+
+    default: Study
+    full: Study
+    zoos: Study | None = None
+    ablations: Study | None = None
+    non_iid: Study | None = None
+    dropouts: Study | None = None
+    check: Study | None = None

@@ -1,0 +1,36 @@
+"""Sections ``evaluate``, ``features`` and ``figures``: what is told of the runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from assyllm.params.section import Count, Fraction, Positive, Section
+
+
+class Evaluate(Section):
+    """How accuracies are compared."""
+
+    bootstrap_samples: Count
+    interval: Fraction
+
+
+class Features(Section):
+    """What is read off single layers, for the figures that look inside (paper figures 9 and 10)."""
+
+    task: str
+    texts: Annotated[int, Field(ge=4)]
+    points: Annotated[int, Field(ge=4)]
+    pairs: list[tuple[str, str]] = Field(min_length=1)
+    perplexity: Positive
+    candidates: Count
+
+
+class Figures(Section):
+    """Looks only: editing this section redraws figures and runs nothing else."""
+
+    names: list[str] = Field(min_length=1)
+    width_inches: Positive
+    font_points: Annotated[float, Field(ge=7)]
+    dpi: Count

@@ -1,0 +1,131 @@
+"""Sections ``zoo``, ``world``, ``tasks`` and ``partition``: the models, and whose data they meet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from assyllm.params.names import PUBLISHED, Family, StandsFor, Task
+from assyllm.params.section import Count, Fraction, Name, Positive, Section, nearest
+
+
+class Pretrain(Section):
+    """How the zoo's own models are trained from scratch."""
+
+    corpus: Path | None
+    rows: Count
+    passages: Annotated[int, Field(ge=0)]
+    max_tokens: Annotated[int, Field(ge=8)]
+    batch: Count
+    matrix_learning_rate: Positive
+    other_learning_rate: Positive
+    answer_weight: Positive
+    device: Literal["cpu", "cuda"]
+    bf16: bool
+
+
+class Member(Section):
+    """One model of the zoo. Shapes count only where the model is pre-trained here."""
+
+    family: Family
+    stands_for: StandsFor
+    source: Literal["embedded", "local", "hub", "random"] | None = None
+    path: Path | None = None
+    hub_id: str | None = None
+    revision: str | None = None
+    licence: str | None = None
+    continued_from: str | None = None
+    facets: list[int] = Field(default_factory=list)
+    hidden_size: Count = 64
+    intermediate_size: Count = 172
+    layers: Count = 4
+    heads: Count = 8
+    key_value_heads: Count | None = None
+    vocabulary: Count = 512
+    steps: Count = 500
+    other_learning_rate: Positive | None = None
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Member:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+        if self.key_value_heads is not None and self.heads % self.key_value_heads:
+            raise ValueError(f"key_value_heads {self.key_value_heads} does not divide heads {self.heads}")
+        return self
+
+
+class Zoo(Section):
+    """The pre-trained models whose blocks are assembled."""
+
+    source: Literal["embedded", "local", "hub", "random"]
+    models: dict[Name, Member] = Field(min_length=1)
+    pretrain: Pretrain
+
+    def source_of(self, name: str) -> str:
+        """Where a member comes from: its own ``source``, else the zoo's."""
+        return self.models[name].source or self.source
+
+    @model_validator(mode="after")
+    def _members_complete(self) -> Zoo:
+        for name, member in self.models.items():
+            source = self.source_of(name)
+            if source == "local" and member.path is None:
+                raise ValueError(f"models.{name}.path: needed when its source is local")
+            if source == "hub" and not (member.hub_id and member.licence):  # a revision: `assyllm zoo plan --pin`
+                raise ValueError(f"models.{name}: hub_id and licence are needed when its source is hub")
+            base = member.continued_from
+            if base is not None and (base not in self.models or base == name):
+                raise ValueError(f"models.{name}.continued_from: {base!r} is not another member of the zoo")
+            if base is not None and self.models[base].continued_from is not None:
+                raise ValueError(f"models.{name}.continued_from: {base!r} is itself continued from a model")
+        return self
+
+
+class World(Section):
+    """The generated world that the embedded zoo and tasks are about."""
+
+    seed: int
+    entities: Count
+    facets: Annotated[int, Field(ge=1, le=6)]
+    values: Annotated[int, Field(ge=4, le=6)]
+    wordings: Literal["corpus", "new", "both"]
+    held_out: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Tasks(Section):
+    """Which tasks, from where, and how they are cut."""
+
+    names: list[Task] = Field(min_length=1)
+    source: Literal["world", "local", "hub"]
+    local_dir: Path
+    max_tokens: dict[Task, Count]
+    train_items: dict[Task, Count | None]
+    dev_items: Count
+    test_items: Count | None
+    unseen_fraction: Fraction
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Tasks:
+        if len(set(self.names)) != len(self.names):
+            raise ValueError("names: a task is listed twice")
+        own = next((name for name in self.names if name not in PUBLISHED), None)
+        if own is not None and self.source != "local":
+            near = nearest(own, PUBLISHED) or f"; known are {', '.join(PUBLISHED)}, others need source: local"
+            raise ValueError(f"names: {self.source} has no task {own!r}{near}")
+        for name in self.names:
+            if name not in self.max_tokens:
+                raise ValueError(f"max_tokens: no entry for {name}")
+            if name not in self.train_items:
+                raise ValueError(f"train_items: no entry for {name}")
+        return self
+
+
+class Partition(Section):
+    """How the training items are dealt to the clients."""
+
+    clients: Count
+    alpha: Positive
+    by: Literal["label", "topic", "quantity"]
+    items_per_client: Count | None
