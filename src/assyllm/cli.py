@@ -445,10 +445,14 @@ def predict(
     from assyllm.artifacts import write_text
     from assyllm.assembly.assembled import AssembledModel
     from assyllm.assembly.predict import predict as answer
-    from assyllm.assembly.predict import read_asked
+    from assyllm.assembly.predict import read_asked, shortened
 
     asked = read_asked(questions)
-    found = answer(AssembledModel.from_pretrained(model), [question for question, _ in asked])
+    opened, told = AssembledModel.from_pretrained(model), [question for question, _ in asked]
+    if cut := shortened(opened, told):
+        most = opened.recipe.max_tokens
+        typer.echo(f"{cut} of {len(told)} questions are longer than {most} tokens even without context", err=True)
+    found = answer(opened, told)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
     typer.echo(text, nl=False) if out is None else write_text(out, text)
     known = [row["chosen"] == q.answer for row, (q, answered) in zip(found, asked, strict=True) if answered]

@@ -22,7 +22,7 @@ SOURCES = ("measured", "modelled", "paper")
 # what `collect` writes beside timings.csv and summary.json
 TABLES = (
     "metrics", "runs", "accuracy", "differences", "zoos", "ablations", "non_iid", "models", "cost", "curves",
-    "resources", "claims", "paper", "quantizer", "model_sizes", "rounds",
+    "resources", "tradeoff", "claims", "paper", "quantizer", "model_sizes", "rounds",
 )  # fmt: skip
 # written by the rules that measure them, and read by a few figures only
 FIGURE_TABLES = ("swap_timeline", "swap_ablation", "feature_differences", "compatibility_heatmaps")

@@ -102,6 +102,26 @@ def test_no_score_is_said_and_never_nan() -> None:
         centred_grams(normal(0, 1, 3, 2), "unbiased")
 
 
+def test_what_cannot_be_compared_is_refused() -> None:
+    x = normal(0, 40, 16)
+    with pytest.raises(ArtifactError, match=r"the same examples: \[40, 80\]"):
+        cka(x, torch.cat([x, x]))
+    with pytest.raises(ArtifactError, match=r"the same examples: \[40, 80\]"):
+        all_pairs([x, torch.cat([x, x])], 40)
+    with pytest.raises(ArtifactError, match="estimator: 'hsic1' is none of unbiased, biased"):
+        cka(x, x, estimator="hsic1")
+    with pytest.raises(ArtifactError, match="minibatches of -5"):
+        cka(x, x, batch=-5)
+    assert cka(torch.full((40, 16), 0.1), torch.full((40, 8), 0.3)) is None
+
+
+def test_dead_columns_do_not_silence_the_living() -> None:
+    x = torch.cat([normal(1, 40, 6), torch.zeros(40, 10)], 1)
+    assert torch.equal(column_scale(x)[:6], column_scale(x[:, :6]))
+    assert bool((column_scale(x) > 0).all())
+    assert bool((column_scale(torch.zeros(40, 3)) == 1).all())
+
+
 def test_half_precision_is_upcast_and_outliers_are_tamed() -> None:
     x = normal(0, 32, 16)
     x[:, 0] *= 3000

@@ -40,6 +40,14 @@ def test_ridge_is_relative_to_the_scale_of_the_states() -> None:
     torch.testing.assert_close(one(x), other(100 * x), atol=1e-3, rtol=1e-3)
 
 
+def test_sums_of_other_widths_and_odd_ridges_are_refused() -> None:
+    one, other = (LinearSums.of(torch.randn(5, a), torch.randn(5, b)) for a, b in ((1, 1), (20, 12)))
+    with pytest.raises(ArtifactError, match=r"sums of widths \[1, 1\] and \[20, 12\] do not add up"):
+        one + other
+    with pytest.raises(ArtifactError, match="ridge: -1"):
+        one.fit(-1.0)
+
+
 def test_no_rows_or_broken_rows_are_refused() -> None:
     with pytest.raises(ArtifactError, match="no rows"):
         LinearSums.zeros(3, 2).fit(0.1)

@@ -74,6 +74,13 @@ def test_equal_texts_have_no_cka_and_too_few_tokens_are_refused(tiny_folder) -> 
         compare(llama, bert, TEXTS, max_tokens=1)
 
 
+def test_texts_of_which_a_tokenizer_leaves_nothing_do_not_count(tiny_folder) -> None:
+    llama, bert = tiny_folder / "zoo" / "llama", tiny_folder / "zoo" / "bert"
+    read = load_tokenizer(bert)
+    empty = next(t for t in ("\u200b", "\x00\x07", "\ufeff") if not read(t, add_special_tokens=False)["input_ids"])
+    assert compare(llama, bert, [*TEXTS, *[empty] * 10]) == compare(llama, bert, TEXTS)
+
+
 def test_bad_input_is_one_line(tiny_folder, tmp_path) -> None:
     folder = tiny_folder / "zoo" / "opt"
     with pytest.raises(ArtifactError, match="3 texts: a comparison needs at least 4"):
@@ -82,7 +89,7 @@ def test_bad_input_is_one_line(tiny_folder, tmp_path) -> None:
         compare(tmp_path / "nowhere", folder, TEXTS)
     with pytest.raises(ArtifactError, match="a list of texts is expected"):
         compare(folder, folder, TEXTS[0])
-    for name, value in (("cka_weight", 1.5), ("cka_batch", 3), ("estimator", "best")):
+    for name, value in (("histogram_bins", 1), ("cka_weight", 1.5), ("cka_batch", 3), ("estimator", "best")):
         with pytest.raises(ArtifactError, match=f"{name}: .*{value}"):
             compare(folder, folder, TEXTS, **{name: value})
     lines = tmp_path / "texts.txt"

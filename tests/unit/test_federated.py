@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -231,11 +232,44 @@ def test_every_probing_rule_assembles(scored, rule, kind) -> None:
 
 def test_probing_resumes_after_any_round(scored) -> None:
     states: list[tuple] = []
-    changes = {"selection": {"max_blocks": 3, "rounds_per_block": 2}}
+    changes = {"selection": {"max_blocks": 3, "rounds_per_block": 2, "survivors": 0.5}}
     whole = rounds(scored, method="assyllm", **changes).run(save=lambda s: states.append(s.dump()))
     for tensors, raw in states[:-1:2]:
         again = rounds(scored, method="assyllm", **changes).run(State.load(tensors, raw))
         assert summary(again) == summary(whole)
+
+
+def test_candidates_race(scored) -> None:
+    """Every cohort but the first is asked of the leading share; those that left were behind when they left."""
+    changes = {"selection": {"max_blocks": 3, "rounds_per_block": 3, "survivors": 0.4, "kept_per_round": 1}}
+    run, asked, state = rounds(scored, method="assyllm", **changes), [], State()
+    while state.phase != "head":
+        state = run.step(state)
+        for chain, blocks in state.rows[-1]["walk"]:
+            asked.append((state.stage, "+".join(chain), blocks))
+    for at in range(2, len(asked), 3):  # one chain: three rounds a place
+        first, second, third = (blocks for _, _, blocks in asked[at - 2 : at + 1])
+        assert [len(second), len(third)] == [math.ceil(0.4 * len(first)), math.ceil(0.16 * len(first))]
+        assert set(third) <= set(second) <= set(first)
+    again = rounds(scored, method="assyllm", **changes)
+    leading = again.step(State())
+    gains = {block: sums.evidence(again.settings.head.ridge_grid)[0] for (_, block), sums in leading.probed.items()}
+    assert set(asked[1][2]) == set(sorted(gains, key=lambda block: -gains[block])[: len(asked[1][2])])
+
+
+def test_a_race_waits_for_answers_and_controls_do_not_race(scored) -> None:
+    slow = {"selection": {"max_blocks": 2, "rounds_per_block": 3, "survivors": 0.4}, "federated": {"dropout": 0.3}}
+    few = rounds(scored, method="assyllm", **slow)
+    state = few.step(few.step(State()))
+    (_, first), (_, second) = (row["walk"][0] for row in state.rows)
+    answered = state.rows[0]["participants"]
+    assert 0 < answered < 5
+    assert len(second) == math.ceil(len(first) * 0.4 ** (answered / 5)) > math.ceil(0.4 * len(first))
+    for rule in ("probe_random", "probe_one_model"):
+        changes = {"selection": slow["selection"] | {"rule": rule}}
+        control = rounds(scored, method="assyllm", **changes)
+        rows = control.step(control.step(State())).rows
+        assert rows[0]["walk"] == rows[1]["walk"]
 
 
 @pytest.mark.parametrize("tuning", ["local", "end_to_end"])
@@ -458,3 +492,15 @@ def test_scores_of_another_pool_are_refused(scored, tmp_path):
     p = tiny_params("assyllm")
     with pytest.raises(ArtifactError, match="scores: scores of another pool"):
         open_task(open_pool(other), "piqa", p, scored / "tasks", scored / "partition", [scored / "scores"])
+    dealt = tmp_path / "partition"
+    shutil.copytree(scored / "partition", dealt)
+    lines = (dealt / "piqa.csv").read_text().splitlines(keepends=True)
+    (dealt / "piqa.csv").write_text("".join([lines[0], *reversed(lines[1:])]))
+    with pytest.raises(ArtifactError, match="scores: scores of another partition"):
+        open_task(open_pool(scored / "pool8"), "piqa", p, scored / "tasks", dealt, [scored / "scores"])
+
+
+def test_a_run_that_nobody_answers_ends(scored) -> None:
+    run = rounds(scored, federated={"dropout": 0.99})
+    with pytest.raises(ArtifactError, match="no cohort answered in 11 rounds, so nothing was assembled"):
+        run.run()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from assyllm import cli
@@ -129,6 +129,8 @@ def test_card_names_blocks_licences_and_limits(saved, tiny_pool) -> None:
     }  # fmt: skip
     assert "| opt | opt-6.7b | 1 to 1 | middle |" in text
     assert "## Licence" in text
+    joined = [row.get("adapter", {}).get("kind") for row in Recipe.read(saved / "recipe.yaml").slices]
+    assert ("joined by adapters in closed form" in text) == ("cross_attention" not in joined)
     assert "- run: test" in text
     recipe = Recipe.read(saved / "recipe.yaml")
     odd = Recipe(**{**vars(recipe), "licence": "my own", "licences": {"opt": "my own", "bert": "MIT"}})
@@ -246,6 +248,10 @@ def test_a_pool_that_is_not_the_recipes_is_refused(saved, tiny_folder, tmp_path)
     bare = [{key: value for key, value in row.items() if key != "adapter"} for row in recipe.slices]
     with pytest.raises(ArtifactError, match="an adapter before slice 2, which the recipe does not name"):
         assemble(Recipe(**{**vars(recipe), "slices": tuple(bare)}), pool, fitted)
+    swapped = tmp_path / "swapped.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(fitted).items()}, swapped)
+    with pytest.raises(ArtifactError, match="adapters and head of another model"):
+        assemble(recipe, pool, swapped)
     with pytest.raises(ArtifactError, match=r"a head of \d+ features, recipe\.yaml's slices have \d+"):
         assemble(Recipe(**{**vars(recipe), "head": {**recipe.head, "sketch_dims": 8}}), pool, fitted)
     with pytest.raises(ArtifactError, match=r"nowhere\.safetensors: not readable"):

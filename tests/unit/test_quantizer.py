@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from assyllm import params as P
 from assyllm.artifacts import ArtifactError, manifest_sha, output_folder
 from assyllm.blocks.pool import Pool
 from assyllm.quantizer import allocate
@@ -325,6 +326,11 @@ def test_missing_scores_and_moments_are_named(tiny_folder, sensitivity, tmp_path
         save_file(load_file(first), first, {"pool": "of other weights"})
     with pytest.raises(ArtifactError, match="other: measured on another pool than"):
         quantized(tiny_folder, tmp_path / "low", other, budget_bits=7.5)
+    settings = tiny_params().quantize
+    with pytest.raises(P.ParamsError, match="budget_bit: Extra inputs"):
+        settings.changed(budget_bit=5.5)
+    with pytest.raises(P.ParamsError, match="rounding: Input should be"):
+        quantize_pool(tiny_folder / "pool", tmp_path / "low", settings.model_copy(update={"rounding": "compensate"}))
     with pytest.raises(ArtifactError, match="pool8: quantized already"):
         quantize_pool(tiny_folder / "pool8", tmp_path / "low", tiny_params(quantize={"scheme": "nf4"}).quantize)
 

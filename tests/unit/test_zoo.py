@@ -32,6 +32,7 @@ def tiny(corpus=None, **pretrain_changes) -> P.Params:
     """params.yaml with three steps a member, on the world or on a text file."""
     raw = P.read_yaml(ROOT / "params.yaml")
     raw["world"]["entities"] = 12
+    raw["tasks"]["max_tokens"] = dict.fromkeys(raw["tasks"]["max_tokens"], 32)
     raw["zoo"]["pretrain"] |= {"rows": 400, "passages": 20, "batch": 16, "corpus": corpus} | pretrain_changes
     for member in raw["zoo"]["models"].values():
         member["steps"] = 3
@@ -220,6 +221,8 @@ def test_defects_are_one_line_that_names_the_file(zoo, tmp_path):
 def test_a_listed_shard_that_is_missing_is_named(zoo, tmp_path):
     folder = broken(zoo, tmp_path)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "part-2.safetensors"}}))
+    assert load.weight_files(folder) == [folder / "model.safetensors"]  # as transformers reads it
+    (folder / "model.safetensors").unlink()
     with pytest.raises(ArtifactError, match=r"part-2\.safetensors: no such file, but .* lists it"):
         load.weight_files(folder)
 

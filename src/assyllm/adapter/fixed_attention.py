@@ -112,5 +112,5 @@ def fit(block: Rereading, sums: LinearSums, ridge: float, rank: int) -> FixedAtt
     kept = directions.flip(-1)[:, : min(rank, *weight.shape)]  # [e, rank], largest first
     up = kept.T.float()
     down = (weight @ kept).float()
-    bias = block.bias + (fitted.bias.double() @ kept @ kept.T).float()
+    bias = block.bias + (sums.y / sums.n - mean @ weight @ kept @ kept.T).float()
     return FixedAttentionAdapter(block.weight, down, up, bias)

@@ -8,6 +8,7 @@ tokens; the fitted map is then applied to every token.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -51,6 +52,8 @@ class LinearSums:
         return cls(x.T @ x, x.T @ y, x.sum(0), y.sum(0), y.pow(2).sum(), rows).within(limit)
 
     def __add__(self, other: LinearSums) -> LinearSums:
+        if self.xy.shape != other.xy.shape:
+            raise ArtifactError(f"sums of widths {list(self.xy.shape)} and {list(other.xy.shape)} do not add up")
         return LinearSums(*(a + b for a, b in zip(self.parts(), other.parts(), strict=True)))
 
     def scaled(self, factor: float) -> LinearSums:
@@ -87,8 +90,10 @@ class LinearSums:
             ridge: penalty relative to the mean variance of a column of X.
 
         Raises:
-            ArtifactError: no rows, or sums that are not finite.
+            ArtifactError: no rows, sums that are not finite, or a ridge below 0.
         """
+        if not 0 <= ridge < math.inf:
+            raise ArtifactError(f"ridge: {ridge} is not a number from 0")
         if float(self.n) < 1:
             raise ArtifactError("an adapter cannot be fitted to no rows")
         if not all(bool(torch.isfinite(part).all()) for part in self.parts()):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +29,15 @@ from torch import Tensor, nn
 from assyllm.adapter.base import Adapter
 from assyllm.adapter.reading import Readings
 from assyllm.adapter.registry import build
-from assyllm.artifacts import ArtifactError, output_folder, read_json, verify_folder, write_json, write_text
+from assyllm.artifacts import (
+    ArtifactError,
+    output_folder,
+    read_json,
+    sha256_file,
+    verify_folder,
+    write_json,
+    write_text,
+)
 from assyllm.assembly.card import card
 from assyllm.assembly.head import Head, sketched
 from assyllm.assembly.recipe import Recipe, slices_of, strictest
@@ -149,7 +158,7 @@ class AssembledModel(nn.Module):
             self.tokenizer.save_pretrained(out)
             for model in sorted(set(self.tokenizers) - {self.first}):
                 self.tokenizers[model].save_pretrained(out / "tokenizers" / model)
-            self.recipe.write(out / RECIPE)
+            replace(self.recipe, fitted_sha256=sha256_file(out / FITTED)).write(out / RECIPE)
             write_text(out / CARD, card(self.recipe))
 
     @classmethod
@@ -201,11 +210,14 @@ def assemble(recipe: Recipe, pool: Pool, fitted: Path) -> AssembledModel:
     if recipe.licence != strictest(licences.values()):
         said = f"the recipe says {recipe.licence}"
         raise ArtifactError(f"{pool.folder}: the strictest licence is {strictest(licences.values())}, {said}")
+    tensors = _tensors(fitted)
+    if recipe.fitted_sha256 not in ("", sha256_file(fitted)):
+        raise ArtifactError(f"{fitted}: its sha256 is not the recipe's: adapters and head of another model")
     blocks = [pool.block(block) for block in recipe.blocks]
     models = sorted({row["model"] for row in recipe.slices})
     tokenizers = {model: pool.tokenizer(model) for model in models}
     embeddings = {model: pool.embedding(model) for model in models}
-    return _put_together(recipe, blocks, _tensors(fitted), tokenizers, embeddings)
+    return _put_together(recipe, blocks, tensors, tokenizers, embeddings)
 
 
 def _put_together(

@@ -27,7 +27,7 @@ def card(recipe: Recipe) -> str:
     lines += [f"# Assembled model for {recipe.task}", ""]
     lines += [
         f"A network of {len(recipe.slices)} blocks taken from {', '.join(models)}, found by forward passes over the",
-        "data of many clients (AssyLLM, USENIX ATC'25) and joined by adapters in closed form. It answers",
+        f"data of many clients (AssyLLM, USENIX ATC'25) and joined {_joined(recipe)}. It answers",
         "multiple-choice questions.",
         "",
         "```",
@@ -73,3 +73,15 @@ def card(recipe: Recipe) -> str:
         "- It has the faults of the models that its blocks come from.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _joined(recipe: Recipe) -> str:
+    """How its blocks are joined, in words."""
+    kinds = [row["adapter"]["kind"] for row in recipe.slices if row.get("adapter")]
+    trained = kinds.count("cross_attention")
+    if not kinds:
+        return "as they stood in their own model"
+    if not trained:
+        return "by adapters in closed form"
+    rest = ", the others in closed form" if trained < len(kinds) else ""
+    return f"by adapters ({trained} of {len(kinds)} trained on the clients' data{rest})"

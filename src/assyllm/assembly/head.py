@@ -86,6 +86,8 @@ class HeadSums:
         return cls(x.T @ x, x.T @ y, y @ y, choice_mask.sum().double(), questions).within(limit)
 
     def __add__(self, other: HeadSums) -> HeadSums:
+        if self.xy.shape != other.xy.shape:
+            raise ArtifactError(f"a head's sums of {len(self.xy)} and of {len(other.xy)} features do not add up")
         return HeadSums(*(a + b for a, b in zip(self.parts(), other.parts(), strict=True)))
 
     def within(self, limit: Limit | None) -> HeadSums:

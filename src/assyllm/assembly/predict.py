@@ -61,6 +61,11 @@ def read_asked(path: Path) -> list[tuple[Question, bool]]:
     return asked
 
 
+def shortened(model: AssembledModel, questions: list[Question]) -> int:
+    """How many questions are so long that more than context is lost to the model's ``max_tokens``."""
+    return max((encoded.cut for encoded in model.encode(questions).values()), default=0)
+
+
 def predict(model: AssembledModel, questions: list[Question]) -> list[dict[str, Any]]:
     """One dict a question: id, chosen (index), choice (text), scores (one a choice, higher is better)."""
     found = []

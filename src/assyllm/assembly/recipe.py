@@ -57,6 +57,7 @@ class Recipe:
     compatibility: float
     params_sha: str
     provenance: dict[str, Any] = field(default_factory=dict)
+    fitted_sha256: str = ""  # of the file of adapters and head that it goes with, once that is written
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -78,6 +79,7 @@ class Recipe:
             "licences": self.licences,
             "compatibility": self.compatibility,
             "params_sha": self.params_sha,
+            **({"fitted_sha256": self.fitted_sha256} if self.fitted_sha256 else {}),
             "provenance": self.provenance,
         }
         note = (
@@ -124,6 +126,7 @@ class Recipe:
                 compatibility=raw["compatibility"],
                 params_sha=raw["params_sha"],
                 provenance=raw.get("provenance", {}),
+                fitted_sha256=raw.get("fitted_sha256", ""),
             )
         except (yaml.YAMLError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path}: not a recipe ({' '.join(str(error).split())})") from None

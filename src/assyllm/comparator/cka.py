@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -169,7 +169,11 @@ def paired_terms(x: Tensor, y: Tensor, batch: int, estimator: Estimator = "unbia
 
     Returns:
         Terms of shape ``[m]``; zero (no score) where n < 4. A minibatch weighs as many times as it has rows.
+
+    Raises:
+        ArtifactError: unlike numbers of examples, a minibatch of none, or an unknown estimator.
     """
+    _check([x.shape[1], y.shape[1]], batch, estimator)
     terms = HsicTerms.zeros(x.shape[0])
     for part in minibatches(x.shape[1], batch):
         left, right = centred_grams(x[:, part], estimator), centred_grams(y[:, part], estimator)
@@ -192,7 +196,11 @@ def all_pairs(
 
     Returns:
         ``[m, m]`` float64, symmetric, self terms on the diagonal; zeros where n < 4.
+
+    Raises:
+        ArtifactError: unlike numbers of examples, a minibatch of none, or an unknown estimator.
     """
+    _check([len(rows) for rows in states], batch, estimator)
     total = np.zeros((len(states), len(states)))
     flat = torch.empty(0)
     for part in minibatches(states[0].shape[0], batch):
@@ -230,9 +238,29 @@ def pair_terms(table: np.ndarray, a: int, b: int) -> HsicTerms:
 
 
 def cka(x: Tensor, y: Tensor, batch: int | None = None, estimator: Estimator = "unbiased") -> float | None:
-    """CKA of states ``[n, d]`` and ``[n, e]`` of the same n examples; None if there is no score."""
-    terms = paired_terms(x[None], y[None], batch or x.shape[0], estimator)
-    return float(terms.cka()[0]) if terms.scored()[0] else None
+    """CKA of states ``[n, d]`` and ``[n, e]`` of the same n examples; None if there is no score.
+
+    Raises:
+        ArtifactError: unlike numbers of examples, a minibatch of none, or an unknown estimator.
+    """
+    terms = paired_terms(x[None], y[None], x.shape[0] if batch is None else batch, estimator)
+    return float(terms.cka()[0]) if terms.scored()[0] and varies(x) and varies(y) else None
+
+
+def varies(states: Tensor) -> bool:
+    """Whether states ``[n, d]`` tell examples apart: equal ones differ by rounding only, whose CKA would be 1."""
+    states = states.double()
+    spread = (states - states.mean(0)).square().sum()
+    return bool(spread > 1e-9 * states.square().sum())
+
+
+def _check(rows: Sequence[int], batch: int, estimator: str) -> None:
+    if len(set(rows)) > 1:
+        raise ArtifactError(f"CKA compares states of the same examples: {sorted(set(rows))} are given")
+    if rows and rows[0] and batch < 1:
+        raise ArtifactError(f"CKA in minibatches of {batch}")
+    if estimator not in get_args(Estimator):
+        raise ArtifactError(f"estimator: {estimator!r} is none of {', '.join(get_args(Estimator))}")
 
 
 def column_scale(reference: Tensor, limit: float = 8.0) -> Tensor:
@@ -242,5 +270,6 @@ def column_scale(reference: Tensor, limit: float = 8.0) -> Tensor:
     The factors come from public text, so that all clients use the same and their terms stay summable.
     """
     deviation = reference.double().flatten(0, -2).std(0)
-    ceiling = limit * deviation.median()
+    living = deviation[deviation > 0]  # columns that never change say nothing of how far others go
+    ceiling = limit * (living.median() if len(living) else deviation.new_tensor(0.0))
     return torch.where(deviation > ceiling, ceiling / deviation.clamp(min=1e-12), 1.0).float()

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from assyllm.artifacts import ArtifactError, write_json
-from assyllm.comparator.cka import MINIMUM_ROWS, Estimator, all_pairs, column_scale, pair_terms
+from assyllm.comparator.cka import MINIMUM_ROWS, Estimator, all_pairs, column_scale, pair_terms, varies
 from assyllm.comparator.compatibility import compatibility
 from assyllm.comparator.cor import cor, counts
 from assyllm.zoo.encoding import pad_id, prefix_and_suffix
@@ -91,7 +91,8 @@ def compare(
 
     Args:
         model_a, model_b: a transformers folder, a hub id (``id@revision`` pins it), or ``(model, tokenizer)``.
-        texts: at least four, and rather some hundreds: CKA of few texts scatters.
+        texts: at least four, and rather some hundreds: CKA of few texts scatters. Those in which one of the tokenizers
+            finds no token are left out.
         max_tokens: longer texts lose their end.
         cka_weight: w in compatibility = w CKA + (1 - w) COR.
         cka_batch: texts of a minibatch of CKA (the paper's 32 scatters more than one batch of all).
@@ -107,21 +108,21 @@ def compare(
         raise ArtifactError(f"cka_weight: {cka_weight} is not between 0 and 1")
     if cka_batch < MINIMUM_ROWS:
         raise ArtifactError(f"cka_batch: {cka_batch}, at least {MINIMUM_ROWS} is expected")
-    if estimator not in get_args(Estimator):
-        raise ArtifactError(f"estimator: {estimator!r} is none of {', '.join(get_args(Estimator))}")
-    texts = [text for text in texts if text.strip()]
+    if histogram_bins < 2:
+        raise ArtifactError(f"histogram_bins: {histogram_bins}, at least 2 are expected")
+    opened = [_open(source) for source in (model_a, model_b)]
+    texts = _read_by_both([text for text in texts if text.strip()], [tokenizer for _, _, tokenizer in opened])
     if len(texts) < MINIMUM_ROWS:
         raise ArtifactError(f"{len(texts)} texts: a comparison needs at least {MINIMUM_ROWS}, rather some hundreds")
     names, layers, histograms = [], [], []
-    for source in (model_a, model_b):
-        name, model, tokenizer = _open(source)
+    for name, model, tokenizer in opened:
         pooled, counted = _states(model, tokenizer, texts, max_tokens, histogram_bins)
         names.append(name)
         layers.append([states * column_scale(states) for states in pooled])
         histograms.append(counted)
     (left, right), split = histograms, len(layers[0])
     hsic = all_pairs([*layers[0], *layers[1]], min(cka_batch, len(texts)), estimator, bf16)
-    first, second = ([_varies(states) for states in side] for side in layers)
+    first, second = ([varies(states) for states in side] for side in layers)
     ckas, cors, both = [], [], []
     for i in range(split):
         terms = [pair_terms(hsic, i, split + j) for j in range(len(right))]
@@ -136,10 +137,10 @@ def compare(
     return Comparison(names[0], names[1], len(texts), cka_weight, tuple(ckas), tuple(cors), tuple(both))
 
 
-def _varies(states: Tensor) -> bool:
-    """Whether states ``[n, d]`` tell texts apart: equal ones differ by rounding only, whose CKA would be 1."""
-    spread = (states - states.mean(0)).square().sum()
-    return bool(spread > 1e-9 * states.square().sum())
+def _read_by_both(texts: Sequence[str], tokenizers: Sequence[Any]) -> list[str]:
+    """The texts in which each tokenizer finds a token: some leave nothing of a zero-width space."""
+    found = [t(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else [] for t in tokenizers]
+    return [text for text, *rows in zip(texts, *found, strict=True) if all(rows)]
 
 
 def _cor(p: np.ndarray, q: np.ndarray) -> Score:

@@ -7,7 +7,7 @@ time is that of one client (the cohort works side by side); link time is left ou
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from assyllm.adapter.sent import block_features, head_sums
@@ -25,6 +25,7 @@ RESOURCES = (
     "method", "task", "rounds", "rounds_from", "steps", "step_s", "device", "hours", "energy_kj", "traffic_gb",
     "up_mb", "down_mb", "oneoff_gb", "speedup", "source",
 )  # fmt: skip
+TRADEOFF = ("setting", "method", "task", "world", "what", "value", "low", "high", "runs", "source")
 Rows = Iterable[Mapping[str, Any]]
 
 
@@ -79,7 +80,7 @@ def resources_table(metrics: Rows, cost: Rows, walks: Rows, models: Rows, p: Any
         tuning = known.get(task)
         batches = math.ceil(TRAIN_ITEMS[task] / p.partition.clients / int(point["batch"]))
         if method in ASSEMBLING:
-            place = places.get((method, task))
+            place = places.get(("", method, task))
             if method not in DEPLOYED or place is None:
                 continue
             work = batches * place.walks * ROWS_PER_CHOICE[task]
@@ -121,4 +122,39 @@ def resources_table(metrics: Rows, cost: Rows, walks: Rows, models: Rows, p: Any
     for row in rows:
         if row["task"] in base and row["hours"]:
             row["speedup"] = base[row["task"]] / row["hours"]
+    return rows
+
+
+def tradeoff_table(
+    accuracy: Rows, resources: Sequence[Mapping[str, Any]], walks: Rows, models: Rows, p: Any
+) -> list[dict[str, Any]]:
+    """Accuracy (measured) and what it costs a client (modelled), by method and by way of selecting blocks.
+
+    A row each for ``accuracy`` (test), ``energy_kj`` and ``energy_of_full``, the energy over FT-oracle's on the same
+    task, of every method that has :func:`resources_table` rows; of the paper's method and ours also in the settings
+    that change nothing but ``selection``: the same steps, as many as their own recorded walks come to.
+
+    Args:
+        accuracy: rows of accuracy.csv; ``p``: as for :func:`resources_table`.
+    """
+    base = {(row["method"], row["task"]): row for row in resources}
+    places = priced(walks, models, p.zoo, p.blocks, p.baselines.model, p.assembling, p.cost.bytes_per_weight)
+    rows: list[dict[str, Any]] = []
+    for found in accuracy:
+        setting = "" if is_base(found["setting"]) else str(found["setting"])
+        key, known = (found["method"], found["task"]), base.get((found["method"], found["task"]))
+        if found["split"] != "test" or known is None or ("ft_oracle", found["task"]) not in base:
+            continue
+        times = 1.0
+        if setting:
+            if key[0] not in DEPLOYED or (setting, *key) not in places:
+                continue
+            times = places[setting, *key].walks / places["", *key].walks
+        energy = times * known["energy_kj"]
+        whole = base["ft_oracle", found["task"]]["energy_kj"]
+        shared = {"setting": setting, "method": key[0], "task": key[1], "world": found["world"], "runs": found["runs"]}
+        rows.append(shared | {"what": "accuracy", "value": found["mean"], "low": found["low"], "high": found["high"],
+                              "source": "measured"})  # fmt: skip
+        for what, value in (("energy_kj", energy), ("energy_of_full", energy / whole)):
+            rows.append(shared | {"what": what, "value": value, "low": "", "high": "", "source": "modelled"})
     return rows

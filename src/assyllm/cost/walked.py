@@ -7,6 +7,7 @@ candidates as it holds of the blocks that model is cut into. Embeddings and outp
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -197,8 +198,10 @@ def spent(walk: Sequence[Mapping[str, str]], reported: str, trained: int, prices
 def priced(
     walks: Iterable[Mapping[str, str]], models: Iterable[Mapping[str, Any]], zoo: Zoo, blocks: Blocks,
     reference: str, assembling: Assemblings, weight_bytes: int,
-) -> dict[tuple[str, str], Spent]:  # fmt: skip
-    """(method, task) -> a client's place, mean over runs in the base setting; bytes of the largest round of any run.
+) -> dict[tuple[str, str, str], Spent]:  # fmt: skip
+    """(setting, method, task) -> a client's place, mean over runs; bytes of the largest round of any run.
+
+    The base setting, "", is of all zoos. Other settings are priced where they change the selection only.
 
     Args:
         walks: rows of ``walk.csv`` of all runs.
@@ -207,15 +210,15 @@ def priced(
     rows: dict[tuple[str, str], list[Mapping[str, str]]] = defaultdict(list)
     for row in walks:
         rows[row["run_id"], row["task"]].append(row)
-    found: dict[tuple[str, str], list[Spent]] = defaultdict(list)
+    found: dict[tuple[str, str, str], list[Spent]] = defaultdict(list)
     for model in models:
-        walk = rows.get((model["run_id"], model["task"]))
-        if not walk or str(model["reported"]) != "1" or not is_base(model["setting"]):
+        walk, setting = rows.get((model["run_id"], model["task"])), str(model["setting"])
+        if not walk or str(model["reported"]) != "1" or not (is_base(setting) or selects(setting)):
             continue
         names = {name for row in walk for key in ("chain", "candidates") for name in row[key].split()}
         prices = Prices(zoo, blocks, names, reference, assembling.of(model["method"]), weight_bytes)
         place = spent(walk, model["blocks"], int(model["trained_joins"]), prices)
-        found[model["method"], model["task"]].append(place)
+        found["" if is_base(setting) else setting, model["method"], model["task"]].append(place)
     return {
         key: Spent(
             sum(place.walks for place in places) / len(places),
@@ -230,6 +233,12 @@ def priced(
 def is_base(setting: str) -> bool:
     """Whether a setting's text is the base one, on whichever zoo."""
     return not setting or setting.startswith("zoo.seed=")
+
+
+def selects(setting: str) -> bool:
+    """Whether a setting changes nothing but how blocks are selected."""
+    keys = re.findall(r"(?:^| )([\w.]+)=", setting)
+    return bool(keys) and all(re.fullmatch(r"assembling\.\w+\.selection\.\w+", key) for key in keys)
 
 
 def pool_bytes(zoo: Zoo, blocks: Blocks, bits: float, rereading: bool, weight_bytes: int) -> float:

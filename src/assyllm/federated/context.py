@@ -108,6 +108,11 @@ class Context:
 
         return Walker(self.pool, readings(self.pool, encoded), state.joined)
 
+    def cohorts(self, state: State) -> float:
+        """How many whole cohorts have answered for the block that is being chosen."""
+        answers = sum(row["participants"] for row in state.rows[len(state.rows) - state.tried :])
+        return answers / min(self.settings.federated.clients_per_round, len(self.eligible))
+
     def decided(self, state: State, told: bool, asked: bool) -> bool:
         """Whether the rounds of a block are over.
 
@@ -118,9 +123,8 @@ class Context:
             told: whether any vote or sum came in; ``asked``: whether there is any candidate.
         """
         selection = self.settings.selection
-        rounds, cohort = selection.rounds_per_block, min(self.settings.federated.clients_per_round, len(self.eligible))
-        answers = sum(row["participants"] for row in state.rows[-state.tried :])
-        enough = told and answers >= selection.least_answers * rounds * cohort
+        rounds = selection.rounds_per_block
+        enough = told and self.cohorts(state) >= selection.least_answers * rounds
         return state.tried >= (rounds if enough or not asked else rounds + SPARE)
 
     @staticmethod

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +21,7 @@ from assyllm.assembly.head import sketched
 from assyllm.assembly.walk import Walker
 from assyllm.blocks.pool import Pool
 from assyllm.comparator.public import Public
-from assyllm.tasks.record import Question
+from assyllm.tasks.record import SPLITS, Question
 from assyllm.zoo.encoding import Encoded, combine, encode
 
 
@@ -52,10 +53,15 @@ class TaskData:
             self._encoded[model, split] = encode(pool.tokenizer(model), questions, self.max_tokens)
         return self._encoded[model, split]
 
+    def shortened(self, pool: Pool, models: Iterable[str]) -> int:
+        """Questions of all splits that lost more than context to ``max_tokens`` in some of the models' tokens."""
+        names = sorted(set(models))
+        return sum(max(self.encoded(pool, name, split).cut for name in names) for split in SPLITS)
+
 
 def read_scores(
     folders: Sequence[Path],
-    pool_sha: str,
+    made_of: Mapping[str, str],
     task: str,
     max_tokens: int,
     splits: Mapping[str, Sequence[Question]],
@@ -66,17 +72,19 @@ def read_scores(
     """Put the score stage's shards together.
 
     Args:
-        pool_sha: the hash of the pool's manifest.
+        made_of: hashes of the pool's manifest (``pool``) and of the task's ``partition``, which the scores must name.
 
     Raises:
-        ArtifactError: a shard is of another pool, or they do not cover every client's questions once.
+        ArtifactError: a shard is of another pool or partition, or they do not cover every client's questions once.
     """
     shards = []
     for folder in folders:
         path = Path(folder) / f"{task}.safetensors"
         with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("pool") != pool_sha:
-                raise ArtifactError(f"{folder}: scores of another pool; score this one first (assyllm score)")
+            named = json.loads((file.metadata() or {}).get("made_of", "{}"))
+        for what, sha in made_of.items():
+            if named.get(what) != sha:
+                raise ArtifactError(f"{folder}: scores of another {what}; score this one first (assyllm score)")
         shards.append(load_file(path))
     number = len(splits["train"])
     index = torch.cat([shard["question"] for shard in shards])

@@ -176,7 +176,10 @@ def write_run(
         }  # fmt: skip
         tests = found.data.splits["test"]
         final = final_rows(Label(**common), tests, found.reported.chosen, _seen(found), found.reported.dev)
+        read = {pool.info(block).model for block in found.reported.chain.blocks}
+        shortened = float(found.data.shortened(pool, read))
         metrics += [*final[0], *_metrics(found, common)]
+        metrics.append(Metric(**common, split="", metric="shortened_questions", value=shortened))
         predictions += final[1]
         for place, model in enumerate(found.models):
             row = {key: value for key, value in common.items() if key != "world"}

@@ -7,11 +7,16 @@ probe to each total and stacks the candidates of greatest evidence: how much mor
 So a block counts by what it knows that the chain does not: the natural continuation and a twin of the last
 block, most compatible by CKA, win only where they add something.
 
+The candidates of a place race (successive halving, Jamieson and Talwalkar 2016): every cohort but the first is asked
+of the share ``selection.survivors`` that leads on the sums so far, so that devices spend little on blocks that are far
+behind after one cohort.
+
 A chain begins empty; its first candidates are the start blocks.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,7 +81,7 @@ def probe_task(run: Context, state: State) -> ProbeTask:
             drawn = {b: by.random_score(run.seed, run.data.task, chain.blocks, b) for b in found}
             found = by.best(drawn, limit or len(found))
             random |= {(chain.id, b): drawn[b] for b in found} if rule.random else {}
-        candidates[chain.blocks] = tuple(found)
+        candidates[chain.blocks] = tuple(_racing(run, state, chain, found))
     tried = [run.joins.scoring(chain, block) for chain, blocks in candidates.items() for block in blocks]
     own = [state.joined[name] for chain in candidates for name in edges(chain)]
     return ProbeTask(
@@ -87,6 +92,24 @@ def probe_task(run: Context, state: State) -> ProbeTask:
         random=random,
         limits={(c.id, b): run.limits.probe(b) for c in state.open for b in candidates[c.blocks]},
     )
+
+
+def _racing(run: Context, state: State, chain: Chain, found: list[str]) -> list[str]:
+    """Which of a chain's candidates ``found`` this round's cohort is asked of, in their order.
+
+    Where not all of a cohort answered, candidates leave the more slowly; as many stay as may be stacked.
+    """
+    chosen, rule = run.settings.selection, run.settings.rule
+    if not state.tried or rule.random or rule.one_model:
+        return found
+    asked = next(blocks for blocks_of, blocks in state.rows[-1]["walk"] if tuple(blocks_of) == chain.blocks)
+    left = max(chosen.kept_per_round, math.ceil(len(found) * chosen.survivors ** run.cohorts(state)))
+    told = {b: state.probed[chain.id, b] for b in asked if (chain.id, b) in state.probed}
+    if left >= len(asked) or not told:
+        return asked
+    scores = {block: sums.evidence(run.settings.head.ridge_grid)[0] for block, sums in told.items()}
+    leading = set(by.best(scores, left))
+    return [block for block in asked if block in leading]
 
 
 def probe_step(task: ProbeTask, data: ClientView) -> dict[Key, HeadSums]:

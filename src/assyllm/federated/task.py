@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from assyllm.artifacts import manifest_sha, read_lines
+from assyllm.artifacts import manifest_sha, read_lines, sha256_file
 from assyllm.blocks.pool import Pool
 from assyllm.comparator.public import cloze_questions
 from assyllm.federated.data import TaskData, read_scores
@@ -27,8 +27,9 @@ def open_task(pool: Pool, task: str, p: Any, tasks: Path, partition: Path, score
     """
     splits = {split: read_questions(tasks / task / f"{split}.jsonl") for split in SPLITS}
     dealt = p.partition
-    owned = read_owned(partition / f"{task}.csv", splits["train"], dealt.clients, dealt.items_per_client)
+    held = partition / f"{task}.csv"
+    owned = read_owned(held, splits["train"], dealt.clients, dealt.items_per_client)
     lines = read_lines(tasks / task / "public.txt")
     public = cloze_questions(lines, p.comparator.public_texts)
-    pool_sha = manifest_sha(pool.folder)
-    return read_scores(scores, pool_sha, task, p.tasks.max_tokens[task], splits, owned, pool.ids, public)
+    made_of = {"pool": manifest_sha(pool.folder), "partition": sha256_file(held)}
+    return read_scores(scores, made_of, task, p.tasks.max_tokens[task], splits, owned, pool.ids, public)

@@ -33,8 +33,10 @@ def native(run: Context, state: State) -> State:
     bins = sum(run.data.histograms[block][0].size for block in blocks)
     up = NUMBER * (len(blocks) * (len(blocks) + 1) // 2 + bins)
     run.log(state, clients, late, **({"up_sums": up, "down": ID} if clients or late else {}))
-    if not clients or (state.round <= SPARE and not hsic.any()):
+    if state.round <= SPARE and not hsic.any():
         return state  # a whole cohort lost, or too few examples for CKA: ask the next one
+    if not clients:
+        raise ArtifactError(f"{run.data.task}: no cohort answered in {state.round} rounds, so nothing was assembled")
     state.hsic = hsic
     state.histograms = {b: run.data.histograms[b][clients].sum(0) for b in blocks}
     state.open, state.phase = search.roots(run.pool), "select"
@@ -117,6 +119,8 @@ def _stack(run: Context, state: State, task: ScoreTask) -> State:
     state.tally, state.tried, state.stage = Tally(), 0, state.stage + 1
     if not still:
         if not state.finished:
-            raise ArtifactError(f"{run.data.task}: no vote was cast, so nothing was assembled")
+            rule = run.settings.selection.rule
+            why = "no vote was cast" if any(task.candidates.values()) else f"rule {rule} lets no block follow"
+            raise ArtifactError(f"{run.data.task}: {why}, so nothing was assembled")
         state.phase = run.after_search
     return state

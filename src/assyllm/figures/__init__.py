@@ -13,7 +13,7 @@ TOPICS = {
     ),
     "3 The method": (
         "workflow", "architecture", "feature_differences", "compatibility_heatmaps", "assembled_models",
-        "comparator_ablation", "adapter_gain", "ablations", "robustness",
+        "comparator_ablation", "adapter_gain", "ablations", "robustness", "tradeoff",
     ),
     "4 Cost": (
         "peak_memory", "resource_cost", "quantizer", "model_sizes", "swap_timeline", "swap_ablation",

@@ -48,6 +48,11 @@ class Tables:
         return self._read("non_iid")
 
     @cached_property
+    def tradeoff(self) -> pd.DataFrame:
+        """Accuracy and a client's energy by method and by way of selecting blocks."""
+        return self._read("tradeoff")
+
+    @cached_property
     def models(self) -> pd.DataFrame:
         """Every assembled model."""
         return self._read("models")

@@ -50,6 +50,7 @@ class Selection(Section):
     kept_per_round: Count
     beam: Count
     rounds_per_block: Count
+    survivors: Annotated[float, Field(gt=0, le=1)] = 1.0
     least_answers: Fraction = 1.0
     vote: Literal["weighted", "median", "borda"] = "weighted"
     max_blocks: Annotated[int, Field(ge=2)]
@@ -60,6 +61,8 @@ class Selection(Section):
             raise ValueError(
                 f"kept_per_round: {self.kept_per_round} is more than evaluated_per_round ({self.evaluated_per_round})"
             )
+        if self.survivors < 1 and not self.rule.startswith("probe"):
+            raise ValueError(f"survivors: {self.survivors} goes with a rule that probes, not with {self.rule}")
         return self
 
 

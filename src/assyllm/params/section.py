@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from assyllm.artifacts import ArtifactError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(ge=0, lt=1)]  # somebody must be left
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]  # of a folder and a wildcard
@@ -26,6 +26,19 @@ class Section(BaseModel):
     """A frozen group of parameters that refuses keys it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def changed(self, **values: Any) -> Self:
+        """A copy with other values, checked as those of params.yaml are (``model_copy`` checks nothing).
+
+        Raises:
+            ParamsError: an unknown name, or a value that cannot be; one line that names it.
+        """
+        try:
+            return type(self).model_validate({**self.model_dump(), **values})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(map(str, first["loc"]))
+            raise ParamsError(f"{key}: {first['msg']}" if key else first["msg"]) from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

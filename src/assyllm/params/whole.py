@@ -50,6 +50,10 @@ class Params(Section):
                 f"federated.clients_per_round: {self.federated.clients_per_round} is more than "
                 f"partition.clients ({self.partition.clients})"
             )
+        for key in ("federated.clients_per_round", "partition.clients"):
+            section, name = key.split(".")
+            if self.federated.least_clients > (most := getattr(getattr(self, section), name)):
+                raise ValueError(f"federated.least_clients: {self.federated.least_clients} is more than {key} ({most})")
         if self.settings.get("base"):
             raise ValueError("settings.base: empty by definition; change the sections themselves")
         studies = {size: study for size in STUDIES if (study := getattr(self.study, size)) is not None}
@@ -81,6 +85,13 @@ class Params(Section):
                         raise ValueError(f"baselines.{method}.{task}.{name}: none for {self.baselines.model!r}")
         if (self.tasks.source == "world") != (any(m.facets for m in self.zoo.models.values())):
             raise ValueError("tasks.source: 'world' goes with zoo members that know facets, and only with them")
+        own = [name for name in self.zoo.models if self.zoo.source_of(name) == "embedded"]
+        for task in self.tasks.names if own else ():
+            if self.tasks.max_tokens[task] > self.zoo.pretrain.max_tokens:
+                raise ValueError(
+                    f"tasks.max_tokens.{task}: {self.tasks.max_tokens[task]} is more than the "
+                    f"{self.zoo.pretrain.max_tokens} positions of {own[0]} (zoo.pretrain.max_tokens)"
+                )
         for name, member in self.zoo.models.items():
             if any(not 0 <= facet < self.world.facets for facet in member.facets):
                 raise ValueError(f"zoo.models.{name}.facets: the world has facets 0 to {self.world.facets - 1}")

@@ -49,7 +49,7 @@ def quantize_pool(
         ArtifactError: bad weights, a pool that is quantized already, a budget below the floor, or scores that are not
             there or of another pool.
     """
-    pool, out = Path(pool), Path(out)
+    pool, out, settings = Path(pool), Path(out), settings.changed()
     source = Pool.open(pool)
     if any(source.info(block).group_size for block in source.ids):
         raise ArtifactError(f"{pool}: quantized already; give the pool that it was made of")

@@ -2,11 +2,12 @@
 
 Per task ``<task>.safetensors`` (pooled native states of every block, HSIC sums of all block pairs by client,
 activation histograms by client) and ``<task>.public.safetensors`` (the same on public text, without clients). The first
-names the pool it is of, by the hash of the pool's manifest.
+names the pool it is of, by the hash of the pool's manifest, and the partition, by that of its file.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from assyllm.params import parse_sections
@@ -22,7 +23,7 @@ def run(params: str, code_sha: str, pool: Path, tasks: Path, partition: Path, se
     import torch
     from safetensors.torch import save_file
 
-    from assyllm.artifacts import manifest_sha, output_folder, read_lines, verify_folder
+    from assyllm.artifacts import manifest_sha, output_folder, read_lines, sha256_file, verify_folder
     from assyllm.comparator.native import score_clients
     from assyllm.comparator.public import cloze_questions, public_statistics
     from assyllm.quantizer.pool import open_pool
@@ -33,12 +34,15 @@ def run(params: str, code_sha: str, pool: Path, tasks: Path, partition: Path, se
     torch.set_num_threads(1)
     opened = lend(open_pool(Path(pool), keep=p.swapper.budget_gb is None), p.swapper)
     verify_folder(Path(tasks))
-    made_of = {"pool": manifest_sha(Path(pool))}
+    pool_sha = manifest_sha(Path(pool))
     with output_folder(out) as folder:
         for task in p.tasks.names:
             train = read_questions(Path(tasks) / task / "train.jsonl")
             dealt = p.partition
-            owned = read_owned(Path(partition) / f"{task}.csv", train, dealt.clients, dealt.items_per_client)
+            held = Path(partition) / f"{task}.csv"
+            owned = read_owned(held, train, dealt.clients, dealt.items_per_client)
+            # one entry: safetensors writes several in any order
+            made_of = {"made_of": json.dumps({"pool": pool_sha, "partition": sha256_file(held)})}
             lines = read_lines(Path(tasks) / task / "public.txt")
             length = p.tasks.max_tokens[task]
             public = public_statistics(opened, cloze_questions(lines, p.comparator.public_texts), length)

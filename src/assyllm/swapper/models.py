@@ -23,6 +23,7 @@ from assyllm.swapper.bind import Binding, Part, place_buffers
 from assyllm.swapper.engine import Engine
 from assyllm.swapper.memory import CudaMemory, HostMemory, Unit
 from assyllm.swapper.reader import Entry, Reader, read_header
+from assyllm.zoo.load import weight_files
 
 INDEX = "model.safetensors.index.json"
 
@@ -43,7 +44,8 @@ def under_budget(
 ) -> Iterator[Any]:
     """The model of a folder with its layers swapped; outputs are bit-equal to those of the whole model.
 
-    Weights are as stored (what ``from_pretrained(folder, dtype="auto")`` gives). The model computes in eval mode; run
+    Weights are as stored: what ``from_pretrained`` gives with the dtype of the files, which ``dtype="auto"`` is unless
+    config.json names another. The model computes in eval mode; run
     it under ``torch.no_grad()``. The engine is ``model.swapper``.
 
     Args:
@@ -84,13 +86,7 @@ def under_budget(
 
 
 def _entries(folder: Path) -> dict[str, Entry]:
-    if (folder / INDEX).is_file():
-        names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
-    else:
-        names = sorted(path.name for path in folder.glob("*.safetensors"))
-    if not names:
-        raise ArtifactError(f"{folder}: no safetensors in it")
-    return {entry.name: entry for name in names for entry in read_header(folder / name)}
+    return {entry.name: entry for file in weight_files(folder) for entry in read_header(file)}
 
 
 def _empty(folder: Path, dtype: torch.dtype) -> Any:

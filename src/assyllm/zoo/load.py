@@ -26,14 +26,16 @@ LM_CLASSES = {
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a transformers folder, one or several shards, all present and whole.
 
+    Of a folder that has both, the single file, as transformers reads it.
+
     Raises:
         ArtifactError: no weights, a shard missing, or a file shorter than its header says.
     """
     folder = Path(folder)
-    if (folder / INDEX).is_file():
-        names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
-    elif (folder / WEIGHTS).is_file():
+    if (folder / WEIGHTS).is_file():
         names = [WEIGHTS]
+    elif (folder / INDEX).is_file():
+        names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
     else:
         other = next((p.name for p in sorted(folder.glob("*.bin"))), None)
         hint = f" ({other} is there, but only safetensors are read)" if other else ""

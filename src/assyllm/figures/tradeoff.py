@@ -1,0 +1,91 @@
+"""Accuracy against a client's energy: what a further round of choosing blocks buys, beside the baselines."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from assyllm.figures import style
+from assyllm.figures.tables import Tables
+from assyllm.params import Figures
+
+READS = ("tradeoff",)
+ROUNDS = re.compile(r"assembling\.(\w+)\.selection\.rounds_per_block=(\d+)")
+COLUMNS = ["task", "world", "method", "way", "rounds", "energy", "value", "low", "high", "runs", "source"]
+
+
+def data(tables: Tables) -> pd.DataFrame:
+    """Per task, method and way of selecting: test accuracy (percent) and energy over FT-oracle's (percent).
+
+    ``way`` is "" (base), "rounds" (only ``rounds_per_block`` differs, to ``rounds``) or "other". Accuracy is measured,
+    energy modelled.
+    """
+    rows = []
+    for key, found in tables.tradeoff.groupby(["setting", "method", "task", "world"], sort=False):
+        setting, method, task, world = key
+        what = found.set_index("what")
+        told = ROUNDS.fullmatch(str(setting))
+        rows.append({
+            "task": task, "world": world, "method": method, "way": "rounds" if told else "other" if setting else "",
+            "rounds": int(json.loads(told.group(2))) if told else 0,
+            "energy": 100 * float(what.at["energy_of_full", "value"]),
+            **{name: 100 * float(what.at["accuracy", name]) for name in ("value", "low", "high")},
+            "runs": int(what.at["accuracy", "runs"]), "source": "measured, energy modelled",
+        })  # fmt: skip
+    df = pd.DataFrame(rows, columns=COLUMNS)
+    return df.sort_values(["task", "method", "way", "rounds", "energy"], ignore_index=True)
+
+
+def draw(df: pd.DataFrame, look: Figures) -> Figure:
+    """A panel a task; ours as a line over rounds a block, its other settings small and hollow."""
+    tasks = style.tasks(df["task"])
+    figure, axes = plt.subplots(
+        1, len(tasks), sharey=True, squeeze=False, layout="constrained", figsize=(look.width_inches, 2.7)
+    )
+    for ax, task in zip(axes[0], tasks, strict=True):
+        _panel(ax, df[df["task"] == task])
+        ax.set_title(style.task_label(task, df[df["task"] == task]["world"].iloc[0]))
+        ax.set_xlabel("energy, % of FT-oracle's")
+    axes[0][0].set_ylabel("test accuracy")
+    style.percent_axis(axes[0][0], 10 * (df["low"].min() // 10), 100)
+    methods = [method for method in style.METHODS if method in set(df["method"])]
+    handles = [
+        Line2D([], [], color=style.colour(m), marker=style.marker(m), ls="", ms=4, label=style.label(m))
+        for m in methods
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
+    numbered = "Numbers: rounds a block (filled: the default). " if (df["way"] == "rounds").any() else ""
+    hollow = "Small and hollow: other ways of selecting blocks. " if (df["way"] == "other").any() else ""
+    style.caption(
+        figure, df,
+        "Accuracy is measured at tiny scale; energy is of one client's place in the cohort until the method's accuracy "
+        "has converged, modelled at true shapes on a Jetson TX2's speed, over FT-oracle's on the same task. "
+        + numbered + hollow + style.interval(df),
+    )  # fmt: skip
+    return figure
+
+
+def _panel(ax: Axes, df: pd.DataFrame) -> None:
+    style.log_axis(ax)
+    ax.axvline(100, color="0.6", lw=0.8, ls=":")
+    for method in [method for method in style.METHODS if method in set(df["method"])]:
+        mine = df[df["method"] == method]
+        swept = mine[mine["way"] == "rounds"]
+        line = mine[mine["way"] != "other"].sort_values("energy") if len(swept) else mine[mine["way"] == ""]
+        ax.errorbar(
+            line["energy"], line["value"], yerr=[line["value"] - line["low"], line["high"] - line["value"]],
+            color=style.colour(method), marker=style.marker(method), ls="-" if len(swept) else "", ms=4, lw=1,
+            elinewidth=0.7, capsize=1.5, clip_on=False,
+        )  # fmt: skip
+        for row in swept.itertuples():
+            ax.annotate(str(row.rounds), (row.energy, row.value), (0, -11), textcoords="offset points", ha="center",
+                        fontsize=7, color=style.colour(method))  # fmt: skip
+        other = mine[mine["way"] == "other"]
+        ax.plot(other["energy"], other["value"], color=style.colour(method), marker=style.marker(method), ls="", ms=2.5,
+                mfc="white", mew=0.7)  # fmt: skip
