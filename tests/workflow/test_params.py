@@ -83,7 +83,7 @@ def changed(tmp_path: Path, dotted: str, value: object) -> Path:
         ("study.default.runs", {"base": []}, "study.default.runs.base: List should have at least 1 item"),
         ("study.default.seeds", [-1], "study.default.seeds.0: Input should be greater than or equal to 0"),
         ("federated.least_clients", 30, "federated.least_clients: 30 is more than federated.clients_per_round (20)"),
-        ("tasks.max_tokens.piqa", 65, "tasks.max_tokens.piqa: 65 is more than the 64 positions of llama"),
+        ("tasks.max_tokens.piqa", 65, "tasks.max_tokens.piqa: 65 is more than the 64 positions of bert"),
         ("partition.alpha", float("inf"), "partition.alpha: Input should be a finite number"),
         ("assembling.assyllm_paper.selection.survivors", 0.5, "survivors: 0.5 goes with a rule that probes"),
         ("blocks.members", [], "blocks.members: List should have at least 1 item"),
