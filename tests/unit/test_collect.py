@@ -26,6 +26,7 @@ from assyllm.figures import (
     robustness,
     swap_ablation,
     swap_timeline,
+    tradeoff,
 )
 from assyllm.figures.tables import Tables
 from assyllm.results import Metric, Prediction, Run, read_table, write_rows, write_table
@@ -442,6 +443,26 @@ def test_the_figure_of_robustness_sorts_settings_into_panels(tmp_path: Path) -> 
     for suffix in ("pdf", "png", "csv"):
         first, second = (tmp_path / attempt / f"robustness.{suffix}" for attempt in ("a", "b"))
         assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_figure_of_accuracy_against_energy_joins_the_rounds_a_block(tmp_path: Path) -> None:
+    rows = [
+        {"setting": setting, "method": method, "task": "boolq", "world": "embedded", "what": what, "value": value,
+         "low": value, "high": value, "runs": 1, "source": source}
+        for method, setting, energy in (
+            ("ft_oracle", "", 1.0), ("assyllm", "", 0.7), ("assyllm", "assembling.assyllm.selection.beam=1", 0.4),
+            ("assyllm", "assembling.assyllm.selection.rounds_per_block=1", 0.2),
+        )
+        for what, value, source in (("accuracy", 0.9, "measured"), ("energy_of_full", energy, "modelled"))
+    ]  # fmt: skip
+    write_table(tmp_path / "tradeoff.csv", rows)
+    df = tradeoff.data(Tables(tmp_path))
+    found = {(r.method, r.way, r.rounds): r.energy for r in df.itertuples()}
+    assert found == {("ft_oracle", "", 0): 100, ("assyllm", "", 0): 70, ("assyllm", "other", 0): 40,
+                     ("assyllm", "rounds", 1): 20}  # fmt: skip
+    for attempt in ("a", "b"):
+        figure.run(P.sections_json(PARAMS, figure.SECTIONS), "0", "tradeoff", tmp_path, tmp_path / attempt)
+    assert (tmp_path / "a" / "tradeoff.png").read_bytes() == (tmp_path / "b" / "tradeoff.png").read_bytes()
 
 
 def test_an_unknown_figure_is_one_line(results: Path, tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from assyllm.cost.resources import ROWS_PER_CHOICE, TRAIN_ITEMS
+from assyllm import params as P
+from assyllm.cost.resources import ROWS_PER_CHOICE, TRAIN_ITEMS, tradeoff_table
 from assyllm.zoo.encoding import encode
 from assyllm.zoo.forward import pack
 from assyllm.zoo.load import load_tokenizer
 
+ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("ASSYLLM_DATA", ""))
 LLAMA = DATA / "models" / "stories260K"
 
@@ -29,3 +31,27 @@ def test_a_chain_reads_so_many_more_tokens_than_a_whole_decoder(task: str, max_t
     walked = int(encoded.mask[encoded.choice_mask].sum())
     whole = int((pack(encoded, causal=True).segments >= 0).sum())
     assert walked / whole == pytest.approx(ROWS_PER_CHOICE[task], abs=0.02)
+
+
+def test_a_way_of_selecting_is_priced_by_its_own_walks() -> None:
+    """Half the rounds on the same chain and candidates: half the energy; other settings have no row."""
+    p = P.load(ROOT / "params.yaml")
+    few = "assembling.assyllm.selection.rounds_per_block=1"
+    walks, models, accuracy = [], [], []
+    for run, setting, rounds in (("a", "", 4), ("b", few, 2), ("c", "partition.alpha=0.1", 4)):
+        shared = {"run_id": run, "task": "piqa"}
+        models.append({**shared, "method": "assyllm", "setting": setting, "blocks": "llama:0-1 opt:1-2",
+                       "reported": 1, "trained_joins": 0})  # fmt: skip
+        walks += [
+            {**shared, "round": str(i), "phase": "select", "chain": "llama:0-1", "candidates": "opt:1-2 llama:3-4"}
+            for i in range(rounds)
+        ]
+        accuracy.append({"task": "piqa", "method": "assyllm", "setting": setting, "split": "test", "world": "embedded",
+                         "mean": 0.9, "low": 0.8, "high": 1.0, "runs": 1})  # fmt: skip
+    accuracy.append({**accuracy[0], "method": "ft_oracle"})
+    resources = [{"method": m, "task": "piqa", "energy_kj": e} for m, e in (("assyllm", 30.0), ("ft_oracle", 60.0))]
+    rows = tradeoff_table(accuracy, resources, walks, models, p)
+    energy = {(r["method"], r["setting"]): r["value"] for r in rows if r["what"] == "energy_of_full"}
+    assert energy == {("assyllm", ""): 0.5, ("assyllm", few): pytest.approx(0.25), ("ft_oracle", ""): 1.0}
+    assert {r["source"] for r in rows if r["what"] == "accuracy"} == {"measured"}
+    assert {r["source"] for r in rows if r["what"] != "accuracy"} == {"modelled"}

@@ -17,7 +17,20 @@ from assyllm.params import Figures
 
 READS = ("tradeoff",)
 ROUNDS = re.compile(r"assembling\.(\w+)\.selection\.rounds_per_block=(\d+)")
-COLUMNS = ["task", "world", "method", "way", "rounds", "energy", "value", "low", "high", "runs", "source"]
+COLUMNS = [
+    "task",
+    "world",
+    "method",
+    "way",
+    "rounds",
+    "energy",
+    "value",
+    "low",
+    "high",
+    "runs",
+    "source",
+    "energy_source",
+]
 
 
 def data(tables: Tables) -> pd.DataFrame:
@@ -36,7 +49,7 @@ def data(tables: Tables) -> pd.DataFrame:
             "rounds": int(json.loads(told.group(2))) if told else 0,
             "energy": 100 * float(what.at["energy_of_full", "value"]),
             **{name: 100 * float(what.at["accuracy", name]) for name in ("value", "low", "high")},
-            "runs": int(what.at["accuracy", "runs"]), "source": "measured, energy modelled",
+            "runs": int(what.at["accuracy", "runs"]), "source": "measured", "energy_source": "modelled",
         })  # fmt: skip
     df = pd.DataFrame(rows, columns=COLUMNS)
     return df.sort_values(["task", "method", "way", "rounds", "energy"], ignore_index=True)
@@ -60,7 +73,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         for m in methods
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
-    numbered = "Numbers: rounds a block (filled: the default). " if (df["way"] == "rounds").any() else ""
+    numbered = "Numbers: rounds a block; without one: the default. " if (df["way"] == "rounds").any() else ""
     hollow = "Small and hollow: other ways of selecting blocks. " if (df["way"] == "other").any() else ""
     style.caption(
         figure, df,
