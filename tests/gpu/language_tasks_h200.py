@@ -150,8 +150,8 @@ def _whole_models_on_gpu(there: Any) -> None:
     plain_open, plain_pooled, plain_likelihoods = job.open_model, forward.pooled, likelihood.option_likelihoods
     plain_start, plain_scores = full.FullFineTuning.start, full.FullFineTuning.scores
 
-    def open_model(folder: Path) -> tuple[Any, Any]:
-        model, tokenizer = plain_open(folder)
+    def open_model(folder: Path, lengths: Any) -> tuple[Any, Any]:
+        model, tokenizer = plain_open(folder, lengths)
         return model.to(there), tokenizer
 
     def pooled(base: Any, weights: Any, batch: Any) -> Tensor:

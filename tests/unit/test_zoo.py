@@ -227,6 +227,16 @@ def test_a_listed_shard_that_is_missing_is_named(zoo, tmp_path):
         load.weight_files(folder)
 
 
+def test_rows_longer_than_a_models_positions_are_refused(zoo):
+    for name in ("bert", "roberta"):
+        config, most = load.load_config(zoo / name), load.positions(load.load_config(zoo / name))
+        load.check_length(config, name, {"boolq": most})
+        with pytest.raises(
+            ArtifactError, match=rf"tasks.max_tokens.piqa: {most + 1} is more than the {most} positions of {name}"
+        ):
+            load.check_length(config, name, {"boolq": most, "piqa": most + 1})
+
+
 def test_missing_weights_are_refused(zoo, tmp_path):
     from safetensors.torch import load_file, save_file
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from assyllm.tasks.partition import read_owned
 from assyllm.tasks.record import SPLITS, Question, read_questions
 from assyllm.zoo.encoding import encode
 from assyllm.zoo.forward import Packed, pack
-from assyllm.zoo.load import load_model, load_tokenizer
+from assyllm.zoo.load import check_length, load_model, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +73,25 @@ def head_plan(head: P.ClosedForm, federated: P.Federated) -> Plan:
     return Plan(head.rounds, federated.clients_per_round, 1, local, federated.dropout, stragglers=federated.stragglers)
 
 
-def open_model(folder: Path) -> tuple[Any, Any]:
+def open_model(folder: Path, lengths: Mapping[str, int]) -> tuple[Any, Any]:
     """A zoo member's whole model (eager attention: it vectorises over clients) and its tokenizer.
 
+    Args:
+        lengths: task -> tokens of its longest row.
+
     Raises:
-        ArtifactError: the folder lacks a file, or differs from its manifest.
+        ArtifactError: the folder lacks a file or differs from its manifest, or a task's rows are too long.
     """
     if (Path(folder) / MANIFEST).is_file():
         verify_folder(folder)
-    return load_model(folder), load_tokenizer(folder)
+    model = load_model(folder)
+    check_length(model.config, Path(folder).name, lengths)
+    return model, load_tokenizer(folder)
 
 
-def open_base(folder: Path, method: str, base: P.FrozenBase) -> tuple[Any, Any]:
+def open_base(folder: Path, method: str, base: P.FrozenBase, lengths: Mapping[str, int]) -> tuple[Any, Any]:
     """As :func:`open_model`, the weights rounded to INT8 where ``method`` does not train them and ``base`` says so."""
-    model, tokenizer = open_model(folder)
+    model, tokenizer = open_model(folder, lengths)
     return (rounded(model) if method in P.FROZEN_BASE and base.bits == 8 else model), tokenizer
 
 

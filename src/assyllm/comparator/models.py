@@ -21,7 +21,7 @@ from assyllm.comparator.cka import MINIMUM_ROWS, Estimator, all_pairs, column_sc
 from assyllm.comparator.compatibility import compatibility
 from assyllm.comparator.cor import cor, counts
 from assyllm.zoo.encoding import pad_id, prefix_and_suffix
-from assyllm.zoo.load import fetch, load_model, load_tokenizer
+from assyllm.zoo.load import fetch, load_model, load_tokenizer, positions
 
 Source = str | Path | tuple[Any, Any]  # a folder, a hub id (``id`` or ``id@revision``), or (model, tokenizer)
 Score = float | None
@@ -174,7 +174,7 @@ def _states(
 ) -> tuple[list[Tensor], list[np.ndarray]]:
     """Per layer: pooled states ``[n, d]`` and the histogram ``[bins]`` of its values over root mean square."""
     prefix, suffix = prefix_and_suffix(tokenizer)
-    room = min(max_tokens, _positions(model.config)) - len(prefix) - len(suffix)
+    room = min(max_tokens, positions(model.config)) - len(prefix) - len(suffix)
     if room < 1:
         raise ArtifactError(
             f"max_tokens {max_tokens}: none is left beside the {len(prefix) + len(suffix)} of a model's own"
@@ -205,12 +205,6 @@ def _states(
             pooled[layer][chosen] = (weights[:, None] @ states)[:, 0]
             tokens[layer].append(states[own.bool()])
     return pooled, [_histogram(torch.cat(parts), bins) for parts in tokens]
-
-
-def _positions(config: Any) -> int:
-    """The longest row that a model reads (RoBERTa's positions begin after its padding id)."""
-    longest = getattr(config, "max_position_embeddings", None) or 2**31
-    return longest - (config.pad_token_id + 1 if config.model_type == "roberta" else 0)
 
 
 def _histogram(values: Tensor, bins: int) -> np.ndarray:

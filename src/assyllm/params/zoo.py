@@ -106,6 +106,11 @@ class Tasks(Section):
     test_items: Count | None
     unseen_fraction: Fraction
 
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Task -> tokens of its longest row, of the tasks that are run."""
+        return {name: self.max_tokens[name] for name in self.names}
+
     @model_validator(mode="after")
     def _each_once(self) -> Tasks:
         if len(set(self.names)) != len(self.names):

@@ -134,7 +134,7 @@ def _zero_shot(p: Any, zoo: Path, files: dict[str, Any], labels: dict[str, Label
 
     metrics, predictions = [], []
     for name in sorted(p.zoo.models):
-        model, tokenizer = open_model(zoo / name)
+        model, tokenizer = open_model(zoo / name, p.tasks.lengths)
         for task, task_files in files.items():
             splits = task_files.splits
             label = replace(labels[task], setting=with_model(labels[task].setting, name))
@@ -190,7 +190,7 @@ class Job:
         from assyllm.checkpoint import Checkpoint
         from assyllm.evaluate import final_rows, seen_facts
 
-        model, tokenizer = open_base(self.folder, self.method, self.p.frozen_base)
+        model, tokenizer = open_base(self.folder, self.method, self.p.frozen_base, self.p.tasks.lengths)
         eligible = self.eligible()
         metrics, predictions, timings = [], [], []
         for task, task_files in self.files.items():
@@ -245,7 +245,7 @@ class Job:
         eligible = self.eligible()
         if len(eligible) < self.p.partition.clients:
             return self.run()
-        model, tokenizer = open_model(self.folder)
+        model, tokenizer = open_model(self.folder, self.p.tasks.lengths)
         metrics: list[Metric] = []
         for task, task_files in self.files.items():
             settings, plan = self.settings(task)

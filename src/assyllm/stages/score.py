@@ -30,10 +30,13 @@ def run(params: str, code_sha: str, pool: Path, tasks: Path, partition: Path, se
     from assyllm.swapper.swapper import lend
     from assyllm.tasks.partition import read_owned
     from assyllm.tasks.record import read_questions
+    from assyllm.zoo.load import check_length
 
     torch.set_num_threads(1)
     opened = lend(open_pool(Path(pool), keep=p.swapper.budget_gb is None), p.swapper)
     verify_folder(Path(tasks))
+    for name in opened.models:
+        check_length(opened.config(name), name, p.tasks.lengths)
     pool_sha = manifest_sha(Path(pool))
     with output_folder(out) as folder:
         for task in p.tasks.names:

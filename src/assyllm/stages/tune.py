@@ -53,7 +53,7 @@ def run(
     for folder in (tasks, partition):
         verify_folder(folder)
     seed = p.tune.seed
-    model, tokenizer = open_base(zoo / p.baselines.model, method, p.frozen_base)
+    model, tokenizer = open_base(zoo / p.baselines.model, method, p.frozen_base, p.tasks.lengths)
     memory = device_memory(seed, p.fleet, p.partition.clients)
     eligible = eligible_clients(cost, p.baselines.model, memory)
     rows: list[dict[str, Any]] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,23 @@ def load_config(folder: Path) -> Any:
     if kind not in LM_CLASSES:
         raise ArtifactError(f"{path}: model_type {kind!r} is not one of {', '.join(LM_CLASSES)}")
     return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def positions(config: Any) -> int:
+    """The longest row that a model reads (RoBERTa's positions begin after its padding id)."""
+    longest = getattr(config, "max_position_embeddings", None) or 2**31
+    return longest - (config.pad_token_id + 1 if config.model_type == "roberta" else 0)
+
+
+def check_length(config: Any, name: str, max_tokens: Mapping[str, int]) -> None:
+    """Whether a model reads rows as long as every task's.
+
+    Raises:
+        ArtifactError: naming the first task whose rows are longer.
+    """
+    for task, tokens in max_tokens.items():
+        if tokens > (most := positions(config)):
+            raise ArtifactError(f"tasks.max_tokens.{task}: {tokens} is more than the {most} positions of {name}")
 
 
 def load_model(folder: Path, dtype: Any = None) -> Any:
