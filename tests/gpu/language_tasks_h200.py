@@ -170,7 +170,7 @@ def _whole_models_on_gpu(there: Any) -> None:
             losses.append(loss)
             for name, tensor in made.items():
                 average[name] += tensor * (len(items) / total)
-        return average, np.array(losses)
+        return average, float(np.average(losses, weights=[len(items) for _, items in clients]))
 
     class Picked:
         """Logits that stay on the device until rows of them are picked."""
@@ -191,9 +191,32 @@ def _whole_models_on_gpu(there: Any) -> None:
             moved = {name: value.to(there) if isinstance(value, Tensor) else value for name, value in given.items()}
             return argparse.Namespace(logits=Picked(self.model(**moved).logits))
 
+    class Told(Away):
+        """The same, for who reads its layers' states on the CPU."""
+
+        def parameters(self) -> Any:
+            return self.model.parameters()
+
+        def __call__(self, **given: Any) -> Any:
+            moved = {name: value.to(there) if isinstance(value, Tensor) else value for name, value in given.items()}
+            found = self.model(**moved)
+            states = [layer.cpu() for layer in found.hidden_states]
+            return argparse.Namespace(hidden_states=states, last_hidden_state=found.last_hidden_state.cpu())
+
+    plain_features = one_model_head.OneModelHead._features
+
+    def features(self: Any, batch: Any) -> Tensor:
+        own = self.base
+        self.base = Told(own)
+        try:
+            return plain_features(self, batch)
+        finally:
+            self.base = own
+
     job.open_model = open_model
-    full.pooled = one_model_head.pooled = pooled
-    full.FullFineTuning.start = lambda self: {name: t.to(there) for name, t in plain_start(self).items()}
+    full.pooled = pooled
+    one_model_head.OneModelHead._features = features
+    full.FullFineTuning.start = lambda self, seed=0: {n: t.to(there) for n, t in plain_start(self, seed).items()}
     full.FullFineTuning.scores = lambda self, weights, batch: plain_scores(self, weights, batch).cpu()
     method.Method.train = train
     likelihood.option_likelihoods = lambda model, *given: plain_likelihoods(Away(model), *given)
