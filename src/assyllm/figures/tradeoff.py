@@ -17,6 +17,7 @@ from assyllm.params import Figures
 
 READS = ("tradeoff",)
 ROUNDS = re.compile(r"assembling\.(\w+)\.selection\.rounds_per_block=(\d+)")
+LEFT_OUT = ("choices_only",)  # reads no question
 COLUMNS = [
     "task",
     "world",
@@ -42,6 +43,8 @@ def data(tables: Tables) -> pd.DataFrame:
     rows = []
     for key, found in tables.tradeoff.groupby(["setting", "method", "task", "world"], sort=False):
         setting, method, task, world = key
+        if method in LEFT_OUT:
+            continue
         what = found.set_index("what")
         told = ROUNDS.fullmatch(str(setting))
         rows.append({
@@ -66,7 +69,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         ax.set_title(style.task_label(task, df[df["task"] == task]["world"].iloc[0]))
         ax.set_xlabel("energy, % of FT-oracle's")
     axes[0][0].set_ylabel("test accuracy")
-    style.percent_axis(axes[0][0], 10 * (df["low"].min() // 10), 100)
+    style.percent_axis(axes[0][0], 10 * (df["low"].min() // 10), 104)
     methods = [method for method in style.METHODS if method in set(df["method"])]
     handles = [
         Line2D([], [], color=style.colour(m), marker=style.marker(m), ls="", ms=4, label=style.label(m))
@@ -96,9 +99,11 @@ def _panel(ax: Axes, df: pd.DataFrame) -> None:
             color=style.colour(method), marker=style.marker(method), ls="-" if len(swept) else "", ms=4, lw=1,
             elinewidth=0.7, capsize=1.5, clip_on=False,
         )  # fmt: skip
-        for row in swept.itertuples():
-            ax.annotate(str(row.rounds), (row.energy, row.value), (0, -11), textcoords="offset points", ha="center",
-                        fontsize=7, color=style.colour(method))  # fmt: skip
+        for place, row in enumerate(swept.itertuples()):  # above and below in turn, so that they do not meet
+            ax.annotate(
+                str(row.rounds), (row.energy, row.high if place % 2 else row.low), (0, 2 if place % 2 else -8),
+                textcoords="offset points", ha="center", fontsize=7, color=style.colour(method), annotation_clip=False,
+            )  # fmt: skip
         other = mine[mine["way"] == "other"]
         ax.plot(other["energy"], other["value"], color=style.colour(method), marker=style.marker(method), ls="", ms=2.5,
                 mfc="white", mew=0.7)  # fmt: skip
