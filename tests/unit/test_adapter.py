@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from assyllm.adapter import fixed_attention
 from assyllm.adapter.linear import LinearAdapter, LinearSums
 from assyllm.adapter.registry import build, describe
 from assyllm.artifacts import ArtifactError
@@ -46,6 +47,21 @@ def test_sums_of_other_widths_and_odd_ridges_are_refused() -> None:
         one + other
     with pytest.raises(ArtifactError, match="ridge: -1"):
         one.fit(-1.0)
+
+
+def test_a_correction_of_low_rank_keeps_the_mean() -> None:
+    """With fewer directions than the residuals vary in, what is left is no more than of their mean alone."""
+    torch.manual_seed(0)
+    x = torch.randn(2000, 12)
+    y = x @ torch.randn(12, 8) + 5 + torch.randn(8)
+    block = fixed_attention.Rereading(torch.zeros(3, 8), torch.zeros(8))
+    alone = float((y - y.mean(0)).square().sum(-1).mean())
+    left = []
+    for rank in (1, 2, 4, 8):
+        found = fixed_attention.fit(block, LinearSums.of(x, y), 1e-6, rank)
+        left.append(float((x @ found.down @ found.up + found.bias - y).square().sum(-1).mean()))
+    assert alone > left[0] > left[1] > left[2] > left[3]
+    assert left[3] == pytest.approx(0, abs=1e-3)
 
 
 def test_no_rows_or_broken_rows_are_refused() -> None:
