@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from assyllm.artifacts import ArtifactError, write_json
-from assyllm.cost.resources import RESOURCES, TRADEOFF, resources_table, tradeoff_table
+from assyllm.cost.resources import RESOURCES, TRADEOFF, places_of, resources_table, tradeoff_table
 from assyllm.evaluate import paired_bootstrap
 from assyllm.params import Evaluate
 from assyllm.results import Metric, Prediction, Run, check_columns, read_table, write_table
@@ -431,13 +431,13 @@ def collect(
     write_table(out / "non_iid.csv", non_iid, NON_IID)
     write_table(out / "models.csv", models, list(models[0]) if models else ["world", "run_id", "source"])
     curves = [row for table in curve_tables for row in read_table(table)]
-    walks = gather_optional(runs, "walk")
-    resources = resources_table(metrics, cost, walks, models, p)
+    places = places_of(gather_optional(runs, "walk"), models, p)
+    resources = resources_table(metrics, cost, places, p)
     write_table(out / "cost.csv", cost)
     write_table(out / "curves.csv", curves, list(curves[0]) if curves else ["method", "stands_for", "varies",
                                                                                                 "source"])  # fmt: skip
     write_table(out / "resources.csv", resources, RESOURCES)
-    write_table(out / "tradeoff.csv", tradeoff_table(accuracy, resources, walks, models, p), TRADEOFF)
+    write_table(out / "tradeoff.csv", tradeoff_table(accuracy, resources, places), TRADEOFF)
     write_table(out / "paper.csv", paper_values())
     world = run_rows[0]["world"]
     quantizer = quantizer_table(p.zoo, p.blocks, precision, predictions, world, ev)

@@ -187,9 +187,12 @@ def _whole_models_on_gpu(there: Any) -> None:
         def __init__(self, model: Any) -> None:
             self.model, self.config = model, model.config
 
-        def __call__(self, **given: Any) -> Any:
+        def found(self, given: dict[str, Any]) -> Any:
             moved = {name: value.to(there) if isinstance(value, Tensor) else value for name, value in given.items()}
-            return argparse.Namespace(logits=Picked(self.model(**moved).logits))
+            return self.model(**moved)
+
+        def __call__(self, **given: Any) -> Any:
+            return argparse.Namespace(logits=Picked(self.found(given).logits))
 
     class Told(Away):
         """The same, for who reads its layers' states on the CPU."""
@@ -198,8 +201,7 @@ def _whole_models_on_gpu(there: Any) -> None:
             return self.model.parameters()
 
         def __call__(self, **given: Any) -> Any:
-            moved = {name: value.to(there) if isinstance(value, Tensor) else value for name, value in given.items()}
-            found = self.model(**moved)
+            found = self.found(given)
             states = [layer.cpu() for layer in found.hidden_states]
             return argparse.Namespace(hidden_states=states, last_hidden_state=found.last_hidden_state.cpu())
 

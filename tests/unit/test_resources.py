@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from assyllm import params as P
-from assyllm.cost.resources import ROWS_PER_CHOICE, TRAIN_ITEMS, tradeoff_table
+from assyllm.cost.resources import ROWS_PER_CHOICE, TRAIN_ITEMS, places_of, tradeoff_table
 from assyllm.zoo.encoding import encode
 from assyllm.zoo.forward import pack
 from assyllm.zoo.load import load_tokenizer
@@ -50,7 +50,7 @@ def test_a_way_of_selecting_is_priced_by_its_own_walks() -> None:
                          "mean": 0.9, "low": 0.8, "high": 1.0, "runs": 1})  # fmt: skip
     accuracy.append({**accuracy[0], "method": "ft_oracle"})
     resources = [{"method": m, "task": "piqa", "energy_kj": e} for m, e in (("assyllm", 30.0), ("ft_oracle", 60.0))]
-    rows = tradeoff_table(accuracy, resources, walks, models, p)
+    rows = tradeoff_table(accuracy, resources, places_of(walks, models, p))
     energy = {(r["method"], r["setting"]): r["value"] for r in rows if r["what"] == "energy_of_full"}
     assert energy == {("assyllm", ""): 0.5, ("assyllm", few): pytest.approx(0.25), ("ft_oracle", ""): 1.0}
     assert {r["source"] for r in rows if r["what"] == "accuracy"} == {"measured"}

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from assyllm.adapter.base import Adapter
 from assyllm.adapter.reading import Readings
 from assyllm.adapter.registry import build
+from assyllm.adapter.sent import block_features
 from assyllm.artifacts import (
     ArtifactError,
     output_folder,
@@ -49,7 +50,7 @@ from assyllm.blocks.split import empty_block
 from assyllm.comparator.activations import advance, pooled
 from assyllm.quantizer.pool import prepare
 from assyllm.tasks.record import Question
-from assyllm.zoo.encoding import Encoded, combine, encode, features
+from assyllm.zoo.encoding import Encoded, combine, encode
 from assyllm.zoo.load import load_tokenizer
 
 CONFIG, WEIGHTS, FITTED, RECIPE, CARD = (
@@ -247,8 +248,7 @@ def _put_together(
     except TypeError:
         raise ArtifactError(f"{FITTED}: not the tensors of a head: {sorted(_under(fitted, 'head.'))}") from None
     read = recipe.slices if recipe.head["scope"] == "all_blocks" else recipe.slices[-1:]
-    dims = recipe.head.get("sketch_dims")
-    wanted = sum(min(features(row["width"]), dims or features(row["width"])) for row in read)
+    wanted = sum(block_features(row["width"], recipe.head.get("sketch_dims")) for row in read)
     if head.weight.shape != (wanted,):
         raise ArtifactError(f"{FITTED}: a head of {head.weight.numel()} features, {RECIPE}'s slices have {wanted}")
     return AssembledModel(blocks, adapters, head, recipe, tokenizers, embeddings).eval()

@@ -7,12 +7,12 @@ time is that of one client (the cohort works side by side); link time is left ou
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from assyllm.adapter.sent import block_features, head_sums
 from assyllm.cost.shapes import shape_of
-from assyllm.cost.walked import is_base, pool_bytes, priced
+from assyllm.cost.walked import Spent, is_base, pool_bytes, priced
 from assyllm.params import ASSEMBLING, HEADS, FwdLLMTuning
 
 TRAIN_ITEMS = {"boolq": 9427, "piqa": 16113, "openbookqa": 4957}  # of the real tasks
@@ -56,7 +56,15 @@ def rounds_of(metrics: Rows) -> dict[tuple[str, str], tuple[float, str]]:
     return rounds
 
 
-def resources_table(metrics: Rows, cost: Rows, walks: Rows, models: Rows, p: Any) -> list[dict[str, Any]]:
+def places_of(walks: Rows, models: Rows, p: Any) -> dict[tuple[str, str, str], Spent]:
+    """What the recorded walks ask of one client, by setting, method and task; see :func:`priced`."""
+    weight = p.cost.bytes_per_weight
+    return priced(walks, models, p.zoo, p.blocks, p.baselines.model, p.assembling, weight)
+
+
+def resources_table(
+    metrics: Rows, cost: Rows, places: Mapping[tuple[str, str, str], Spent], p: Any
+) -> list[dict[str, Any]]:
     """One row per method and task: hours, energy and traffic of one client's place in the cohort, one-off download.
 
     Of the methods that assemble, the paper's and ours have rows, not the controls: their recorded walks, in passes
@@ -66,11 +74,11 @@ def resources_table(metrics: Rows, cost: Rows, walks: Rows, models: Rows, p: Any
     over the method's, as in the paper's tables 4 and 5.
 
     Args:
+        places: from :func:`places_of`.
         p: the parsed sections ``zoo``, ``blocks``, ``partition``, ``baselines``, ``assembling`` and ``cost``.
     """
     steps = {c["method"]: c for c in cost if c["model"] == p.baselines.model}
     whole, weight = shape_of(p.zoo.models[p.baselines.model].stands_for), p.cost.bytes_per_weight
-    places = priced(walks, models, p.zoo, p.blocks, p.baselines.model, p.assembling, weight)
     rows: list[dict[str, Any]] = []
     for (method, task), (rounds, counted) in sorted(rounds_of(metrics).items()):
         point = steps.get(method)
@@ -126,7 +134,7 @@ def resources_table(metrics: Rows, cost: Rows, walks: Rows, models: Rows, p: Any
 
 
 def tradeoff_table(
-    accuracy: Rows, resources: Sequence[Mapping[str, Any]], walks: Rows, models: Rows, p: Any
+    accuracy: Rows, resources: Rows, places: Mapping[tuple[str, str, str], Spent]
 ) -> list[dict[str, Any]]:
     """Accuracy (measured) and what it costs a client (modelled), by method and by way of selecting blocks.
 
@@ -135,10 +143,9 @@ def tradeoff_table(
     that change nothing but ``selection``: the same steps, as many as their own recorded walks come to.
 
     Args:
-        accuracy: rows of accuracy.csv; ``p``: as for :func:`resources_table`.
+        accuracy: rows of accuracy.csv; ``resources``: of :func:`resources_table`; ``places``: from :func:`places_of`.
     """
     base = {(row["method"], row["task"]): row for row in resources}
-    places = priced(walks, models, p.zoo, p.blocks, p.baselines.model, p.assembling, p.cost.bytes_per_weight)
     rows: list[dict[str, Any]] = []
     for found in accuracy:
         setting = "" if is_base(found["setting"]) else str(found["setting"])

@@ -176,10 +176,7 @@ def write_run(
         }  # fmt: skip
         tests = found.data.splits["test"]
         final = final_rows(Label(**common), tests, found.reported.chosen, _seen(found), found.reported.dev)
-        read = {pool.info(block).model for block in found.reported.chain.blocks}
-        shortened = float(found.data.shortened(pool, read))
         metrics += [*final[0], *_metrics(found, common)]
-        metrics.append(Metric(**common, split="", metric="shortened_questions", value=shortened))
         predictions += final[1]
         for place, model in enumerate(found.models):
             row = {key: value for key, value in common.items() if key != "world"}
@@ -192,6 +189,8 @@ def write_run(
         provenance = {"run": run_id, "seed": seed, "rounds": state.round, "code": code_sha}
         product = assemble(pool, found, settings, params_sha, provenance)
         product.save_pretrained(folder / "models" / task)
+        shortened = float(found.data.shortened(pool, product.tokenizers))
+        metrics.append(Metric(**common, split="", metric="shortened_questions", value=shortened))
     run = Run(
         run_id=run_id, method=method, tasks=" ".join(found.data.task for found in outcomes), world=world,
         models=" ".join(pool.models), weights_sha=weights_sha, budget="none", alpha=alpha, seed=seed,

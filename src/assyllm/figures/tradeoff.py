@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import matplotlib.pyplot as plt
@@ -16,7 +15,7 @@ from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
 READS = ("tradeoff",)
-ROUNDS = re.compile(r"assembling\.(\w+)\.selection\.rounds_per_block=(\d+)")
+ROUNDS = re.compile(r"assembling\.\w+\.selection\.rounds_per_block=(\d+)")
 LEFT_OUT = ("choices_only",)  # reads no question
 COLUMNS = [
     "task",
@@ -49,7 +48,7 @@ def data(tables: Tables) -> pd.DataFrame:
         told = ROUNDS.fullmatch(str(setting))
         rows.append({
             "task": task, "world": world, "method": method, "way": "rounds" if told else "other" if setting else "",
-            "rounds": int(json.loads(told.group(2))) if told else 0,
+            "rounds": int(told.group(1)) if told else 0,
             "energy": 100 * float(what.at["energy_of_full", "value"]),
             **{name: 100 * float(what.at["accuracy", name]) for name in ("value", "low", "high")},
             "runs": int(what.at["accuracy", "runs"]), "source": "measured", "energy_source": "modelled",

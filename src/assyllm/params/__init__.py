@@ -44,10 +44,9 @@ from assyllm.params.reading import (
     schema,
     sections_json,
     setting_text,
-    validate,
     with_setting,
 )
-from assyllm.params.section import Count, Fraction, Name, ParamsError, Part, Positive, Section, Seed, nearest
+from assyllm.params.section import Count, Fraction, Name, ParamsError, Part, Positive, Section, Seed, nearest, validate
 from assyllm.params.studies import PrecisionStudy, Studies, Study
 from assyllm.params.telling import Evaluate, Features, Figures
 from assyllm.params.whole import SECTIONS, Params

@@ -9,10 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
 from assyllm.artifacts import ArtifactError, read_text, sha256_text
-from assyllm.params.section import ParamsError, nearest
+from assyllm.params.section import ParamsError, validate
 from assyllm.params.whole import SECTIONS, Params
 
 
@@ -112,42 +111,6 @@ def parse_sections(text: str, names: Iterable[str]) -> Any:
 def params_sha(text: str) -> str:
     """Twelve hex digits that identify a stage's params JSON."""
     return sha256_text(text)[:12]
-
-
-def validate(model: type[BaseModel], raw: Any, prefix: str = "") -> Any:
-    """Validate, turning pydantic's report into one line that names the key."""
-    try:
-        return model.model_validate(raw)
-    except ValidationError as error:
-        raise ParamsError(_one_line(model, raw, error, prefix)) from None
-
-
-def _one_line(model: type[BaseModel], raw: Any, error: ValidationError, prefix: str) -> str:
-    errors = error.errors(include_url=False)
-    # a misspelt key is also a missing one: the first names both
-    first = next((found for found in errors if found["type"] == "extra_forbidden"), errors[0])
-    where = [str(part) for part in first["loc"]]
-    key = ".".join([prefix, *where] if prefix else where)
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key{nearest(where[-1], _known_keys(model, where[:-1]))}{more}"
-    if first["type"] == "missing":
-        return f"{key}: missing{more}"
-    if first["type"] == "value_error":
-        message = str(first["ctx"]["error"])
-        return f"{key}.{message}{more}" if key else f"{message}{more}"
-    return f"{key}: {first['msg']} (got {first['input']!r}){more}"
-
-
-def _known_keys(model: Any, path: list[str]) -> Iterable[str]:
-    for part in path:
-        fields = getattr(model, "model_fields", None)
-        if fields is None or part not in fields:
-            candidates = [a for a in getattr(model, "__args__", ()) if hasattr(a, "model_fields")]
-            model = candidates[-1] if candidates else model
-            continue
-        model = fields[part].annotation
-    return getattr(model, "model_fields", {})
 
 
 def schema() -> dict[str, Any]:

@@ -33,15 +33,46 @@ class Section(BaseModel):
         Raises:
             ParamsError: an unknown name, or a value that cannot be; one line that names it.
         """
-        try:
-            return type(self).model_validate({**self.model_dump(), **values})
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(map(str, first["loc"]))
-            raise ParamsError(f"{key}: {first['msg']}" if key else first["msg"]) from None
+        return validate(type(self), {**self.model_dump(), **values})
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Words to end a message with: which of the known names is meant, where one is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f", did you mean {close[0]!r}?" if close else ""
+
+
+def validate(model: type[BaseModel], raw: Any, prefix: str = "") -> Any:
+    """Validate, turning pydantic's report into one line that names the key."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise ParamsError(_one_line(model, raw, error, prefix)) from None
+
+
+def _one_line(model: type[BaseModel], raw: Any, error: ValidationError, prefix: str) -> str:
+    errors = error.errors(include_url=False)
+    # a misspelt key is also a missing one: the first names both
+    first = next((found for found in errors if found["type"] == "extra_forbidden"), errors[0])
+    where = [str(part) for part in first["loc"]]
+    key = ".".join([prefix, *where] if prefix else where)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key{nearest(where[-1], _known_keys(model, where[:-1]))}{more}"
+    if first["type"] == "missing":
+        return f"{key}: missing{more}"
+    if first["type"] == "value_error":
+        message = str(first["ctx"]["error"])
+        return f"{key}.{message}{more}" if key else f"{message}{more}"
+    return f"{key}: {first['msg']} (got {first['input']!r}){more}"
+
+
+def _known_keys(model: Any, path: list[str]) -> Iterable[str]:
+    for part in path:
+        fields = getattr(model, "model_fields", None)
+        if fields is None or part not in fields:
+            candidates = [a for a in getattr(model, "__args__", ()) if hasattr(a, "model_fields")]
+            model = candidates[-1] if candidates else model
+            continue
+        model = fields[part].annotation
+    return getattr(model, "model_fields", {})
