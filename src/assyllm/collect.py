@@ -121,15 +121,20 @@ def condensed(metrics: Rows) -> Rows:
 
 
 def round_table(metrics: Rows) -> list[dict]:
-    """Test accuracy by round in the base setting: mean, least and most over runs."""
-    course: dict[tuple[str, str, str, int], list[float]] = defaultdict(list)
+    """Test accuracy by round in the base setting: mean, least and most over runs.
+
+    From the round on in which every run has been judged; a run that is over keeps its last accuracy.
+    """
+    courses: dict[tuple[str, str, str], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for m in metrics:
         if m["metric"] == "accuracy" and m["split"] == "test" and m["round"] != "" and m["setting"] == "":
-            course[m["task"], m["world"], m["method"], int(m["round"])].append(float(m["value"]))
-    rows = [
-        (*key, float(np.mean(values)), min(values), max(values), len(values), "measured")
-        for key, values in sorted(course.items())
-    ]
+            courses[m["task"], m["world"], m["method"]][m["run_id"]][int(m["round"])] = float(m["value"])
+    rows = []
+    for key, runs in sorted(courses.items()):
+        begun = max(min(course) for course in runs.values())
+        for number in sorted({n for course in runs.values() for n in course if n >= begun}):
+            values = [course[max(n for n in course if n <= number)] for course in runs.values()]
+            rows.append((*key, number, float(np.mean(values)), min(values), max(values), len(values), "measured"))
     return [dict(zip(ROUNDS, row, strict=True)) for row in rows]
 
 

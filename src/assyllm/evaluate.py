@@ -164,7 +164,9 @@ def paired_bootstrap(
 
     Runs are resampled, and clusters of examples rather than examples: questions about the same thing are right or wrong
     together, so that as single ones they would count as more evidence than they are. Both methods are resampled with
-    the same runs and examples, so what is hard for both cancels; equal numbers always have equal intervals.
+    the same runs and examples, so what is hard for both cancels; equal numbers always have equal intervals. Runs drawn
+    from n show (n - 1) / n of the variance between runs, so their shares are spread by the root of what is missing.
+    With two runs an interval still holds the truth less often than it says (EXPERIMENTS.md).
 
     Args:
         differences: per run, [examples] of one method's 0/1 less the other's (or 0/1), same examples in each.
@@ -182,7 +184,7 @@ def paired_bootstrap(
     sizes = np.bincount(index).astype(np.float64)
     sums = np.stack([np.bincount(index, weights=run) for run in values])
     rows, columns = _resamples(len(values), len(sizes), samples)
-    means = (rows * (columns @ sums.T)).sum(-1) / (columns @ sizes)
+    means = ((rows * (columns @ sums.T)).sum(-1) / (columns @ sizes)).clip(values.min(), values.max())
     low, high = np.quantile(means, [(1 - interval) / 2, (1 + interval) / 2])
     # a sum's last digits would decide whether an interval that ends at 0 is clear of it
     mean, low, high = (round(float(value), 9) + 0.0 for value in (values.mean(), low, high))
@@ -191,8 +193,9 @@ def paired_bootstrap(
 
 @lru_cache(maxsize=16)
 def _resamples(runs: int, clusters: int, samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each run (as a share) and each cluster is drawn: [samples, runs] and [samples, clusters]."""
+    """Shares of the runs, spread to their whole variance, and draws of the clusters: [samples, runs or clusters]."""
     draw = seeding.rng("bootstrap", runs, clusters)
     rows = draw.multinomial(runs, np.full(runs, 1 / runs), size=samples) / runs
+    rows = 1 / runs + (rows - 1 / runs) * (runs / max(1, runs - 1)) ** 0.5
     columns = draw.multinomial(clusters, np.full(clusters, 1 / clusters), size=samples).astype(np.float64)
     return rows, columns

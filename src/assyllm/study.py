@@ -34,7 +34,8 @@ READS = {
     "partition": ("tasks",),
     "score": ("quantize", "partition"),
 }
-# changing how parameters are parsed or paths planned changes no result: a stage's values are in its JSON
+# changing how parameters are parsed or paths planned changes no result: a stage's values are in its JSON. What else of
+# params/ decides a result (the rule of a control, what is rounded) is in the CODE of the stages that ask it
 NOT_CODE = ("params", "study.py", "cli.py")
 SOURCE = Path(__file__).parent
 LARGE = 2**24

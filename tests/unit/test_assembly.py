@@ -14,7 +14,7 @@ from assyllm.artifacts import ArtifactError
 from assyllm.assembly.assembled import AssembledModel
 from assyllm.assembly.head import Head
 from assyllm.assembly.recipe import Recipe, recipe_of, strictest
-from assyllm.assembly.search import Chain, grow, ranked, roots, shortlist
+from assyllm.assembly.search import Chain, apart, grow, ranked, roots, shortlist
 from assyllm.assembly.walk import Walker, edge
 from assyllm.comparator.activations import native
 from assyllm.comparator.compatibility import RULES, eligible
@@ -43,6 +43,15 @@ def model(blocks, scope: str = "last_block") -> AssembledModel:
                        0.7, "abc", {"run": "test"})  # fmt: skip
     tokenizers = {"bert": blocks.tokenizer("bert")}
     return AssembledModel([blocks.block(b) for b in CHAIN], adapters(), head, recipe, tokenizers, {}).eval()
+
+
+def test_a_beam_apart_keeps_the_best_chain_of_each_start() -> None:
+    chains = [
+        Chain(tuple(blocks), scores)
+        for blocks, scores in (("ax", (3, 2)), ("ay", (3, 1)), ("bx", (1, 1)), ("cx", (0, 1)))
+    ]
+    assert ["".join(chain.blocks) for chain in apart(chains, 2)] == ["ax", "bx"]
+    assert len(apart(chains, 9)) == 3
 
 
 def test_a_chain_of_one_model_is_that_model(tiny_pool) -> None:

@@ -104,6 +104,19 @@ def test_pairing_cancels_what_is_hard_for_both_and_runs_widen() -> None:
     assert (low, high) == (0.0, 1.0)
 
 
+@pytest.mark.parametrize(("runs", "least"), [(2, 88), (5, 90)])
+def test_few_runs_have_their_whole_variance(runs: int, least: int) -> None:
+    draw = np.random.default_rng(0)
+    about = [f"fact{i // 4}" for i in range(600)]
+    inside = 0
+    for _ in range(100):
+        true = np.repeat(draw.beta(4, 2, 150), 4)
+        hits = [(draw.random(600) < (true + draw.normal(0, 0.03)).clip(0, 1)).astype(int) for _ in range(runs)]
+        _, low, high = paired_bootstrap(hits, about, 400, 0.95)
+        inside += low <= 4 / 6 <= high
+    assert least <= inside <= 99
+
+
 def test_an_interval_that_ends_at_zero_ends_there() -> None:
     third = np.array([1 / 3, -1 / 3] * 30)
     assert paired_bootstrap([third - third], alone(60), 200, 0.95) == (0.0, 0.0, 0.0)

@@ -16,12 +16,13 @@ from assyllm import params as P
 from assyllm.adapter.linear import LinearSums
 from assyllm.artifacts import ArtifactError, verify_folder
 from assyllm.assembly.assembled import AssembledModel
-from assyllm.assembly.head import HeadSums
+from assyllm.assembly.head import Head, HeadSums, accuracy
 from assyllm.checkpoint import Checkpoint
 from assyllm.comparator.cka import HsicTerms
 from assyllm.federated.cohort import device_memory, in_time, once_each, sample
 from assyllm.federated.context import Settings
 from assyllm.federated.messages import CandidateSums, ScoreReply, ScoreTask, Vote
+from assyllm.federated.outcome import outcome
 from assyllm.federated.rounds import Rounds, reported
 from assyllm.federated.secure_sum import secure_sum
 from assyllm.federated.server import Tally, decide, server_step
@@ -228,6 +229,31 @@ def test_every_probing_rule_assembles(scored, rule, kind) -> None:
     assert len(selecting) == 3
     assert all((row["bytes_up_sums"] > 0) == (rule != "probe_random") for row in selecting)
     assert all(row["bytes_up_votes"] == 0 for row in selecting)
+
+
+def test_chains_begin_apart_go_to_the_end_and_dev_chooses(scored) -> None:
+    changes = {"selection": {"max_blocks": 3, "rounds_per_block": 1, "beam": 2, "kept_per_round": 2}}
+    run = rounds(scored, method="assyllm", **changes)
+    state = run.run()
+    assert [chain.ended for chain in state.finished] == ["depth", "depth"]
+    assert len({chain.blocks[0] for chain in state.finished}) == 2
+    dev = run.data.encoded(run.pool, next(iter(run.pool.models)), "dev")
+    right = {}
+    for chain in state.finished:
+        features = run.walker(state, "dev").features(chain.blocks, "all_blocks", run.settings.head.sketch_dims)
+        right[chain.id] = accuracy(Head(state.probes[chain.id]), features, dev.choice_mask, dev.answer)
+    assert right[reported(state, run.settings.rule).id] == max(right.values())
+    state.best = min(right, key=lambda name: (right[name], name))
+    assert outcome(run.pool, run.data, run.settings, state).reported.chain.id == state.best
+
+
+def test_the_best_whole_model_is_that_of_its_rounds(scored) -> None:
+    changes = {"selection": {"rule": "probe_one_model", "max_blocks": 4, "rounds_per_block": 1}}
+    run = rounds(scored, method="assyllm", **changes)
+    found = outcome(run.pool, run.data, run.settings, run.run(), run.judged)
+    last = found.state.rows[-1]
+    assert found.reported.dev == max(model.dev for model in found.models)
+    assert (last["dev"], last["test"]) == (found.reported.dev, found.reported.test)
 
 
 def test_probing_resumes_after_any_round(scored) -> None:

@@ -100,6 +100,18 @@ def grow(
     return ranked(still)[:beam], finished
 
 
+def apart(chains: Sequence[Chain], beam: int) -> list[Chain]:
+    """The best chain of each start block, the best ``beam`` of those.
+
+    A beam of the best chains whatever they begin with is soon one chain with two last blocks: a poor start is never
+    left again.
+    """
+    found: dict[str, Chain] = {}
+    for chain in ranked(chains):
+        found.setdefault(chain.blocks[0], chain)
+    return list(found.values())[:beam]
+
+
 def ranked(chains: Sequence[Chain], adding: bool = False) -> list[Chain]:
     """Chains by their worth, best first, ties by id."""
     return sorted(chains, key=lambda chain: (-round(chain.worth(adding), by.DECIMALS), chain.id))

@@ -28,6 +28,11 @@ class TaskFiles:
     splits: dict[str, list[Question]]
     owned: list[list[int]]
 
+    @property
+    def held(self) -> list[Question]:
+        """The training questions that some client holds."""
+        return [self.splits["train"][item] for items in self.owned for item in items]
+
 
 def read_task(tasks: Path, partition: Path, task: str, dealt: P.Partition) -> TaskFiles:
     """Read a task's splits and who owns what.

@@ -341,16 +341,17 @@ def _quantizer(table: Claims, sizes: list[Mapping[str, Any]]) -> None:
     }
     why = "tiny pool at 6 bits a weight (groups of 32), blocks replaced and nothing fitted again"
     base, low_bits = kept.get("base"), kept.get("int4")
-    loss = -100 * float(base["difference"]) if base else None
+    lost = [-100 * float(base[f"difference{end}"]) for end in ("", "_high", "_low")] if base else []
     table.add(
         "Mixed precision loses to FP16 at most, boolq",
         "quantizer",
         table.paper("accuracy_loss_vs_fp16", "boolq", "block_quantizer"),
-        loss,
+        lost[0] if lost else None,
         "points",
         "measured",
         why,
         command,
+        interval=(lost[1], lost[2]) if lost else None,
         kind="at most",
     )
     over = [100 * float(base[f"over_int4{end}"]) for end in ("", "_low", "_high")] if base and low_bits else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from assyllm.claims.table import Claims, Rows
 from assyllm.results import read_table
 
 SWEEPS = ("non_iid", "ablations")  # studies that measure what the default one does not; the first goes before
+SEEDS = "full"  # the study of more seeds: where it says something else than the default one, it is what is shown
 
 
 def swap_claims(times: Rows, paper: Rows) -> list[dict[str, Any]]:
@@ -41,16 +43,28 @@ def swap_claims(times: Rows, paper: Rows) -> list[dict[str, Any]]:
     return table.rows
 
 
+def _told(study: Path) -> dict[tuple[str, str], dict[str, str]]:
+    """The claims that a study says something on, by claim and method."""
+    if not (study / "claims.csv").is_file():
+        return {}
+    return {(r["claim"], r["method"]): r for r in read_table(study / "claims.csv") if r["our_value"] != ""}
+
+
+def _first(row: dict[str, str], told: Mapping[tuple[str, str], dict[str, str]]) -> dict[str, str]:
+    """The row that another study has for the same claim, where its value is another."""
+    other = told.get((row["claim"], row["method"]), row)
+    return row if other["our_value"] == row["our_value"] else other
+
+
 def all_claims(results: Path) -> list[dict[str, Any]]:
-    """Every claim as figure and README show it: the study's, what only a sweep measured, the swapper's times.
+    """Every claim as figure and README show it: of most seeds, what only a sweep measured, the swapper's times.
 
     Args:
-        results: the folder of a study's tables; ``claims.csv`` of :data:`SWEEPS` in folders there is taken where it is.
+        results: the folder of a study's tables; ``claims.csv`` of :data:`SEEDS` and :data:`SWEEPS` in folders there is
+            taken where it is.
     """
-    rows = read_table(results / "claims.csv")
+    rows = [_first(row, _told(results / SEEDS)) for row in read_table(results / "claims.csv")]
     for sweep in SWEEPS:
-        other = results / sweep / "claims.csv"
-        if other.is_file():
-            found = {(r["claim"], r["method"]): r for r in read_table(other) if r["our_value"] != ""}
-            rows = [found.get((r["claim"], r["method"]), r) if r["our_value"] == "" else r for r in rows]
+        told = _told(results / sweep)
+        rows = [_first(row, told) if row["our_value"] == "" else row for row in rows]
     return rows + swap_claims(read_table(results / "swap_ablation.csv"), read_table(results / "paper.csv"))

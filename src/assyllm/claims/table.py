@@ -25,7 +25,8 @@ def verdict(
 
     ``effect``: ``reproduced`` if ours reaches the paper's value within :data:`TOLERANCE`, or exceeds it; ``reproduced
     in direction`` if it has the same sign; either way its interval, if there is one, excludes zero. ``at most``: a
-    loss or price, ``reproduced`` if no larger than the paper's (within the same tolerance). ``near``: within
+    loss or price, ``reproduced`` if it and its interval's upper end are no larger than the paper's (within the same
+    tolerance), ``in direction`` if only itself is. ``near``: within
     :data:`TOLERANCE` on either side (counts and shares); ``equal``: within :data:`SAME`. Else ``not reproduced``.
     """
     if ours is None:
@@ -34,7 +35,10 @@ def verdict(
         room = SAME if kind == "equal" else TOLERANCE
         return "reproduced" if abs(ours - paper) <= room * abs(paper) else "not reproduced"
     if kind == "at most":
-        return "reproduced" if ours <= (1 + TOLERANCE) * paper else "not reproduced"
+        bound = (1 + TOLERANCE) * paper
+        if ours > bound:
+            return "not reproduced"
+        return "reproduced" if interval is None or max(interval) <= bound else "reproduced in direction"
     same_side = np.sign(paper) == np.sign(ours)
     if interval is not None:
         same_side = same_side and min(interval) * max(interval) > 0

@@ -96,7 +96,7 @@ def resources_table(
             rereads = p.assembling.of(method).adapter.kind == "fixed_attention"
             oneoff = pool_bytes(p.zoo, p.blocks, float(point["pool_bits"]), rereads, weight)
         else:
-            epochs = tuning.local_epochs if tuning else 1
+            epochs = tuning.local_epochs if tuning and method not in HEADS else 1
             work = rounds * (1 if method in ONE_MINIBATCH else batches * epochs)
             up, down = (1e9 * float(point[f"{way}_gb"]) for way in ("up", "down"))
             if isinstance(tuning, FwdLLMTuning):  # its server asks until the cap, and tells the last estimate

@@ -1,4 +1,4 @@
-"""AssyLLM's steps on a device at true shape: scoring a candidate by forward passes, and tuning adapters.
+"""AssyLLM's step on a device at true shape: scoring a candidate by forward passes.
 
 Scoring walks a chain of blocks, forward only, with as few of them in memory as the device's budget allows: a block
 is a list of layers, is brought in when its turn comes and leaves before the next but ``resident`` comes in. The

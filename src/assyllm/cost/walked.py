@@ -169,7 +169,7 @@ def spent(walk: Sequence[Mapping[str, str]], reported: str, trained: int, prices
         chain, found = ([Block.of(name) for name in row[key].split()] for key in ("chain", "candidates"))
         work, up, down = rounds[row["round"]], 0.0, 0.0
         if row["phase"] == "select":
-            tried = [prices.join(chain[-1], block) for block in found] if chain else []
+            tried = [prices.candidates(block) * prices.join(chain[-1], block) for block in found] if chain else []
             work[0] += prices.work([*chain, *found], sum(prices.chain(chain, prices.join)) + sum(tried))
             up, down = (prices.probing if probes else prices.voting)(chain, found) if found else (0.0, 0.0)
         elif row["phase"] == "native":  # terms of all pairs of blocks up; histograms of a few kB are left out

@@ -22,9 +22,10 @@ from assyllm.assembly.recipe import recipe_of
 from assyllm.assembly.search import Chain
 from assyllm.assembly.walk import Walker, edges
 from assyllm.blocks.pool import Pool
-from assyllm.evaluate import Label, final_rows
+from assyllm.evaluate import Label, final_rows, seen_facts
 from assyllm.federated.context import Settings
 from assyllm.federated.data import TaskData
+from assyllm.federated.rounds import reported
 from assyllm.federated.state import State
 from assyllm.results import Metric, Prediction, Run, write_rows, write_table
 
@@ -57,19 +58,21 @@ class Outcome:
 
     @property
     def reported(self) -> Assembled:
-        """The model of highest worth (:meth:`Chain.worth`)."""
+        """The model that the run stands for (:func:`rounds.reported`)."""
         return self.models[0]
 
 
 def outcome(
-    pool: Pool, data: TaskData, settings: Settings, state: State, judged: Mapping[str, Tensor] | None = None
+    pool: Pool,
+    data: TaskData,
+    settings: Settings,
+    state: State,
+    judged: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Outcome:
     """Choose each finished model's ridge on the development split and answer the test split.
 
-    The reported model is that of highest worth, of whole models (rule ``probe_one_model``) the best on dev.
-
     Args:
-        judged: dev and test -> the reported model's features ``[N, C, F]``, where the rounds have them already.
+        judged: model -> dev and test -> its features ``[N, C, F]``, where the rounds have them already.
     """
     made: dict[str, Assembled] = {}
     dev, test = (data.encoded(pool, next(iter(pool.models)), split) for split in ("dev", "test"))
@@ -77,9 +80,8 @@ def outcome(
         split: Walker(pool, readings(pool, partial(data.encoded, pool, split=split)), state.joined)
         for split in ("dev", "test")
     }
-    ranked = search.ranked(state.finished, settings.rule.probe)
     for chain in sorted(state.finished, key=lambda c: c.id):
-        features = dict(judged or {}) if chain == ranked[0] else {}
+        features = dict((judged or {}).get(chain.id, {}))
         for split, walker in walkers.items() if not features else ():
             features[split] = walker.features(chain.blocks, settings.head.scope, settings.head.sketch_dims)
             walker.forget(chain.blocks)
@@ -95,10 +97,9 @@ def outcome(
             chosen=head(features["test"], test.choice_mask).argmax(-1).numpy(),
             size_bytes=size_bytes(pool, chain, state),
         )
-    models = [made[chain.id] for chain in ranked]
-    if settings.rule.one_model:  # the control is the best of its kind
-        models.sort(key=lambda model: -model.dev)
-    return Outcome(data, state, models)
+    models = [made[chain.id] for chain in search.ranked(state.finished, settings.rule.probe)]
+    best = reported(state, settings.rule).id
+    return Outcome(data, state, sorted(models, key=lambda model: model.chain.id != best))
 
 
 def size_bytes(pool: Pool, chain: Chain, state: State) -> int:
@@ -174,8 +175,9 @@ def write_run(
         common: dict[str, Any] = {
             "run_id": run_id, "method": method, "task": task, "world": world, "seed": seed, "setting": setting,
         }  # fmt: skip
-        tests = found.data.splits["test"]
-        final = final_rows(Label(**common), tests, found.reported.chosen, _seen(found), found.reported.dev)
+        train, tests = found.data.splits["train"], found.data.splits["test"]
+        seen = seen_facts((train[item] for items in found.data.owned for item in items), tests)
+        final = final_rows(Label(**common), tests, found.reported.chosen, seen, found.reported.dev)
         metrics += [*final[0], *_metrics(found, common)]
         predictions += final[1]
         for place, model in enumerate(found.models):
@@ -202,13 +204,6 @@ def write_run(
     write_table(folder / "models.csv", models, MODEL_COLUMNS)
     write_table(folder / "timings.csv", timings, ("run_id", "what", "value", "unit"))
     write_json(folder / "dropped_votes.json", dropped)
-
-
-def _seen(found: Outcome) -> list[str]:
-    """ "1" or "0" for each test question with facts: whether clients' training data holds all of them."""
-    train = found.data.splits["train"]
-    held = {fact for items in found.data.owned for item in items for fact in train[item].facts}
-    return ["" if not q.facts else str(int(set(q.facts) <= held)) for q in found.data.splits["test"]]
 
 
 def _metrics(found: Outcome, common: dict[str, Any]) -> list[Metric]:

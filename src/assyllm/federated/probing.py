@@ -7,11 +7,14 @@ probe to each total and stacks the candidates of greatest evidence: how much mor
 So a block counts by what it knows that the chain does not: the natural continuation and a twin of the last
 block, most compatible by CKA, win only where they add something.
 
-The candidates of a place race (successive halving, Jamieson and Talwalkar 2016): every cohort but the first is asked
-of the share ``selection.survivors`` that leads on the sums so far, so that devices spend little on blocks that are far
-behind after one cohort.
+The candidates of a place race (successive halving, Jamieson and Talwalkar 2016): of those that one cohort was asked of
+the share ``selection.survivors`` that leads on the sums so far is what the next one is asked of, so that devices spend
+little on blocks that are far behind after one cohort.
 
-A chain begins empty; its first candidates are the start blocks.
+A chain begins empty; its first candidates are the start blocks. The chains of the beam begin with different ones, so
+that they stay different searches; every chain goes on to the depth limit. Of the finished ones that is reported, and
+gets the head's rounds, whose probes answer most of the development split right: gains of chains with unlike starts do
+not compare, since one that starts badly leaves more to be gained.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from torch import Tensor
 
 from assyllm.artifacts import ArtifactError
 from assyllm.assembly import search
-from assyllm.assembly.head import HeadSums
+from assyllm.assembly.head import Head, HeadSums, accuracy
 from assyllm.assembly.search import Chain
 from assyllm.assembly.walk import edge, edges
 from assyllm.comparator import compatibility as by
@@ -129,8 +132,7 @@ def probe_step(task: ProbeTask, data: ClientView) -> dict[Key, HeadSums]:
 def _stack(run: Context, state: State, task: ProbeTask) -> State:
     """The end of a place's rounds: the candidates that explain most, on the beam for the next place.
 
-    A block that adds nothing is passed over. The rule ``probe_one_model`` has no other, so every model of the pool is
-    walked to its end, whatever a block adds: the control is whole models with the same head.
+    Under the rule ``probe_one_model`` all start blocks go on: the control is whole models with the same head.
     """
     chosen, grid, whole = run.settings.selection, run.settings.head.ridge_grid, run.settings.rule.one_model
     found: list[Chain] = []
@@ -145,7 +147,7 @@ def _stack(run: Context, state: State, task: ProbeTask) -> State:
             elif key in state.probed:
                 gain, head = state.probed[key].evidence(grid)
                 heads[block] = torch.cat([state.probes.get(chain.id, torch.zeros(0)), head.weight])
-                scores[block] = gain if gain > 0 or not chain.blocks or whole else None
+                scores[block] = gain
         winners = by.best(scores, len(scores) if whole else chosen.kept_per_round)
         if not winners and chain.blocks:
             state.finished = [*state.finished, Chain(chain.blocks, chain.scores, "exhausted")]
@@ -155,7 +157,7 @@ def _stack(run: Context, state: State, task: ProbeTask) -> State:
             probes[longer.id] = heads[block]
             if chain.blocks:
                 joined[edge(chain.blocks, block)] = run.joins.scoring(chain.blocks, block)
-    best = search.ranked(found)[: None if whole else chosen.beam]
+    best = search.apart(found, len(found) if whole else chosen.beam)
     for chain in best:
         family = run.pool.info(chain.blocks[-1]).family
         state.chosen = state.chosen | {family: state.chosen.get(family, 0) + 1}
@@ -164,10 +166,24 @@ def _stack(run: Context, state: State, task: ProbeTask) -> State:
         best = []
     state.keep(best, joined)
     run.joins.use(state.joined)
-    state.probes = {chain.id: probes[chain.id] for chain in best}
+    state.probes = {chain.id: probes[chain.id] for chain in [*best, *state.finished]}
     state.probed, state.tried, state.stage = {}, 0, state.stage + 1
     if not best:
         if not state.finished:
             raise ArtifactError(f"{run.data.task}: no client answered, so nothing was assembled")
         state.phase = run.after_search
+        state.best = "" if task.random else _best_on_dev(run, state)
     return state
+
+
+def _best_on_dev(run: Context, state: State) -> str:
+    """The finished chain whose probes answer most of the development split right, the one of higher worth at a tie."""
+    walker, head = run.walker(state, "dev"), run.settings.head
+    dev = run.data.encoded(run.pool, next(iter(run.pool.models)), "dev")
+
+    def right(chain: Chain) -> float:
+        features = walker.features(chain.blocks, head.scope, head.sketch_dims)
+        walker.forget(chain.blocks)
+        return accuracy(Head(state.probes[chain.id]), features, dev.choice_mask, dev.answer)
+
+    return max(search.ranked(state.finished, adding=True), key=right).id

@@ -40,7 +40,7 @@ class Rounds(Context):
 
     def __init__(self, pool: Pool, data: TaskData, settings: Settings, seed: int, eligible: Sequence[int]) -> None:
         super().__init__(pool, data, settings, seed, eligible)
-        self.judged: dict[str, Tensor] = {}  # split -> the reported model's features
+        self.judged: dict[str, dict[str, Tensor]] = {}  # model -> dev and test -> its features, where they are needed
 
     def run(self, state: State | None = None, save: Save | None = None, report: Save | None = None) -> State:
         """All rounds from ``state`` (a fresh one if None); ``save`` is called after each."""
@@ -89,13 +89,18 @@ class Rounds(Context):
         for name, total in totals.items():
             heads[name] = heads[name] + total if name in heads else total
         state.heads = heads
+        judged: dict[str, float] = {}
+        if self.settings.rule.one_model and heads:  # the control is the best of its kind
+            told = {chain.id: self._evaluate(state, chain) for chain in state.finished}
+            state.best = max(sorted(told), key=lambda name: told[name]["dev"])
+            judged = told[state.best]
         best = reported(state, self.settings.rule)
         up = heads[best.id].bytes if best.id in heads else 0
         own = [state.joined[name] for name in edges(best.blocks)]
         down = ID * len(best.blocks) + sum(a.sent_bytes for a in own if a is not None)
         self.log(state, clients, late, up_sums=up, down=down, head=1)
         if best.id in heads:
-            state.rows[-1] |= self._evaluate(state, best)
+            state.rows[-1] |= judged or self._evaluate(state, best)
         if turn + 1 == len(turns):
             if not heads:
                 raise ArtifactError(f"{self.data.task}: no client answered in the head's rounds")
@@ -106,24 +111,25 @@ class Rounds(Context):
         """The blocks that the head reads."""
         return chain.blocks if self.settings.head.scope == "all_blocks" else chain.blocks[-1:]
 
-    def _evaluate(self, state: State, best: Chain) -> dict[str, float]:
-        """The reported model so far: mean squared error on the sums, accuracies with the ridge best on dev."""
-        model, chosen = self.pool.info(best.blocks[0]).model, self.settings.head
+    def _evaluate(self, state: State, chain: Chain) -> dict[str, float]:
+        """A finished model so far: mean squared error on the sums, accuracies with the ridge best on dev."""
+        model, chosen = self.pool.info(chain.blocks[0]).model, self.settings.head
         dev, test = (self.data.encoded(self.pool, model, split) for split in ("dev", "test"))
-        if not self.judged:
-            for split in ("dev", "test"):
-                walker = self.walker(state, split)
-                self.judged[split] = walker.features(best.blocks, chosen.scope, chosen.sketch_dims)
-        sums, features = state.heads[best.id], self.judged
+        if chain.id not in self.judged:
+            self.judged[chain.id] = {
+                split: self.walker(state, split).features(chain.blocks, chosen.scope, chosen.sketch_dims)
+                for split in ("dev", "test")
+            }
+        sums, features = state.heads[chain.id], self.judged[chain.id]
         head, _, on_dev = fit_on_dev(sums, chosen.ridge_grid, features["dev"], dev.choice_mask, dev.answer)
         on_test = accuracy(head, features["test"], test.choice_mask, test.answer)
         return {"loss": sums.loss(head), "dev": on_dev, "test": on_test}
 
 
 def reported(state: State, rule: Rule) -> Chain:
-    """The model that a run reports: the finished one of highest worth, ties by id.
+    """The model that a run reports: ``state.best``, or else the finished one of highest worth, ties by id.
 
-    After the rule that is the mean compatibility of its joins (no labels), or how much more probable all its blocks
-    make the clients' labels.
+    Worth is the mean compatibility of its joins (no labels), or of chains that are probed, the sum of their gains.
     """
-    return search.ranked(state.finished, adding=rule.probe)[0]
+    ranked = search.ranked(state.finished, adding=rule.probe)
+    return next((chain for chain in ranked if chain.id == state.best), ranked[0])

@@ -20,7 +20,8 @@ SECTIONS = ("zoo", "tasks", "partition", "federated", "baselines", "frozen_base"
 CODE = (
     "baselines", "adapter/limit.py", "adapter/sent.py", "assembly/head.py", "blocks/families.py", "federated/cohort.py",
     "zoo/encoding.py", "zoo/forward.py", "zoo/likelihood.py", "zoo/load.py", "tasks/record.py", "tasks/partition.py",
-    "evaluate.py", "results.py", "artifacts.py", "checkpoint.py", "seeding.py",
+    "evaluate.py", "results.py", "artifacts.py", "checkpoint.py", "seeding.py", "params/names.py",
+    "params/baselines.py",
 )  # fmt: skip
 Rows = tuple[list[Metric], list[Prediction], list[dict[str, Any]]]
 
@@ -105,13 +106,13 @@ def _majority(files: dict[str, Any], labels: dict[str, Label]) -> Rows:
 
     metrics, predictions = [], []
     for task, task_files in files.items():
-        splits = task_files.splits
-        dev = majority.choose(splits["train"], splits["dev"])
+        splits, held = task_files.splits, task_files.held
+        dev = majority.choose(held, splits["dev"])
         more = final_rows(
             labels[task],
             splits["test"],
-            majority.choose(splits["train"], splits["test"]),
-            seen_facts(splits["train"], splits["test"]),
+            majority.choose(held, splits["test"]),
+            seen_facts(held, splits["test"]),
             accuracy(dev, [q.answer for q in splits["dev"]]),
         )
         metrics += more[0]
@@ -141,7 +142,7 @@ def _zero_shot(p: Any, zoo: Path, files: dict[str, Any], labels: dict[str, Label
             length = p.tasks.max_tokens[task]
             answers = zero_shot.answer(model, tokenizer, splits["dev"], splits["test"], length)
             on_dev = accuracy(answers.dev, [q.answer for q in splits["dev"]])
-            seen = seen_facts(splits["train"], splits["test"])
+            seen = seen_facts(task_files.held, splits["test"])
             more = final_rows(label, splits["test"], answers.test, seen, on_dev)
             metrics += more[0]
             predictions += more[1]
@@ -204,8 +205,7 @@ class Job:
                 subject, data, plan, self.seed, eligible, Checkpoint(self.checkpoint, task, self.key),
                 report=partial(_say, task),
             )  # fmt: skip
-            held = [splits["train"][item] for items in task_files.owned for item in items]
-            seen = seen_facts(held, splits["test"])
+            seen = seen_facts(task_files.held, splits["test"])
             more = final_rows(label, splits["test"], outcome.test_chosen, seen, outcome.best_dev)
             metrics += [*_round_rows(label, outcome.rounds, subject.loss_unit), *more[0]]
             metrics.append(label.row("", "best_round", float(outcome.best_round)))

@@ -11,7 +11,8 @@ SECTIONS = (
 )  # fmt: skip
 CODE = (
     "artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer", "swapper",
-    "comparator", "adapter", "assembly", "federated", "evaluate.py", "checkpoint.py",
+    "comparator", "adapter", "assembly", "federated", "evaluate.py", "checkpoint.py", "params/names.py",
+    "params/assembling.py",
 )  # fmt: skip
 
 

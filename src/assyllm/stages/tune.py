@@ -15,7 +15,8 @@ SECTIONS = ("zoo", "tasks", "partition", "federated", "baselines", "frozen_base"
 CODE = (
     "baselines", "adapter/limit.py", "adapter/sent.py", "assembly/head.py", "blocks/families.py", "federated/cohort.py",
     "zoo/encoding.py", "zoo/forward.py", "zoo/likelihood.py", "zoo/load.py", "tasks/record.py", "tasks/partition.py",
-    "evaluate.py", "results.py", "artifacts.py", "checkpoint.py", "seeding.py",
+    "evaluate.py", "results.py", "artifacts.py", "checkpoint.py", "seeding.py", "params/names.py",
+    "params/baselines.py",
 )  # fmt: skip
 COLUMNS = (
     "task", "method", "model", "place", "server_rate", "local_epochs", "smoothed_dev", "dev_accuracy", "best_round",
