@@ -297,6 +297,27 @@ def test_a_blocks_work_is_its_share_of_the_real_models_layers() -> None:
     assert sum(found.candidates(Block.of(name)) for name in POOL) == pytest.approx(6 + 6 + 4)
 
 
+def test_what_streams_layer_by_layer_is_traced_at_its_depth() -> None:
+    reading, kept = Reading(batch=16, tokens=256), Residency()
+    whole = measure_point("swapping", CONFIGS["roberta-large"], reading, kept)
+    assert device_point("swapping", CONFIGS["roberta-large"], reading, kept).total == whole.total
+    assert whole.total > 1.2 * measure_point("swapping", CONFIGS["roberta-large"], reading, kept, deep=False).total
+
+
+def test_an_encoders_odd_batch_has_as_many_rows() -> None:
+    one, two, three = (
+        device_point("zero_shot", CONFIGS["bert-base"], Reading(batch=n), Residency()).flops for n in (1, 2, 3)
+    )
+    assert (two, three) == pytest.approx((2 * one, 3 * one), rel=1e-3)
+
+
+def test_a_control_needs_what_its_method_does() -> None:
+    ours, control = (
+        device_point(m, CONFIGS["bert-base"], Reading(), Residency()) for m in ("assyllm", "random_blocks")
+    )
+    assert ours == control
+
+
 @pytest.mark.parametrize(
     ("last", "block"), [("llama:0-1", "bert:1-2"), ("bert:0-1", "opt:2-3"), ("bert:0-1", "bert:2-3")]
 )

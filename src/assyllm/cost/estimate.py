@@ -32,15 +32,17 @@ def estimate(
         raise ArtifactError(f"bits: {bits} is none of 4, 8, 16")
     wanted = [device(on)] if on else list(devices().values())
     config = config_of(model)
-    # a llama's positions turn, the others' are learned; RoBERTa's begin after its padding id
+    # a llama's positions turn, the others' are learned; RoBERTa's begin after its padding id (1 where it is null)
     positions = tokens if config["model_type"] == "llama" else int(config["max_position_embeddings"])
-    positions -= config.get("pad_token_id", 1) + 1 if config["model_type"] == "roberta" else 0
+    padding = config.get("pad_token_id")
+    positions -= (1 if padding is None else padding) + 1 if config["model_type"] == "roberta" else 0
     if tokens > positions:
         raise ArtifactError(f"length: {tokens} tokens are more than the {positions} positions of {model}")
     reading = Reading(batch, tokens, optimizer, targets=targets, rank=rank, directions=directions)
     point = device_point(method, config, reading, Residency(resident_layers, 2, bits))
     row = point.row(wanted[0])
-    shared = {key: value for key, value in row.items() if key not in ("device", "step_s", "step_j")}
+    left_out = ("device", "step_s", "step_j", *(("up_gb", "down_gb") if method in ASSEMBLING else ()))
+    shared = {key: value for key, value in row.items() if key not in left_out}
     return {
         "model": Path(model).name,
         "method": method,
@@ -83,7 +85,8 @@ def table(answer: dict[str, Any]) -> str:
         lines.append(f"  {name:12s}{answer[f'{name}_gb']:7.2f} GB")
     lines.append(f"computing   {answer['tflop']:9.1f} TFLOP a step")
     lines.append(f"storage     {answer['stored_gb']:9.2f} GB read and written a step")
-    lines.append(f"network     {answer['up_gb']:9.3f} GB up, {answer['down_gb']:.3f} GB down a round")
+    if answer["method"] not in ASSEMBLING:  # theirs hangs on the walk: resources.csv
+        lines.append(f"network     {answer['up_gb']:9.3f} GB up, {answer['down_gb']:.3f} GB down a round")
     lines.append(f"{'device':8s}{'memory':>8s}  {'fits':5s}{'step':>12s}{'energy':>12s}")
     for d in answer["devices"]:
         fits = "yes" if d["fits"] else "no"

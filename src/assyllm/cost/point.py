@@ -14,9 +14,11 @@ from assyllm.cost.selection import Residency
 from assyllm.cost.step import Reading, fakes, measure
 from assyllm.cost.trace import CATEGORIES, Operation
 from assyllm.cost.tuning import LAYERS_A_JOIN
+from assyllm.params import CONTROLS
 
 GB = 1e9
 SHALLOW = 3  # layers of the smaller of the two models that a deep one is extrapolated from
+LAYER_BY_LAYER = ("recomputation", "swapping")  # their peak moves with depth, so no line leads there
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def device_point(method: str, config: dict[str, Any], reading: Reading, residenc
     (:mod:`walked`). Memory is that of scoring with adapters for ``assyllm``; ``assyllm_paper`` also trains them
     (:mod:`tuning`), one layer in memory at a time, counted at 16 bit whatever the pool's: an upper bound.
     """
-    point = measure_point(method, config, reading, residency, deep=False)
+    point = measure_point(method, config, reading, residency, deep=method in LAYER_BY_LAYER)
+    method, _ = CONTROLS.get(method, (method, None))
     if method == "assyllm":
         most = measure_point(JOINED, config, reading, residency, deep=False)
     elif method == "assyllm_paper":

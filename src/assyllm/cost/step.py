@@ -191,25 +191,27 @@ def model_state(module: nn.Module) -> set[str]:
 def questions(model_type: str, reading: Reading, vocabulary: int, device: str = "cpu") -> Packed:
     """A batch of ``reading.batch`` full rows of ``reading.tokens`` tokens, two choices a question.
 
-    A decoder reads a question's choices in one row behind their stem, an encoder each in its own row.
+    A decoder reads a question's choices in one row behind their stem, an encoder each in its own row (an odd batch of
+    those is of questions with one choice).
     """
     rows, length = reading.batch, reading.tokens
     packed = model_type not in ENCODERS
-    number, each = (rows, 1) if packed else (-(-rows // CHOICES), CHOICES)
+    choices = CHOICES if packed or rows % CHOICES == 0 else 1
+    number, each = (rows, 1) if packed else (rows // choices, choices)
     segments = torch.zeros(number, each, length, dtype=torch.int64, device=device)
     if packed:
         tail = length // 4
-        for choice in range(CHOICES):
-            end = length - tail * (CHOICES - 1 - choice)
+        for choice in range(choices):
+            end = length - tail * (choices - 1 - choice)
             segments[..., end - tail : end] = choice + 1
     place = torch.arange(length, device=device).expand(number, each, length)
-    vectors = CHOICES * 2 // each  # pooled vectors of a row: two a choice
+    vectors = choices * 2 // each  # pooled vectors of a row: two a choice
     return Packed(
         ids=torch.randint(vocabulary, (number, each, length), device=device),
         positions=place.contiguous(),
         segments=segments,
         pools=torch.full((number, each, vectors, length), 1 / length, device=device),
-        choice_mask=torch.ones(number, CHOICES, dtype=torch.bool, device=device),
+        choice_mask=torch.ones(number, choices, dtype=torch.bool, device=device),
         answer=torch.zeros(number, dtype=torch.int64, device=device),
     )
 
