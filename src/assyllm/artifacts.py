@@ -39,6 +39,22 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
+def check_target(path: Path) -> None:
+    """Whether a file can be written there, before what goes into it is worked out; its folder is made.
+
+    Raises:
+        ArtifactError: there is something else than a file, or the folder cannot be had or written to.
+    """
+    if path.exists() and not path.is_file():
+        raise ArtifactError(f"{path}: not a file; nothing is written")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"{path.parent}: {error.strerror}; nothing is written") from None
+    if not os.access(path.parent, os.W_OK):
+        raise ArtifactError(f"{path.parent}: not writable; nothing is written")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, creating its folder.
 
@@ -46,12 +62,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         ArtifactError: there is something else than a file, or the folder cannot be had.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():
-        raise ArtifactError(f"{path}: not a file; nothing is written")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArtifactError(f"{path.parent}: {error.strerror}; nothing is written") from None
+    check_target(path)
     temporary = _temporary(path)
     try:
         with open(temporary, "wb") as handle:

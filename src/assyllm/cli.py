@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from assyllm import __version__
-from assyllm.artifacts import ArtifactError, read_text
+from assyllm.artifacts import ArtifactError, check_target, read_text
 
 if TYPE_CHECKING:
     from assyllm.bench.record import Record
@@ -44,6 +44,13 @@ def _sections(text: str) -> str:
         raise ArtifactError(f"--params @{error}") from None
 
 
+def _target(path: Path | None) -> Path | None:
+    """A file that shall be written: refused now, not when all is computed."""
+    if path is not None:
+        check_target(path)
+    return path
+
+
 ParamsJson = Annotated[
     str, typer.Option("--params", callback=_sections, help="JSON of the sections that this rule declares, or @FILE.")
 ]
@@ -70,7 +77,7 @@ Checkpoint = Annotated[Path, typer.Option(help="Where rounds are saved until the
 MethodName = Annotated[str, typer.Option(help="Name of the method.")]
 SettingName = Annotated[str, typer.Option(help="Name of the setting.")]
 SettingText = Annotated[str, typer.Option(help="The setting as key=value text.")]
-BenchJson = Annotated[Path | None, typer.Option("--json", help="File for the ratios.")]
+BenchJson = Annotated[Path | None, typer.Option("--json", callback=_target, help="File for the ratios.")]
 BenchRounds = Annotated[int | None, typer.Option(min=1, help="Rounds.")]
 
 
@@ -410,8 +417,8 @@ def compare(
     model_a: Annotated[str, typer.Argument(help="Folder or hub id (id@revision) of a transformers model.")],
     model_b: Annotated[str, typer.Argument(help="The other model.")],
     texts: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Plain text, one text a line.")],
-    out: Annotated[Path | None, typer.Option(help="Heatmap to draw (.png, .pdf or .svg).")] = None,
-    json_out: Annotated[Path | None, typer.Option("--json", help="File for all scores.")] = None,
+    out: Annotated[Path | None, typer.Option(callback=_target, help="Heatmap to draw (.png, .pdf or .svg).")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", callback=_target, help="File for all scores.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longer texts lose their end.")] = 256,
     cka_weight: Annotated[float, typer.Option(min=0, max=1, help="w in w CKA + (1 - w) COR.")] = 0.5,
     cka_batch: Annotated[int, typer.Option(min=4, help="Texts of a minibatch of CKA.")] = 1024,
@@ -439,7 +446,9 @@ def compare(
 def predict(
     model: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder of a saved model.")],
     questions: Annotated[Path, typer.Option(help="JSON lines: question, choices; context, id, answer if any.")],
-    out: Annotated[Path | None, typer.Option(help="File for the answers (default: print them).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=_target, help="File for the answers (default: print them).")
+    ] = None,
 ) -> None:
     """Answer questions with an assembled model; where answers are given, say how many are right."""
     from assyllm.artifacts import write_text
@@ -447,6 +456,8 @@ def predict(
     from assyllm.assembly.predict import predict as answer
     from assyllm.assembly.predict import read_asked, shortened
 
+    if out is not None and out.exists() and out.samefile(questions):
+        raise ArtifactError(f"{out}: the questions themselves; nothing is written")
     asked = read_asked(questions)
     opened, told = AssembledModel.from_pretrained(model), [question for question, _ in asked]
     if cut := shortened(opened, told):

@@ -55,12 +55,13 @@ def compare(old: Path, new: Path) -> Verdict:
         unknown = sorted(set(after) - set(before))
         raise ArtifactError(f"{new}: not runs of {old}: {', '.join(unknown[:5]) or 'there are none'}")
     part = len(after) < len(before)
+    kept = _methods(Path(new)) if part else None
     about = f"{len(after)} of {len(before)} runs, " if part else ""
     if all(before[run] == sha for run, sha in after.items()):
         tables = [table for table in EQUAL if not part or table in OF_RUNS]
-        return Verdict(f"{about}the same weights, equal cells", *_cells(Path(old), Path(new), tables, part))
+        return Verdict(f"{about}the same weights, equal cells", *_cells(Path(old), Path(new), tables, kept))
     shared, apart = _intervals(Path(old), Path(new), part)
-    cells, unlike = _cells(Path(old), Path(new), [t for t in SHAPES if not part or t in OF_RUNS], part)
+    cells, unlike = _cells(Path(old), Path(new), [t for t in SHAPES if not part or t in OF_RUNS], kept)
     how = f"{about}other weights, intervals at most {ROOM} apart, equal cells of shapes"
     return Verdict(how, shared + cells, apart + unlike)
 
@@ -74,15 +75,23 @@ def _rows(path: Path, *columns: str) -> list[dict[str, str]]:
     return rows
 
 
-def _cells(old: Path, new: Path, tables: Sequence[str], part: bool) -> tuple[int, list[str]]:
-    """How many cells of some tables were compared, and which differ; of a part of the runs, those of its rows."""
+def _methods(folder: Path) -> dict[str, str]:
+    """A study's runs, and the method of each."""
+    return {row["run_id"]: row["method"] for row in _rows(folder / "runs.csv", "run_id", "method")}
+
+
+def _cells(old: Path, new: Path, tables: Sequence[str], kept: dict[str, str] | None) -> tuple[int, list[str]]:
+    """How many cells of some tables were compared, and which differ.
+
+    Args:
+        kept: of a part of the runs, those and their methods: only rows of theirs are compared.
+    """
     compared, differences = 0, []
     for table in tables:
         before, after = (read_table(folder / f"{table}.csv") for folder in (old, new))
-        if part and after:
-            own = "run_id" if "run_id" in after[0] else "method"
-            kept = {row[own] for row in after}
-            before = [row for row in before if row[own] in kept]
+        if kept is not None and before:
+            own, names = ("run_id", set(kept)) if "run_id" in before[0] else ("method", set(kept.values()))
+            before, after = ([row for row in rows if row[own] in names] for rows in (before, after))
         if len(before) != len(after):
             differences.append(f"{table}: {len(before)} rows before, {len(after)} now")
         for place, (row, other) in enumerate(zip(before, after, strict=False), start=2):
@@ -93,6 +102,13 @@ def _cells(old: Path, new: Path, tables: Sequence[str], part: bool) -> tuple[int
                 what = " ".join(row[key] for key in (*KEY, "run_id", "metric") if row.get(key))
                 differences.append(f"{table}.csv line {place} ({what}): {name} {row[name]}, now {other.get(name)}")
     return compared, differences
+
+
+def _number(row: dict[str, str], name: str) -> float:
+    try:
+        return float(row[name])
+    except ValueError:
+        raise ArtifactError(f"accuracy.csv: {name} of {row['method']} is {row[name]!r}, no number") from None
 
 
 def _intervals(old: Path, new: Path, part: bool) -> tuple[int, list[str]]:
@@ -107,7 +123,7 @@ def _intervals(old: Path, new: Path, part: bool) -> tuple[int, list[str]]:
     shared = sorted(set(before) & set(after))
     for key in shared:
         a, b = before[key], after[key]
-        if float(a["low"]) - float(b["high"]) > ROOM or float(b["low"]) - float(a["high"]) > ROOM:
+        if not (_number(a, "low") - _number(b, "high") <= ROOM and _number(b, "low") - _number(a, "high") <= ROOM):
             differences.append(
                 f"accuracy.csv: {' '.join(key)} {a['mean']} ({a['low']} to {a['high']}), "
                 f"now {b['mean']} ({b['low']} to {b['high']})"

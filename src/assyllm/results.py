@@ -126,6 +126,8 @@ def read_table(path: Path) -> list[dict[str, str]]:
             return list(csv.DictReader(handle))
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
 def check_columns(path: Path, kind: type) -> list[dict[str, str]]:

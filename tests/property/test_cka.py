@@ -155,3 +155,9 @@ def test_best_rounds_breaks_ties_by_id_and_skips_what_has_no_score() -> None:
     assert compatibility(None, 0.5, 0.5) is None
     assert compatibility(None, 0.5, 0.0) == 0.5
     assert compatibility(0.8, 0.4, 0.5) == pytest.approx(0.6)
+
+
+def test_states_alike_but_for_one_example_have_no_score() -> None:
+    x = np.random.default_rng(0).standard_normal((1, 16)).repeat(40, 0)
+    x[0] += 1
+    assert cka(torch.from_numpy(x), torch.randn(40, 8, generator=torch.Generator().manual_seed(0))) is None

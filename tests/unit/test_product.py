@@ -25,6 +25,7 @@ from assyllm.assembly.head import Head
 from assyllm.assembly.predict import predict, read_asked
 from assyllm.assembly.recipe import Recipe, recipe_of
 from assyllm.quantizer.pool import open_pool
+from assyllm.tasks.record import Question
 from tiny import zoo
 
 CHAIN = ("bert:0-1", "opt:1-2", "llama:3-4")
@@ -153,6 +154,18 @@ def test_predict_answers_a_file_of_questions(saved, tmp_path) -> None:
     assert f"{int(found[0]['chosen'] == 0)} of 1 right" in done.output
     assert CliRunner().invoke(cli.app, command).output.startswith((tmp_path / "a.jsonl").read_text())
     assert predict(AssembledModel.from_pretrained(saved), []) == []
+    again = CliRunner().invoke(cli.app, [*command, "--out", str(file)])
+    assert isinstance(again.exception, ArtifactError)
+    assert "the questions themselves" in str(again.exception)
+
+
+def test_a_question_of_which_nothing_is_left_and_scores_that_are_none(saved) -> None:
+    model = AssembledModel.from_pretrained(saved)
+    odd = Question("odd", "", "\u200d", ("\u200b", "yes"), 0)
+    assert predict(model, [odd])[0]["chosen"] in (0, 1)
+    model.head.weight.fill_(float("nan"))
+    with pytest.raises(ArtifactError, match="question 'odd': the model's scores are not finite"):
+        predict(model, [odd])
 
 
 @pytest.mark.parametrize(
@@ -217,6 +230,13 @@ def test_altered_or_missing_files_are_one_line(saved, tmp_path) -> None:
     cut = "format: 1\nslices:\n- {model: bert}\n"
     with pytest.raises(ArtifactError, match="slice 1 has no layer_range"):
         Recipe.from_yaml(cut)
+    whole = yaml.safe_load((saved / "recipe.yaml").read_text())
+    for wanted, changes in (
+        ("slice 2: .* stands before", {"slices": [whole["slices"][0]] * 2}),
+        ("head.sketch_dims '12'", {"head": whole["head"] | {"sketch_dims": "12"}}),
+    ):
+        with pytest.raises(ArtifactError, match=wanted):
+            Recipe.from_yaml(yaml.safe_dump(whole | changes))
     torn = tampered(saved, tmp_path / "b", lambda out: (out / "model.safetensors").write_bytes(b"x" * 40))
     with pytest.raises(ArtifactError, match=r"model\.safetensors: not readable as safetensors"):
         AssembledModel.from_pretrained(torn)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from assyllm import params
 from assyllm.artifacts import ArtifactError, output_folder
@@ -228,6 +229,38 @@ def test_any_model_runs_under_a_budget_with_the_same_bits(tmp_path: Path, name: 
         under_budget(tmp_path, budget),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [("bert", "LayerNorm.weight", "LayerNorm.gamma"), ("opt", "model.", ""), ("llama", "model.", "")],
+)
+def test_weights_under_their_other_names_are_found(tmp_path: Path, name: str, old: str, new: str) -> None:
+    zoo.model(name, 300, 1).save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    ids = torch.randint(4, 100, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), under_budget(tmp_path, 10**9) as model:
+        before = model(ids).logits
+    renamed = {key.replace(old, new, 1): tensor for key, tensor in stored.items()}
+    assert renamed.keys() != stored.keys()
+    save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with torch.no_grad(), under_budget(tmp_path, 10**9) as model:
+        assert torch.equal(model(ids).logits, before)
+
+
+def test_weights_of_two_dtypes_and_odd_arguments_are_one_line(tmp_path: Path) -> None:
+    zoo.model("llama", 300, 1).save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    mixed = {key: tensor if "norm" in key else tensor.bfloat16() for key, tensor in stored.items()}
+    save_file(mixed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for wanted, changes in (
+        ("one dtype", {}),
+        ("budget_bytes", {"budget_bytes": "4GB"}),
+        ("host", {"host": "tape"}),
+        ("bytes_per_s", {"bytes_per_s": 0}),
+    ):
+        with pytest.raises(ArtifactError, match=wanted), under_budget(tmp_path, **{"budget_bytes": 10**9, **changes}):
+            pass
 
 
 def test_the_walk_of_a_round() -> None:

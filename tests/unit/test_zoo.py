@@ -225,6 +225,9 @@ def test_a_listed_shard_that_is_missing_is_named(zoo, tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(ArtifactError, match=r"part-2\.safetensors: no such file, but .* lists it"):
         load.weight_files(folder)
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="no weight_map in it"):
+        load.weight_files(folder)
 
 
 def test_rows_longer_than_a_models_positions_are_refused(zoo):

@@ -51,7 +51,7 @@ from assyllm.comparator.activations import advance, pooled
 from assyllm.quantizer.pool import prepare
 from assyllm.tasks.record import Question
 from assyllm.zoo.encoding import Encoded, combine, encode
-from assyllm.zoo.load import load_tokenizer
+from assyllm.zoo.load import load_tokenizer, positions
 
 CONFIG, WEIGHTS, FITTED, RECIPE, CARD = (
     "config.json", "model.safetensors", "adapters.safetensors", "recipe.yaml", "README.md",
@@ -87,6 +87,13 @@ class AssembledModel(nn.Module):
         self.sketch_dims = recipe.head.get("sketch_dims")
         self.first = blocks[0].model
         read = [b.model for b, a in zip(blocks, adapters, strict=True) if a is not None and a.reads]
+        for block in blocks:
+            if recipe.max_tokens > positions(block.config):
+                said = f"more than the {positions(block.config)} positions of {block.model}"
+                raise ArtifactError(f"the recipe's max_tokens {recipe.max_tokens} is {said}")
+        absent = [model for model in (self.first, *read) if model not in tokenizers]
+        if absent:
+            raise ArtifactError(f"no tokenizer of {absent[0]}, whose tokens the model reads")
         self.tokenizers = {model: tokenizers[model] for model in dict.fromkeys([self.first, *read])}
         started = {b.model: Embedding(b.model, b.family, b.embed) for b in blocks if b.kind == "start"}
         self.embeddings = nn.ModuleDict({model: started.get(model) or embeddings[model] for model in sorted(set(read))})

@@ -118,7 +118,7 @@ class HeadSums:
             ridge: penalty relative to a column's variance.
 
         Raises:
-            ArtifactError: no rows, or sums that are not finite.
+            ArtifactError: no rows, sums that are not finite, or of too few rows for a ridge of 0.
         """
         return self.fits([ridge])[0]
 
@@ -133,7 +133,10 @@ class HeadSums:
         along, heads = xx.diagonal().clone(), []
         for ridge in grid:
             xx.diagonal().copy_(along + ridge)
-            found = torch.cholesky_solve(xy[:, None], torch.linalg.cholesky(xx))[:, 0]
+            factor, failed = torch.linalg.cholesky_ex(xx)
+            if int(failed):
+                raise ArtifactError(f"no head at ridge {ridge}: fewer independent rows than features")
+            found = torch.cholesky_solve(xy[:, None], factor)[:, 0]
             heads.append(Head((found / scale).float()))
         return heads
 

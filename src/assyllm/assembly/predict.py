@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ def predict(model: AssembledModel, questions: list[Question]) -> list[dict[str, 
         part = questions[start : start + BATCH]
         for question, scores in zip(part, model(model.encode(part)).tolist(), strict=True):
             own = scores[: len(question.choices)]
+            if not all(map(math.isfinite, own)):
+                raise ArtifactError(f"question {question.id!r}: the model's scores are not finite")
             chosen = max(range(len(own)), key=lambda c: (own[c], -c))
             choice = question.choices[chosen]
             found.append({"id": question.id, "chosen": chosen, "choice": choice, "scores": [round(s, 6) for s in own]})

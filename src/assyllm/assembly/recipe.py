@@ -107,10 +107,19 @@ class Recipe:
                 described = row.get("adapter")
                 if described is not None and not (isinstance(described, dict) and "kind" in described):
                     raise ArtifactError(f"{path}: slice {number}: adapter is a mapping with a kind")
+                if described is not None and not isinstance(described["kind"], str):
+                    raise ArtifactError(f"{path}: slice {number}: adapter.kind is a name")
                 if [type(end) for end in row["layer_range"]] != [int, int]:
                     raise ArtifactError(f"{path}: slice {number}: layer_range is [first, end]")
+                if (row["model"], row["layer_range"]) in [
+                    (r["model"], r["layer_range"]) for r in raw["slices"][: number - 1]
+                ]:
+                    raise ArtifactError(f"{path}: slice {number}: {row['model']} {row['layer_range']} stands before")
             if not isinstance(raw["head"], dict) or raw["head"].get("scope") not in ("last_block", "all_blocks"):
                 raise ArtifactError(f"{path}: head.scope is last_block or all_blocks")
+            dims = raw["head"].get("sketch_dims")
+            if dims is not None and (type(dims) is not int or dims < 1):
+                raise ArtifactError(f"{path}: head.sketch_dims {dims!r}: a number from 1, or null")
             if type(raw["max_tokens"]) is not int or raw["max_tokens"] < 1:
                 raise ArtifactError(f"{path}: max_tokens {raw['max_tokens']!r}: a number from 1 is expected")
             for name in ("licences", "provenance"):

@@ -248,9 +248,14 @@ def cka(x: Tensor, y: Tensor, batch: int | None = None, estimator: Estimator = "
 
 
 def varies(states: Tensor) -> bool:
-    """Whether states ``[n, d]`` tell examples apart: equal ones differ by rounding only, whose CKA would be 1."""
+    """Whether states ``[n, d]`` tell examples apart, the one that lies farthest off left out.
+
+    Equal ones differ by rounding only, whose CKA would be 1; all alike but one leave nothing of an unbiased HSIC.
+    """
     states = states.double()
-    spread = (states - states.mean(0)).square().sum()
+    off = (states - states.mean(0)).square().sum(-1)
+    rest = states[torch.arange(len(states)) != int(off.argmax())]
+    spread = (rest - rest.mean(0)).square().sum()
     return bool(spread > 1e-9 * states.square().sum())
 
 

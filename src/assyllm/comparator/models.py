@@ -165,7 +165,7 @@ def _open(source: Source) -> tuple[str, Any, Any]:
             folder = fetch(hub_id, revision or "main")
         except ArtifactError as error:
             raise ArtifactError(f"{source}: no such folder, and from the hub: {error}") from None
-    return str(source), load_model(folder), load_tokenizer(folder)
+    return str(source), load_model(folder, headless=True), load_tokenizer(folder)
 
 
 @torch.no_grad()

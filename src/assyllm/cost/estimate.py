@@ -10,8 +10,8 @@ from assyllm.cost.devices import device, devices
 from assyllm.cost.participation import OPTIMIZERS
 from assyllm.cost.point import GB, device_point
 from assyllm.cost.selection import Residency
-from assyllm.cost.shapes import config_of
-from assyllm.cost.step import Reading
+from assyllm.cost.shapes import CONFIGS, config_of
+from assyllm.cost.step import Reading, build
 from assyllm.params import ASSEMBLING, LOW_RANK
 
 
@@ -39,6 +39,12 @@ def estimate(
     if tokens > positions:
         raise ArtifactError(f"length: {tokens} tokens are more than the {positions} positions of {model}")
     reading = Reading(batch, tokens, optimizer, targets=targets, rank=rank, directions=directions)
+    if model not in CONFIGS:
+        try:
+            build(config | {"num_hidden_layers": 1}, reading)
+        except Exception as error:
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ArtifactError(f"{model}: transformers makes no model of this config ({said})") from None
     point = device_point(method, config, reading, Residency(resident_layers, 2, bits))
     row = point.row(wanted[0])
     left_out = ("device", "step_s", "step_j", *(("up_gb", "down_gb") if method in ASSEMBLING else ()))

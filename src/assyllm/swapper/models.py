@@ -24,8 +24,10 @@ from assyllm.swapper.engine import Engine
 from assyllm.swapper.memory import CudaMemory, HostMemory, Unit
 from assyllm.swapper.reader import Entry, Reader, read_header
 from assyllm.zoo.load import weight_files
+from assyllm.zoo.weights import spellings
 
 INDEX = "model.safetensors.index.json"
+HOSTS = ("disk", "ram")  # where a GPU's units come from
 
 
 @contextmanager
@@ -56,6 +58,14 @@ def under_budget(
         ArtifactError: not such a folder, weights that do not fit the config, or a budget too small.
     """
     folder = Path(folder)
+    if isinstance(budget_bytes, bool) or not isinstance(budget_bytes, (int, float)):
+        raise ArtifactError(f"budget_bytes: {budget_bytes!r} is no number of bytes")
+    if bytes_per_s is not None and not bytes_per_s > 0:
+        raise ArtifactError(f"bytes_per_s: {bytes_per_s!r} is not above 0")
+    if host not in HOSTS:
+        raise ArtifactError(f"host: {host!r} is none of {', '.join(HOSTS)}")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ArtifactError(f"device: no CUDA device for {device!r} here")
     entries = _entries(folder)
     dtype = next((e.dtype for e in entries.values() if e.dtype.is_floating_point), torch.float32)
     model = _empty(folder, dtype)
@@ -63,7 +73,10 @@ def under_budget(
     files = {entry.file for entry in entries.values()}
     hashes = None
     if (folder / MANIFEST).is_file():
-        listed = read_json(folder / MANIFEST)["files"]
+        listed = read_json(folder / MANIFEST).get("files", {})
+        absent = [file.name for file in sorted(files) if "sha256" not in listed.get(file.name, {})]
+        if absent:
+            raise ArtifactError(f"{folder / MANIFEST}: no sha256 of {absent[0]} in it")
         hashes = {file: listed[file.name]["sha256"] for file in files}
     reader, on = Reader(files, hashes, direct, bytes_per_s), torch.device(device)
     try:
@@ -97,10 +110,10 @@ def _empty(folder: Path, dtype: torch.dtype) -> Any:
     try:
         config = transformers.AutoConfig.for_model(**values)
         kind = getattr(transformers, values["architectures"][0])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{folder / 'config.json'}: {json.dumps(str(error))}") from None
-    with init_empty_weights(include_buffers=False):
-        model = kind._from_config(config, dtype=dtype)
+        with init_empty_weights(include_buffers=False):
+            model = kind._from_config(config, dtype=dtype)
+    except Exception as error:
+        raise ArtifactError(f"{folder / 'config.json'}: no model of transformers ({json.dumps(str(error))})") from None
     model.tie_weights()
     return model.eval().requires_grad_(False)
 
@@ -143,6 +156,9 @@ def _parts(model: Any, entries: dict[str, Entry], folder: Path) -> tuple[list[Pa
             if tuple(value.shape) != tuple(entries[stored[full]].shape):
                 said = f"{list(entries[stored[full]].shape)} in its files, {list(value.shape)} by its config"
                 raise ArtifactError(f"{folder}: {full} is {said}")
+            if value.is_floating_point() and entries[stored[full]].dtype != value.dtype:
+                said = f"{entries[stored[full]].dtype} in its files, others {value.dtype}"
+                raise ArtifactError(f"{folder}: {full} is {said}; save the model in one dtype first")
             tensors[part][full] = entries[stored[full]]
             parts[part].slots[full] = [(module, attribute)]
             found = True
@@ -158,9 +174,10 @@ def _stored_names(model: Any, entries: dict[str, Entry]) -> dict[str, str]:
     for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]:
         names.setdefault(id(tensor), []).append(name)
     found = {}
+    prefix = getattr(model, "base_model_prefix", "")
     for alike in names.values():
         for name in alike:
-            source = name if name in entries else next((other for other in alike if other in entries), None)
+            source = next((other for other in [name, *spellings(alike, prefix)] if other in entries), None)
             if source is not None:
                 found[name] = source
     return found

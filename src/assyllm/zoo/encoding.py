@@ -114,7 +114,7 @@ def encode(tokenizer: Any, questions: Sequence[Question], max_tokens: int, slot:
     for n, cut_choices in enumerate(kept):
         end = len(questions[n].stem)
         for c, (tokens, is_choice, offsets) in enumerate(cut_choices):
-            stem = int(np.argmax(is_choice))  # tokens before the choice; a choice is always the row's end
+            stem = len(tokens) - int(np.sum(is_choice))  # tokens before the choice, which is always the row's end
             row = prefix + tokens[:stem] + between + tokens[stem:] + suffix
             ids[n, c, : len(row)] = row
             mask[n, c, : len(row)] = True

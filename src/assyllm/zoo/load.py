@@ -16,6 +16,7 @@ from assyllm.artifacts import ArtifactError, read_json, sha256_file, sha256_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "LICENSE*", "README.md")
+AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert")
 LM_CLASSES = {
     "llama": "LlamaForCausalLM",
     "opt": "OPTForCausalLM",
@@ -36,7 +37,11 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         names = [WEIGHTS]
     elif (folder / INDEX).is_file():
-        names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
+        listed = read_json(folder / INDEX)
+        shards = listed.get("weight_map") if isinstance(listed, dict) else None
+        if not isinstance(shards, dict) or not shards:
+            raise ArtifactError(f"{folder / INDEX}: no weight_map in it")
+        names = sorted(set(shards.values()))
     else:
         other = next((p.name for p in sorted(folder.glob("*.bin"))), None)
         hint = f" ({other} is there, but only safetensors are read)" if other else ""
@@ -91,13 +96,17 @@ def load_config(folder: Path) -> Any:
     kind = read_json(path).get("model_type")
     if kind not in LM_CLASSES:
         raise ArtifactError(f"{path}: model_type {kind!r} is not one of {', '.join(LM_CLASSES)}")
-    return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise ArtifactError(f"{path}: transformers cannot read it ({_first_line(error)})") from None
 
 
 def positions(config: Any) -> int:
-    """The longest row that a model reads (RoBERTa's positions begin after its padding id)."""
+    """The longest row that a model reads (RoBERTa's and its descendants' positions begin after the padding id)."""
     longest = getattr(config, "max_position_embeddings", None) or 2**31
-    return longest - (config.pad_token_id + 1 if config.model_type == "roberta" else 0)
+    padding = getattr(config, "pad_token_id", None)
+    return longest - ((1 if padding is None else padding) + 1 if config.model_type in AFTER_PADDING else 0)
 
 
 def check_length(config: Any, name: str, max_tokens: Mapping[str, int]) -> None:
@@ -111,11 +120,12 @@ def check_length(config: Any, name: str, max_tokens: Mapping[str, int]) -> None:
             raise ArtifactError(f"tasks.max_tokens.{task}: {tokens} is more than the {most} positions of {name}")
 
 
-def load_model(folder: Path, dtype: Any = None) -> Any:
+def load_model(folder: Path, dtype: Any = None, headless: bool = False) -> Any:
     """A folder's language model, on the CPU, in evaluation mode, with eager attention.
 
     Args:
         dtype: torch dtype of the weights; None for float32.
+        headless: its language head is not needed, and may be missing in the files.
 
     Raises:
         ArtifactError: a file is missing or damaged, or weights that the model needs are not in it or of another shape.
@@ -128,22 +138,28 @@ def load_model(folder: Path, dtype: Any = None) -> Any:
     weight_files(folder)
     transformers.utils.logging.disable_progress_bar()
     cls = getattr(transformers, LM_CLASSES[config.model_type])
-    model, found = cls.from_pretrained(
-        folder,
-        config=config,
-        dtype=dtype or torch.float32,
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-        attn_implementation="eager",
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # transformers' own refusal does not say which
-    )
+    try:
+        model, found = cls.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype or torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            attn_implementation="eager",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # transformers' own refusal does not say which
+        )
+    except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
+        raise ArtifactError(
+            f"{folder}: transformers makes no model of its config.json ({_first_line(error)})"
+        ) from None
     for name, there, expected in sorted(found["mismatched_keys"]):
         raise ArtifactError(f"{folder}: {name} is {list(there)}, its config.json says {list(expected)}")
-    if found["missing_keys"]:
-        first = sorted(found["missing_keys"])[0]
-        raise ArtifactError(f"{folder}: no weights for {first} ({len(found['missing_keys'])} missing in all)")
+    inside = f"{model.base_model_prefix}."
+    missing = sorted(name for name in found["missing_keys"] if not headless or name.startswith(inside))
+    if missing:
+        raise ArtifactError(f"{folder}: no weights for {missing[0]} ({len(missing)} missing in all)")
     return model.eval()
 
 

@@ -106,6 +106,17 @@ def named(module: nn.Module) -> dict[str, Tensor]:
     return {name: found[name] for name in wanted}
 
 
+def spellings(names: Iterable[str], prefix: str) -> list[str]:
+    """How files may call a tensor that a model calls ``names``: also without the base model's prefix, and layer norms
+    by their first names (gamma, beta)."""
+    found = [spelled for name in names for spelled in (name, name.removeprefix(f"{prefix}."))]
+    old = (
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        for name in found
+    )
+    return list(dict.fromkeys([*found, *old]))
+
+
 class Source:
     """The weights of a transformers folder by the model's own tensors, read one at a time.
 
@@ -117,15 +128,14 @@ class Source:
 
     def __init__(self, folder: Path, model: nn.Module, whole: Callable[[], nn.Module]) -> None:
         kept = {name: entry for file in weight_files(folder) for name, entry in header(file).items()}
-        prefix = f"{getattr(model, 'base_model_prefix', '')}."  # base models are stored without it
+        prefix = getattr(model, "base_model_prefix", "")
         names: dict[int, list[str]] = {}
         for name, tensor in named(model).items():
             names.setdefault(id(tensor), []).append(name)
         self._kept: dict[int, Kept] = {}
         self._loaded: dict[int, Tensor] = {}
         for key, alike in names.items():
-            spelled = [*alike, *(name.removeprefix(prefix) for name in alike)]
-            found = next((kept[name] for name in spelled if name in kept), None)
+            found = next((kept[name] for name in spellings(alike, prefix) if name in kept), None)
             if found is None:
                 loaded = named(whole())
                 self._loaded = {other: loaded[names[other][0]] for other in names}
