@@ -58,10 +58,10 @@ ParamsJson = Annotated[
 
 def _same_code(context: typer.Context, planned: str) -> str:
     """The hash that the workflow planned with, if the code is still so (a figure's ``--name`` comes before it)."""
-    from assyllm.study import code_sha, figure_code
+    from assyllm.study import code_sha
 
     rule, drawn = str(context.info_name), context.params.get("name")
-    if re.fullmatch("[0-9a-f]{12}", planned) and planned != code_sha(rule, *(figure_code(drawn) if drawn else ())):
+    if re.fullmatch("[0-9a-f]{12}", planned) and planned != code_sha(rule, drawn):
         raise ArtifactError(f"{rule}: the code has changed since this job was planned; run the same command again")
     return planned
 

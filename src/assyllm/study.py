@@ -5,12 +5,12 @@ The Snakefile asks this module; it holds no logic of its own. No torch.
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import hashlib
 import importlib
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -39,7 +39,6 @@ READS = {
 NOT_CODE = ("params", "study.py", "cli.py")
 SOURCE = Path(__file__).parent
 LARGE = 2**24
-FIGURE_IMPORT = re.compile(r"^from assyllm\.(figures|claims|cost)\.(\w+) import", re.M)
 
 
 class RunKey(NamedTuple):
@@ -62,34 +61,43 @@ def stage_module(rule: str) -> Any:
 
 
 @cache
-def code_sha(rule: str, *extra: str) -> str:
-    """Content hash of the source files that a rule executes (its stage's ``CODE``); touches do not change it."""
-    files: set[Path] = {SOURCE / "stages" / f"{rule}.py"}
-    for name in (*stage_module(rule).CODE, *extra):
-        path = SOURCE / name
-        inside = (file for file in path.rglob("*") if file.suffix in (".py", ".csv", ".json"))  # tables of facts too
-        files.update(inside if path.is_dir() else [path])
+def imported(file: Path) -> frozenset[Path]:
+    """The modules of ours that a source file imports, at its top or anywhere in it (:data:`NOT_CODE` aside)."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    paths = (name.split(".")[1:] for name in names if name.startswith("assyllm."))
+    found = {SOURCE.joinpath(*path).with_suffix(".py") for path in paths if path}
+    return frozenset(f for f in found if f.relative_to(SOURCE).parts[0] not in NOT_CODE and f.is_file())
+
+
+def executed(*names: str) -> set[Path]:
+    """Some source files (by their paths in the package), and all that they import of ours, and so on."""
+    found: set[Path] = set()
+    todo = [SOURCE / name for name in names]
+    while todo:
+        file = todo.pop()
+        if file not in found:
+            found.add(file)
+            todo += imported(file)
+    return found
+
+
+@cache
+def code_sha(rule: str, figure: str | None = None) -> str:
+    """Content hash of the source files that a rule executes; touches do not change it.
+
+    They are what its stage imports, and what that imports; the module of ``figure``, which is imported by its name; and
+    what the stage names in ``CODE``: tables of facts, and modules of :data:`NOT_CODE` whose values it asks.
+    """
+    files = executed(f"stages/{rule}.py", *([f"figures/{figure}.py"] if figure else []))
+    files |= {SOURCE / name for name in getattr(stage_module(rule), "CODE", ())}
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(str(file.relative_to(SOURCE)).encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
-
-
-def figure_code(name: str) -> list[str]:
-    """The source files of one figure: its own module, and what that computes with from figures/, claims/ and cost/."""
-    found: list[str] = []
-    todo = [f"figures/{name}.py"]
-    while todo:
-        own = todo.pop()
-        path = SOURCE / own
-        if path.is_file() and own not in found:
-            found.append(own)
-            text = path.read_text(encoding="utf-8")
-            todo += [f"{floor}/{module}.py" for floor, module in FIGURE_IMPORT.findall(text)]
-            for names in re.findall(r"^from assyllm\.figures import ([\w, ]+)$", text, re.M):
-                todo += [f"figures/{module}.py" for module in names.split(", ")]
-    return sorted(found)
 
 
 def check_figures(params: P.Params) -> None:

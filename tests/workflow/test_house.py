@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -116,24 +117,52 @@ def test_light_rooms_import_nothing_heavy(path: Path) -> None:
 
 
 @pytest.mark.parametrize("rule", study.RULES)
-def test_stages_are_light_and_their_code_is_complete(rule: str) -> None:
+def test_stages_are_light_and_hang_on_what_they_read(rule: str) -> None:
+    """A stage's imports are found by themselves; tables of facts that these read are to be named in its CODE."""
     stage = SOURCE / "stages" / f"{rule}.py"
     assert not {name.split(".")[0] for name in imports(stage, top_level_only=True)} & HEAVY
-    declared = set()
-    for name in study.stage_module(rule).CODE:
-        path = SOURCE / name
-        assert path.exists(), f"{rule}: CODE names {name}, which is not there"
-        declared |= set(path.rglob("*.py")) if path.is_dir() else {path}
-    needed, todo = set(), [stage]
-    while todo:
-        for file in ours(todo.pop()) - needed:
-            needed.add(file)
-            todo.append(file)
-    needed = {f for f in needed if f.name != "__init__.py" and f.relative_to(SOURCE).parts[0] not in study.NOT_CODE}
-    if rule == "figure":
-        needed = {f for f in needed if f.parent.name != "figures" or f.name in ("style.py", "tables.py")}
-    missing = sorted(str(f.relative_to(SOURCE)) for f in needed - declared)
-    assert not missing, f"stage {rule} executes files that its CODE does not name: {missing}"
+    named = getattr(study.stage_module(rule), "CODE", ())
+    assert all((SOURCE / name).is_file() for name in named)
+    files = study.executed(f"stages/{rule}.py")
+    assert all(
+        ours(file) - files <= {f for f in ours(file) if f.name == "__init__.py" or room(f) in study.NOT_CODE}
+        for file in files
+    )
+    text = "".join(text for file in files if "__file__" in (text := file.read_text()))  # who reads beside itself
+    for table in (*SOURCE.rglob("*.csv"), *SOURCE.rglob("*.json")):
+        if f'"{table.name}"' in text:
+            assert str(table.relative_to(SOURCE)) in named, f"stage {rule} reads {table.name}"
+
+
+def test_a_hash_follows_what_is_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of a copy of the sources: an edit far down changes the rules that reach it, and no other."""
+    copy = tmp_path / "assyllm"
+    shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(study, "SOURCE", copy)
+
+    def hashes() -> dict[str, str]:
+        study.imported.cache_clear()
+        study.code_sha.cache_clear()
+        rules = {rule: study.code_sha(rule) for rule in study.RULES}
+        return rules | {name: study.code_sha("figure", name) for name in ("memory_wall", "claims")}
+
+    try:
+        before = hashes()
+        for file, changed in (
+            ("swapper/ablation.py", {"swap"}),
+            ("claims/table.py", {"collect", "claims"}),
+            ("cost/devices.csv", {"cost"}),
+            ("figures/memory_wall.py", {"memory_wall"}),
+            ("cli.py", set()),
+        ):
+            with open(copy / file, "a") as handle:
+                handle.write("\n")
+            now = hashes()
+            assert {name for name in now if now[name] != before[name]} == changed, file
+            before = now
+    finally:
+        study.imported.cache_clear()
+        study.code_sha.cache_clear()
 
 
 def test_light_imports_do_not_load_torch() -> None:

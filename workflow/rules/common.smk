@@ -13,7 +13,6 @@ from assyllm.study import (
     Plan,
     code_sha,
     contents,
-    figure_code,
     hold,
     job_environment,
     kept,

@@ -39,7 +39,7 @@ rule figure:
         mem_mb=1000,
     params:
         sections=sections("figure"),
-        code=lambda w: code_sha("figure", *figure_code(w.name)),
+        code=lambda w: code_sha("figure", w.name),
         about=lambda w: about(w.name),
         # what only the sweeps measured, where they were run
         beside=lambda w: (

@@ -10,10 +10,11 @@ from assyllm.results import read_table, write_table
 SECTIONS = ("zoo", "fleet", "cost", "quantize", "frozen_base", "baselines")
 UNREAD = ("baselines.model",)  # every member of the zoo has its rows, whichever is fine-tuned
 CODE = (
-    "cost", "baselines", "blocks", "quantizer", "adapter", "assembly", "comparator", "zoo", "tasks",
-    "federated/cohort.py", "evaluate.py", "results.py", "artifacts.py", "seeding.py", "params/names.py",
-    "params/baselines.py", "params/pool.py",
-)  # fmt: skip
+    "cost/devices.csv",
+    "params/names.py",
+    "params/baselines.py",
+    "params/pool.py",
+)  # beside what is imported (study.code_sha)
 
 
 def run(

@@ -8,12 +8,6 @@ from pathlib import Path
 from assyllm.params import Member, parse_sections
 
 SECTIONS = ("zoo", "world")
-CODE = (
-    "hub/ask.py", "hub/fetch.py", "hub/words.py", "hub/space.py", "hub/convert.py", "hub/member.py",
-    "zoo/cards.py", "zoo/corpus.py", "zoo/cuda.py", "zoo/families.py", "zoo/load.py", "zoo/member.py",
-    "zoo/muon.py", "zoo/pretrain.py", "zoo/random.py", "zoo/tokenizers.py", "zoo/weights.py", "cost/shapes.py",
-    "tasks/world.py", "artifacts.py", "seeding.py",
-)  # fmt: skip
 DATA_VARIABLE = "ASSYLLM_DATA"
 
 

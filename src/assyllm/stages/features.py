@@ -7,8 +7,6 @@ from pathlib import Path
 from assyllm.params import parse_sections
 
 SECTIONS = ("tasks", "comparator", "assembling", "features")
-CODE = ("artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer", "comparator",
-        "adapter", "assembly", "features.py")  # fmt: skip
 
 
 def run(params: str, code_sha: str, pool: Path, tasks: Path, walked: Path, out: Path) -> None:

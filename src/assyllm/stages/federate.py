@@ -9,11 +9,7 @@ from assyllm.params import params_sha, parse_sections
 SECTIONS = (
     "tasks", "partition", "comparator", "assembling", "federated", "fleet", "zoo", "quantize", "swapper",
 )  # fmt: skip
-CODE = (
-    "artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer", "swapper",
-    "comparator", "adapter", "assembly", "federated", "evaluate.py", "checkpoint.py", "params/names.py",
-    "params/assembling.py",
-)  # fmt: skip
+CODE = ("params/names.py", "params/assembling.py")  # beside what is imported (study.code_sha)
 
 
 def run(

@@ -10,7 +10,6 @@ from assyllm.params import parse_sections
 
 SECTIONS = ("figures",)
 # the figure's own modules are added by the rule, so that editing one figure redraws that one only
-CODE = ("figures/style.py", "figures/tables.py", "results.py", "artifacts.py")
 
 
 def run(params: str, code_sha: str, name: str, results: Path, out: Path) -> None:

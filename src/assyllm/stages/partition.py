@@ -9,7 +9,6 @@ from assyllm.artifacts import output_folder, verify_folder
 from assyllm.results import write_table
 
 SECTIONS = ("tasks", "partition")
-CODE = ("tasks/partition.py", "tasks/record.py", "results.py", "artifacts.py", "seeding.py")
 
 
 def run(params: str, code_sha: str, tasks: Path, seed: int, out: Path) -> None:

@@ -7,10 +7,6 @@ from pathlib import Path
 from assyllm.params import parse_sections
 
 SECTIONS = ("tasks",)
-CODE = (
-    "artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer", "comparator",
-    "adapter", "assembly",
-)  # fmt: skip
 COLUMNS = ("method", "task", "seed", "fitted_on", "setting", "pool_bytes", "pool_weights", "model_bytes", "correct")
 
 

@@ -13,8 +13,6 @@ from pathlib import Path
 from assyllm.params import parse_sections
 
 SECTIONS = ("tasks", "partition", "comparator", "swapper")
-CODE = ("artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer",
-        "swapper", "comparator")  # fmt: skip
 
 
 def run(params: str, code_sha: str, pool: Path, tasks: Path, partition: Path, seed: int, shard: int, out: Path) -> None:

@@ -7,8 +7,6 @@ from pathlib import Path
 from assyllm.params import parse_sections
 
 SECTIONS = ("tasks", "sensitivity")
-CODE = ("artifacts.py", "seeding.py", "blocks", "quantizer", "tasks/record.py", "zoo/load.py",
-        "zoo/cards.py", "zoo/encoding.py", "zoo/weights.py")  # fmt: skip
 
 
 def run(params: str, code_sha: str, pool: Path, tasks: Path, out: Path) -> None:

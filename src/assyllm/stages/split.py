@@ -8,7 +8,6 @@ from assyllm.artifacts import output_folder, verify_folder
 from assyllm.params import parse_sections
 
 SECTIONS = ("zoo", "blocks")
-CODE = ("artifacts.py", "blocks", "zoo/load.py", "zoo/cards.py", "zoo/weights.py")
 
 
 def run(params: str, code_sha: str, zoo: Path, out: Path) -> None:

@@ -7,8 +7,6 @@ from pathlib import Path
 from assyllm.params import parse_sections
 
 SECTIONS = ("swap",)
-CODE = ("artifacts.py", "seeding.py", "results.py", "tasks", "zoo", "blocks", "quantizer", "swapper",
-        "comparator", "cost/units.py", "cost/shapes.py")  # fmt: skip
 
 
 def run(params: str, code_sha: str, pool: Path, walked: Path, scores: list[Path], out: Path) -> None:

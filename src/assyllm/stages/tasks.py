@@ -8,7 +8,6 @@ from assyllm import params as P
 from assyllm.artifacts import output_folder, write_text
 
 SECTIONS = ("world", "tasks")
-CODE = ("tasks", "artifacts.py", "seeding.py")
 PUBLIC_TEXTS = 1000  # lines of the generated world's public text
 
 
