@@ -20,7 +20,10 @@ class Tables:
         path = self.folder / f"{name}.csv"
         if not path.is_file():
             raise ArtifactError(f"{path}: missing; `snakemake results` makes it")
-        return pd.read_csv(path, keep_default_na=False, na_values={"value": [""]}, dtype={"setting": str})
+        try:
+            return pd.read_csv(path, keep_default_na=False, na_values={"value": [""]}, dtype={"setting": str})
+        except (ValueError, pd.errors.ParserError) as error:  # not UTF-8, empty, rows of unlike length
+            raise ArtifactError(f"{path}: not readable as a table ({str(error).strip()})") from None
 
     @cached_property
     def rounds(self) -> pd.DataFrame:
