@@ -15,7 +15,7 @@ from assyllm.artifacts import ArtifactError
 from assyllm.claims.rows import _ablations
 from assyllm.claims.shown import all_claims, swap_claims
 from assyllm.claims.table import Claims, Kind, verdict
-from assyllm.collect import ablation_table, collect, condensed, paper_values, zoo_table
+from assyllm.collect import ablation_table, collect, condensed, paper_values, round_table, zoo_table
 from assyllm.cost.participation import CURVES
 from assyllm.cost.resources import RESOURCES, ROWS_PER_CHOICE
 from assyllm.features import POINTS, SCORES
@@ -387,6 +387,12 @@ def test_what_only_a_sweep_measured_fills_the_claims(results: Path, tmp_path: Pa
     write_table(tmp_path / "non_iid" / "claims.csv", [{**r, "our_value": "4"} for r in rows])
     assert {r["our_value"] for r in all_claims(tmp_path) if (r["claim"], r["method"]) == key} == {"4"}  # goes before
     assert {k: v for k, v in after.items() if before[k] != ""} == {k: v for k, v in before.items() if v != ""}
+    write_table(tmp_path / "full" / "claims.csv", [{**r, "our_value": "5", "verdict": "of five"} for r in rows[:2]])
+    shown = {(r["claim"], r["method"]): r for r in all_claims(tmp_path)}  # more seeds go before the default study's
+    assert [
+        (shown[r["claim"], r["method"]]["our_value"], shown[r["claim"], r["method"]]["verdict"]) for r in rows[:2]
+    ] == [("5", "of five")] * 2
+    assert sum(r["verdict"] == "of five" for r in shown.values()) == 2
 
 
 @pytest.mark.parametrize("name", sorted({*PARAMS.figures.names, *PARAMS.study.full.figures}))
@@ -407,6 +413,25 @@ def test_the_course_over_rounds_is_of_the_base_setting(results: Path) -> None:
     row = rows["boolq", "ft_oracle", "3"]
     assert [float(row[name]) for name in ("mean", "low", "high", "runs")] == pytest.approx([0.3, 0.3, 0.3, 2])
     assert sorted(int(number) for task, method, number in rows if (task, method) == ("boolq", "majority")) == [1, 2, 3]
+
+
+def test_a_run_that_is_over_keeps_its_last_accuracy() -> None:
+    shared = {
+        "metric": "accuracy",
+        "split": "test",
+        "setting": "",
+        "task": "boolq",
+        "world": "embedded",
+        "method": "assyllm",
+    }
+    runs = {"a": {3: 0.2, 4: 0.4}, "b": {2: 0.5, 3: 0.6}}
+    metrics = [
+        shared | {"run_id": run, "round": str(n), "value": str(v)}
+        for run, course in runs.items()
+        for n, v in course.items()
+    ]
+    found = {row["round"]: (row["mean"], row["runs"]) for row in round_table(metrics)}
+    assert found == {3: (pytest.approx(0.4), 2), 4: (pytest.approx(0.5), 2)}  # round 2 is of one run only
 
 
 @pytest.mark.parametrize("name", PARAMS.figures.names)

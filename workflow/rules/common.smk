@@ -4,7 +4,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from assyllm.artifacts import ArtifactError
-from assyllm.claims.shown import SWEEPS
+from assyllm.claims.shown import SEEDS, SWEEPS
 from assyllm.cost.same_step import SAME_STEP
 from assyllm.figures import about, reads, topic
 from assyllm.params import ASSEMBLING, BASELINES, SHARES, STUDIES, TUNED

@@ -43,7 +43,9 @@ rule figure:
         about=lambda w: about(w.name),
         # what only the sweeps measured, where they were run
         beside=lambda w: (
-            contents(*[f"data/results/{sweep}/claims.csv" for sweep in SWEEPS])
+            contents(
+                *[f"data/results/{study}/claims.csv" for study in (SEEDS, *SWEEPS)]
+            )
             if w.name == "claims"
             else ""
         ),
