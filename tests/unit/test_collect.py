@@ -245,9 +245,11 @@ def test_accuracy_has_its_interval_and_counts(results: Path) -> None:
 
 def test_differences_are_paired_and_signed(results: Path) -> None:
     rows = {(r["task"], r["method"], r["versus"]): r for r in read_table(results / "differences.csv")}
-    row = rows["boolq", "ft_practical", "ft_oracle"]
-    assert float(row["high"]) < 0
-    assert float(rows["boolq", "ft_oracle", "ft_practical"]["difference"]) == -float(row["difference"])
+    row, other = rows["boolq", "ft_practical", "ft_oracle"], rows["boolq", "ft_oracle", "ft_practical"]
+    assert float(row["low"]) < float(row["difference"]) < 0
+    assert [float(row[key]) for key in ("difference", "low", "high")] == [
+        -float(other[key]) for key in ("difference", "high", "low")
+    ]
 
 
 def test_accuracy_against_bytes_is_paired_with_the_models_as_fitted(results: Path) -> None:
