@@ -43,7 +43,7 @@ def known() -> set[str]:
         ends = ("difference", "difference_low", "difference_high", "over_int4", "over_int4_low", "over_int4_high")
         found |= {readme.points(row[key]) for key in ends if row[key]}
         found |= {readme.rounded(row["bits"], 1)} if row["bits"] else set()
-    for row in all_claims(RESULTS):
+    for row in [*all_claims(RESULTS), *read_table(RESULTS / "claims.csv")]:
         found |= {readme.number(row[key]) for key in ("paper_value", "our_value", "low", "high")}
     return found | {value.removeprefix("-") for value in found}
 
@@ -67,6 +67,17 @@ def test_parameters_are_in_step() -> None:
 
 def test_numbers_in_the_prose_are_the_tables() -> None:
     assert not wrong(TEXT)
+
+
+@pytest.mark.parametrize("rounds", ["", "=2", "=1"])
+def test_shares_of_energy_in_the_prose_are_those_of_five_seeds(rounds: str) -> None:
+    rows = {
+        row["task"]: row
+        for row in read_table(RESULTS / "full" / "tradeoff.csv")
+        if (row["method"], row["what"]) == ("assyllm", "energy_of_full") and row["setting"][-2:] == rounds
+    }
+    first, second, third = (readme.rounded(100 * float(rows[task]["value"]), 0) for task in readme.TASKS)
+    assert f"{first}, {second} and {third} %" in " ".join(prose(TEXT).split())
 
 
 def test_a_wrong_number_is_found() -> None:
