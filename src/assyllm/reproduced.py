@@ -47,15 +47,13 @@ def compare(old: Path, new: Path) -> Verdict:
     Raises:
         ArtifactError: a table or a column of it is missing, or ``new`` holds a run that ``old`` does not.
     """
-    before, after = (
-        {row["run_id"]: row["weights_sha"] for row in _rows(Path(folder) / "runs.csv", "run_id", "weights_sha")}
-        for folder in (old, new)
-    )
+    runs = [_rows(Path(folder) / "runs.csv", "run_id", "method", "weights_sha") for folder in (old, new)]
+    before, after = ({row["run_id"]: row["weights_sha"] for row in rows} for rows in runs)
     if not after or not set(after) <= set(before):
         unknown = sorted(set(after) - set(before))
         raise ArtifactError(f"{new}: not runs of {old}: {', '.join(unknown[:5]) or 'there are none'}")
     part = len(after) < len(before)
-    kept = _methods(Path(new)) if part else None
+    kept = {row["run_id"]: row["method"] for row in runs[1]} if part else None
     about = f"{len(after)} of {len(before)} runs, " if part else ""
     if all(before[run] == sha for run, sha in after.items()):
         tables = [table for table in EQUAL if not part or table in OF_RUNS]
@@ -73,11 +71,6 @@ def _rows(path: Path, *columns: str) -> list[dict[str, str]]:
         if rows and name not in rows[0]:
             raise ArtifactError(f"{path}: no column {name!r}")
     return rows
-
-
-def _methods(folder: Path) -> dict[str, str]:
-    """A study's runs, and the method of each."""
-    return {row["run_id"]: row["method"] for row in _rows(folder / "runs.csv", "run_id", "method")}
 
 
 def _cells(old: Path, new: Path, tables: Sequence[str], kept: dict[str, str] | None) -> tuple[int, list[str]]:

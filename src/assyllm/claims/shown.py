@@ -72,7 +72,8 @@ def all_claims(results: Path) -> list[dict[str, Any]]:
         results: the folder of a study's tables; ``claims.csv`` of :data:`SEEDS` and :data:`SWEEPS` in folders there is
             taken where it is.
     """
-    rows = [_first(row, _told(results / SEEDS)) for row in read_table(results / "claims.csv")]
+    more = _told(results / SEEDS)
+    rows = [_first(row, more) for row in read_table(results / "claims.csv")]
     for sweep in SWEEPS:
         told = _told(results / sweep)
         rows = [_first(row, told) if row["our_value"] == "" else row for row in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from assyllm.artifacts import ArtifactError
@@ -13,6 +14,7 @@ from assyllm.cost.selection import Residency
 from assyllm.cost.shapes import CONFIGS, config_of
 from assyllm.cost.step import Reading, build
 from assyllm.params import ASSEMBLING, LOW_RANK
+from assyllm.zoo.load import first_line, positions
 
 
 def estimate(
@@ -32,19 +34,16 @@ def estimate(
         raise ArtifactError(f"bits: {bits} is none of 4, 8, 16")
     wanted = [device(on)] if on else list(devices().values())
     config = config_of(model)
-    # a llama's positions turn, the others' are learned; RoBERTa's begin after its padding id (1 where it is null)
-    positions = tokens if config["model_type"] == "llama" else int(config["max_position_embeddings"])
-    padding = config.get("pad_token_id")
-    positions -= (1 if padding is None else padding) + 1 if config["model_type"] == "roberta" else 0
-    if tokens > positions:
-        raise ArtifactError(f"length: {tokens} tokens are more than the {positions} positions of {model}")
+    # a llama's positions turn, the others' are learned
+    most = tokens if config["model_type"] == "llama" else positions(SimpleNamespace(**config))
+    if tokens > most:
+        raise ArtifactError(f"length: {tokens} tokens are more than the {most} positions of {model}")
     reading = Reading(batch, tokens, optimizer, targets=targets, rank=rank, directions=directions)
     if model not in CONFIGS:
         try:
             build(config | {"num_hidden_layers": 1}, reading)
         except Exception as error:
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ArtifactError(f"{model}: transformers makes no model of this config ({said})") from None
+            raise ArtifactError(f"{model}: transformers makes no model of this config ({first_line(error)})") from None
     point = device_point(method, config, reading, Residency(resident_layers, 2, bits))
     row = point.row(wanted[0])
     left_out = ("device", "step_s", "step_j", *(("up_gb", "down_gb") if method in ASSEMBLING else ()))

@@ -22,7 +22,7 @@ class Tables:
             raise ArtifactError(f"{path}: missing; `snakemake results` makes it")
         try:
             return pd.read_csv(path, keep_default_na=False, na_values={"value": [""]}, dtype={"setting": str})
-        except (ValueError, pd.errors.ParserError) as error:  # not UTF-8, empty, rows of unlike length
+        except ValueError as error:  # pandas' own errors are ones too: not UTF-8, empty, rows of unlike length
             raise ArtifactError(f"{path}: not readable as a table ({str(error).strip()})") from None
 
     @cached_property

@@ -7,7 +7,8 @@ from pathlib import Path
 from assyllm.params import parse_sections
 
 SECTIONS = ("evaluate", "baselines", "assembling", "partition", "zoo", "blocks", "cost")
-CODE = ("paper_values.csv", "params/names.py")  # beside what is imported (study.code_sha)
+# beside what is imported (study.code_sha)
+CODE = ("paper_values.csv", "params/names.py", "params/assembling.py", "params/baselines.py")
 
 
 def run(

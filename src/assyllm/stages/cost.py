@@ -9,12 +9,8 @@ from assyllm.results import read_table, write_table
 
 SECTIONS = ("zoo", "fleet", "cost", "quantize", "frozen_base", "baselines")
 UNREAD = ("baselines.model",)  # every member of the zoo has its rows, whichever is fine-tuned
-CODE = (
-    "cost/devices.csv",
-    "params/names.py",
-    "params/baselines.py",
-    "params/pool.py",
-)  # beside what is imported (study.code_sha)
+# beside what is imported (study.code_sha)
+CODE = ("cost/devices.csv", "params/names.py", "params/baselines.py", "params/pool.py")
 
 
 def run(

@@ -7,6 +7,7 @@ from pathlib import Path
 from assyllm.params import parse_sections
 
 SECTIONS = ("tasks", "comparator", "assembling", "features")
+CODE = ("params/names.py", "params/assembling.py")  # beside what is imported (study.code_sha)
 
 
 def run(params: str, code_sha: str, pool: Path, tasks: Path, walked: Path, out: Path) -> None:

@@ -9,7 +9,6 @@ from assyllm.artifacts import ArtifactError
 from assyllm.params import parse_sections
 
 SECTIONS = ("figures",)
-# the figure's own modules are added by the rule, so that editing one figure redraws that one only
 
 
 def run(params: str, code_sha: str, name: str, results: Path, out: Path) -> None:

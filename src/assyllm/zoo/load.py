@@ -99,7 +99,7 @@ def load_config(folder: Path) -> Any:
     try:
         return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise ArtifactError(f"{path}: transformers cannot read it ({_first_line(error)})") from None
+        raise ArtifactError(f"{path}: transformers cannot read it ({first_line(error)})") from None
 
 
 def positions(config: Any) -> int:
@@ -151,9 +151,7 @@ def load_model(folder: Path, dtype: Any = None, headless: bool = False) -> Any:
             ignore_mismatched_sizes=True,  # transformers' own refusal does not say which
         )
     except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
-        raise ArtifactError(
-            f"{folder}: transformers makes no model of its config.json ({_first_line(error)})"
-        ) from None
+        raise ArtifactError(f"{folder}: transformers makes no model of its config.json ({first_line(error)})") from None
     for name, there, expected in sorted(found["mismatched_keys"]):
         raise ArtifactError(f"{folder}: {name} is {list(there)}, its config.json says {list(expected)}")
     inside = f"{model.base_model_prefix}."
@@ -184,7 +182,7 @@ def load_tokenizer(folder: Path, named: bool = False) -> Any:
             folder, local_files_only=True, trust_remote_code=False, **more
         )
     except Exception as error:
-        raise ArtifactError(f"{path}: not readable as a tokenizer ({_first_line(error)})") from None
+        raise ArtifactError(f"{path}: not readable as a tokenizer ({first_line(error)})") from None
 
 
 def fetch(hub_id: str, revision: str) -> Path:
@@ -208,10 +206,11 @@ def fetch(hub_id: str, revision: str) -> Path:
         folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(WANTED)))
     except Exception as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        raise ArtifactError(f"{hub_id}@{revision}: {_first_line(error)}{offline}") from None
+        raise ArtifactError(f"{hub_id}@{revision}: {first_line(error)}{offline}") from None
     weight_files(folder)
     return folder
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line; its name where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
