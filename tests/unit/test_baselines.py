@@ -262,7 +262,7 @@ def sections(names: tuple[str, ...], method: str) -> str:
     method = P.SHARES.get(method, method)
     if method in P.TUNED:
         raw["baselines"][method] = dict.fromkeys(("boolq", "openbookqa"), tuning)
-    raw["tune"] |= {"rates": [0.001, 0.01], "local_epochs": [1], "rounds": 2}
+    raw["tune"] |= {"rates": [0.001, 0.01], "local_epochs": [1]}
     return json.dumps({name: raw[name] for name in names}, sort_keys=True)
 
 

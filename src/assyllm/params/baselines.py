@@ -43,10 +43,10 @@ class Tuning(Section):
             clients[model] if isinstance(clients, dict) else clients,
         )
 
-    def at(self, rate: float, local_epochs: int, rounds: int) -> Tuning:
+    def at(self, rate: float, local_epochs: int) -> Tuning:
         """This tuning at a point of the grid; the rate is the server's, with FedAvg the clients'."""
         knob = "learning_rate" if self.server == "fedavg" else "server_rate"
-        return self.model_copy(update={knob: rate, "local_epochs": local_epochs, "rounds": rounds})
+        return self.model_copy(update={knob: rate, "local_epochs": local_epochs})
 
 
 class LoraTuning(Tuning):
@@ -89,9 +89,9 @@ class FwdLLMTuning(LoraTuning):
         """How often a cohort is asked in a round, at most."""
         return max(1, self.max_directions // self.directions)
 
-    def at(self, rate: float, local_epochs: int, rounds: int) -> Tuning:
+    def at(self, rate: float, local_epochs: int) -> Tuning:
         """This tuning at a point of the grid; a client makes one estimate a round, whatever its epochs."""
-        return super().at(rate, 1, rounds)
+        return super().at(rate, 1)
 
 
 class ClosedForm(Section):
@@ -146,7 +146,6 @@ class Tune(Section):
 
     rates: list[Positive] = Field(min_length=1)
     local_epochs: list[Count] = Field(min_length=1)
-    rounds: Count
     seed: int
 
 

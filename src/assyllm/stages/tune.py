@@ -32,9 +32,9 @@ def run(
 ) -> None:
     """Write the grid's development accuracies per task, best first; the test split is never scored.
 
-    The grid is ``tune.rates`` x ``tune.local_epochs`` at ``tune.rounds`` rounds and ``tune.seed``;
-    all else is the method's own. A point is worth the maximum of its smoothed curve, so that a rate whose runs fall
-    apart does not win by one lucky round; a tie goes to the cheaper setting (fewer epochs, earlier best round).
+    The grid is ``tune.rates`` x ``tune.local_epochs`` at ``tune.seed``; all else, rounds too, is the method's
+    own. A point is worth the maximum of its smoothed curve, so that a rate whose runs fall apart does not win by one
+    lucky round; a tie goes to the cheaper setting (fewer epochs, earlier best round).
     """
     import torch
 
@@ -60,7 +60,7 @@ def run(
         data, _ = encode_task(files, tokenizer, METHODS[method](model, kept), p.tasks.max_tokens[task])
         found, tried = [], []
         for rate, epochs in itertools.product(p.tune.rates, p.tune.local_epochs):
-            tuning = kept.at(rate, epochs, p.tune.rounds)
+            tuning = kept.at(rate, epochs)
             if tuning in tried:  # a method whose clients make one step has no epochs
                 continue
             tried.append(tuning)
