@@ -448,6 +448,14 @@ def test_dropouts_and_lost_cohorts_are_survived(scored) -> None:
             Rounds(open_pool(scored / "pool8"), rounds(scored).data, rounds(scored).settings, 0, eligible)
 
 
+def test_untrained_blocks_are_not_joined_by_what_trained_ones_give(scored, tmp_path) -> None:
+    text = P.sections_json(tiny_params("assyllm", adapter={"kind": "linear"}), federate.SECTIONS)
+    with pytest.raises(ArtifactError, match=r"^assembling.assyllm.adapter.kind: linear .* untrained_blocks$"):
+        federate.run(text, "code", "untrained_blocks", "base", "", scored / "pool8", scored / "tasks",
+                     scored / "partition", [scored / "scores"], scored / "cost.csv", 0, 0, None,
+                     tmp_path / "run")  # fmt: skip
+
+
 @pytest.mark.parametrize("method", ["assyllm_paper", "assyllm"])
 def test_the_stage_writes_whole_tables_and_a_model_twice_alike(scored, tmp_path, method) -> None:
     p = tiny_params(method, tasks={"names": ["piqa"]}, selection={"max_blocks": 3})

@@ -38,7 +38,7 @@ def run(
 
     import torch
 
-    from assyllm.artifacts import manifest_sha, output_folder, sha256_file, sha256_text, verify_folder
+    from assyllm.artifacts import ArtifactError, manifest_sha, output_folder, sha256_file, sha256_text, verify_folder
     from assyllm.blocks.untrained import UntrainedPool
     from assyllm.checkpoint import Checkpoint
     from assyllm.federated.cohort import device_memory, participating
@@ -52,6 +52,12 @@ def run(
     from assyllm.results import write_table
     from assyllm.swapper.swapper import lend
 
+    own = p.assembling.of(method)
+    if method == "untrained_blocks" and own.adapter.kind == "linear":
+        raise ArtifactError(
+            "assembling.assyllm.adapter.kind: linear is fitted to the states of trained blocks, so it does not go "
+            "with untrained_blocks"
+        )
     torch.set_num_threads(1)
     gc.freeze()  # what was imported stays: collections need not look through it
     opened = lend(open_pool(Path(pool), keep=p.swapper.budget_gb is None), p.swapper)
@@ -65,7 +71,6 @@ def run(
     classes = participating(Path(cost), "pool")
     devices = device_memory(seed, p.fleet, p.partition.clients)
     eligible = [client for client, memory in enumerate(devices) if classes[memory]]
-    own = p.assembling.of(method)
     settings = Settings(own.selection, p.comparator, own.adapter, own.head, p.federated)
     run_id = f"{setting_name}-{method}-zoo{zoo_seed}-seed{seed}"
     outcomes: list[Outcome] = []
