@@ -27,6 +27,7 @@ from assyllm.results import Metric, Prediction, Run, check_columns, read_table, 
 
 # what figures draw as the methods' rows: the base setting; zero_shot's best member is picked on the dev split
 VERSUS = ("ft_practical", "ft_oracle")
+CONTROLS = ("random_blocks", "one_model_blocks", "all_models_head")  # what `assyllm` is compared with beside them
 PER_ROUND = ("participants", "bytes_up", "bytes_down", "bytes_up_votes", "bytes_up_sums")  # see `condensed`
 ROUNDS = ("task", "world", "method", "round", "mean", "low", "high", "runs", "source")
 Rows = list[dict[str, str]]
@@ -191,7 +192,8 @@ def best_zero_shot(metrics: Rows) -> set[tuple[str, str]]:
 def difference_table(predictions: Rows, ev: Evaluate) -> list[dict]:
     """Paired differences of every method to FT-practical and FT-oracle, per task, on the base setting.
 
-    Where the two were also run on another model (``baselines.model``), to them too: ``ft_oracle_vicuna``.
+    Where the two were also run on another model (``baselines.model``), to them too: ``ft_oracle_vicuna``. Those of
+    ``assyllm`` to its :data:`CONTROLS` as well.
     """
     about = subjects(predictions)
     hits: dict[tuple[str, str], dict[str, Hits]] = defaultdict(lambda: defaultdict(dict))
@@ -205,7 +207,8 @@ def difference_table(predictions: Rows, ev: Evaluate) -> list[dict]:
             hits[p["task"], name][repetition(p["run_id"])[2]][p["task"], p["question"]] = int(p["correct"])
     rows = []
     for (task, method), mine in sorted(hits.items()):
-        for versus in () if method in others else (*VERSUS, *sorted(others)):
+        controls = CONTROLS if method == "assyllm" else ()
+        for versus in () if method in others else (*VERSUS, *sorted(others), *controls):
             theirs = hits.get((task, versus), {})
             if method == versus or not _same_questions(mine, theirs):
                 continue

@@ -17,6 +17,7 @@ from typing import Any
 
 from assyllm.artifacts import ArtifactError, write_text
 from assyllm.claims.shown import all_claims
+from assyllm.collect import CONTROLS
 from assyllm.cost.same_step import SAME_STEP
 from assyllm.figures import TOPICS, about
 from assyllm.params import ASSEMBLING, STUDIES
@@ -29,6 +30,7 @@ METHODS = {
     "majority": "majority class", "zero_shot": "zero-shot, the member best on dev",
     "zero_shot_llama": "zero-shot, llama, which the baselines fine-tune", "choices_only": "choices only",
     "one_model_head": "one model and a closed-form head on all its layers",
+    "all_models_head": "all five models as they are, one closed-form head on their last states",
     "ft_practical": "FT-practical", "ft_oracle": "FT-oracle",
     "ft_practical_vicuna": "FT-practical on vicuna", "ft_oracle_vicuna": "FT-oracle on vicuna, the best single model",
     "recomputation": "recomputation", "swapping": "swapping", "lora": "LoRA", "qlora": "QLoRA",
@@ -154,7 +156,7 @@ def differences_part(results: Path) -> str:
     found = {(r["method"], r["versus"], r["task"]): r for r in read_table(results / "differences.csv")}
     lines = []
     for method in ("assyllm_paper", "assyllm", "random_blocks"):
-        for versus in ("ft_practical", "ft_oracle", "ft_oracle_vicuna"):
+        for versus in ("ft_practical", "ft_oracle", "ft_oracle_vicuna", *CONTROLS):
             rows = [found.get((method, versus, task)) for task in TASKS]
             cells = [
                 "" if r is None
@@ -163,13 +165,6 @@ def differences_part(results: Path) -> str:
             ]  # fmt: skip
             if any(cells):
                 lines.append([f"`{method}` less {METHODS[versus]}", *cells])
-    means = {
-        (r["method"], r["task"]): Decimal(r["mean"])
-        for r in read_table(results / "accuracy.csv") if r["split"] == "test" and r["setting"] == ""
-    }  # fmt: skip
-    if all((m, t) in means for m in ("assyllm", "random_blocks") for t in TASKS):
-        gaps = [str(means["assyllm", task] - means["random_blocks", task]) for task in TASKS]
-        lines.append(["`assyllm` less `random_blocks` (of the means)", *map(points, gaps)])
     return "Points, with the 95 % interval of the paired difference.\n\n" + table(["difference", *TASKS], lines)
 
 

@@ -141,12 +141,30 @@ class Plan:
         check_figures(self.params)
         self.raw = P.read_yaml(self.path)
         self._settings: dict[str, P.Params] = {}
+        self._check_pool()
 
     def at(self, setting: str) -> P.Params:
         """The params with a named setting applied."""
         if setting not in self._settings:
             self._settings[setting] = P.with_setting(self.raw, setting)
         return self._settings[setting]
+
+    def _check_pool(self) -> None:
+        """What studies ask of the pool that only all their settings together tell."""
+        members = self.params.blocks.members
+        for paired in sorted({name for pair in self.params.features.pairs for name in pair}):
+            if members is not None and paired not in members:
+                raise P.ParamsError(f"features.pairs: {paired!r} is not in blocks.members")
+        for size in P.STUDIES:
+            study: P.Study | None = getattr(self.params.study, size)
+            for setting, methods in study.runs.items() if study is not None else ():
+                if "untrained_blocks" not in methods:
+                    continue
+                if self.at(setting).assembling.of("untrained_blocks").adapter.kind == "linear":
+                    raise P.ParamsError(
+                        f"study.{size}.runs.{setting}: untrained_blocks does not go with "
+                        "assembling.assyllm.adapter.kind: linear, which is fitted to the states of trained blocks"
+                    )
 
     def sections(self, rule: str, setting: str = "base", method: str | None = None, model: str | None = None) -> str:
         """The JSON that a rule's stage gets: no other baseline's tuning, no other model's shape."""

@@ -75,7 +75,10 @@ def plan(tuning: P.Tuning, federated: P.Federated, baselines: P.Baselines) -> Pl
 def head_plan(head: P.ClosedForm, federated: P.Federated) -> Plan:
     """The round loop's settings for a closed-form head: no local steps, judged after every round of sums."""
     local = Local(0.0, 1, 1)
-    return Plan(head.rounds, federated.clients_per_round, 1, local, federated.dropout, stragglers=federated.stragglers)
+    return Plan(
+        head.rounds, federated.clients_per_round, 1, local, federated.dropout, stragglers=federated.stragglers,
+        least=federated.least_clients,
+    )  # fmt: skip
 
 
 def open_model(folder: Path, lengths: Mapping[str, int]) -> tuple[Any, Any]:

@@ -1,9 +1,10 @@
-"""One frozen model with the closed-form head: ``one_model_head``, and the control ``choices_only``.
+"""Frozen models with the closed-form head: ``one_model_head``, ``all_models_head``, and the control ``choices_only``.
 
-The strong competitor without any fine-tuning: every client sends the sums of the ridge head over the model's pooled
-states once (a forward pass), the server solves and picks the ridge on its development split. As the head of an
-assembled model reads all of its blocks, this one reads all layers. ``choices_only`` is the same with the question
-removed: what the answers alone give away.
+The strong competitors without any fine-tuning: every client sends the sums of the ridge head over pooled states once (a
+forward pass), the server solves and picks the ridge on its development split. As the head of an assembled model reads
+all of its blocks, ``one_model_head`` reads all layers of its model. ``all_models_head`` reads the last states of every
+model of the zoo, one after the other and each as it is: what the zoo knows without cutting, choosing or joining
+anything. ``choices_only`` is the first with the question removed: what the answers alone give away.
 """
 
 from __future__ import annotations
@@ -19,50 +20,27 @@ from torch import Tensor, nn
 from assyllm.adapter.sent import block_features
 from assyllm.assembly.head import Head, HeadSums, fit_on_dev, sketched
 from assyllm.baselines.local import Local, Weights
-from assyllm.baselines.method import HEAD, Cached, Data, OnModel, chunks
+from assyllm.baselines.method import HEAD, Cached, Data, Method, OnModel, chunks
 from assyllm.params import ClosedForm
 from assyllm.tasks.record import Question
 from assyllm.zoo.forward import Packed, inputs, pool_states
 
 SUMS = tuple(field.name for field in fields(HeadSums))
+SPLITS = ("train", "dev", "test")
 
 
-class OneModelHead(OnModel):
+class ClosedFormHead(Method):
     """The "weights" are the head's sums over the clients so far, and the head fitted to them."""
 
     once = True
     loss_unit = "squared error"
-
-    def __init__(self, model: nn.Module, closed_form: ClosedForm) -> None:
-        super().__init__(model)
-        self.grid, self.sketch_dims = closed_form.ridge_grid, closed_form.sketch_dims
-        config: Any = self.base.config
-        below = [int(config.hidden_size)] * (int(config.num_hidden_layers) - 1)
-        widths = [*(below if closed_form.scope == "all_layers" else []), self.width]
-        self.layers, self.size = len(widths), sum(block_features(width, self.sketch_dims) for width in widths)
+    size: int  # F, features that the head reads
+    grid: list[float]
+    dev: Cached
 
     def start(self, seed: int = 0) -> Weights:
         """Sums of no questions, and a head of zeros."""
         return dict(zip(SUMS, HeadSums.zeros(self.size).parts(), strict=True)) | {HEAD: torch.zeros(self.size)}
-
-    @torch.no_grad()
-    def prepare(self, data: Data) -> Data:
-        """The data with every question's pooled states [N, C, F]: the model is frozen, so they are computed once."""
-        found = {name: self._with_features(getattr(data, name)) for name in ("train", "dev", "test")}
-        self.dev = found["dev"]
-        return Data(**found, owned=data.owned)
-
-    def _with_features(self, split: Packed) -> Cached:
-        none = torch.zeros(0, split.choice_mask.shape[1], self.size)
-        parts = [self._features(split.take(index)) for index in chunks(split)]
-        return Cached(**split.tensors(), cached=torch.cat([none, *parts]))
-
-    def _features(self, batch: Packed) -> Tensor:
-        arguments = inputs(self.base.config, batch, next(self.base.parameters()).dtype)
-        found = self.base(**arguments, output_hidden_states=True)
-        states = [*found.hidden_states[1:-1], found.last_hidden_state][-self.layers :]
-        read = (pool_states(layer, batch) for layer in states)
-        return torch.cat([sketched(own, self.sketch_dims, f"layer {i}") for i, own in enumerate(read)], dim=-1)
 
     def train(
         self,
@@ -100,6 +78,54 @@ class OneModelHead(OnModel):
     def traffic(self, weights: Weights) -> tuple[int, int]:
         """Up: one client's sums. Down: nothing, the model lies on the device."""
         return HeadSums(*(weights[name] for name in SUMS)).bytes, 0
+
+
+class OneModelHead(ClosedFormHead, OnModel):
+    """The head on all layers of one model, or on its last."""
+
+    def __init__(self, model: nn.Module, closed_form: ClosedForm) -> None:
+        super().__init__(model)
+        self.grid, self.sketch_dims = closed_form.ridge_grid, closed_form.sketch_dims
+        config: Any = self.base.config
+        below = [int(config.hidden_size)] * (int(config.num_hidden_layers) - 1)
+        widths = [*(below if closed_form.scope == "all_layers" else []), self.width]
+        self.layers, self.size = len(widths), sum(block_features(width, self.sketch_dims) for width in widths)
+
+    @torch.no_grad()
+    def prepare(self, data: Data) -> Data:
+        """The data with every question's pooled states [N, C, F]: the model is frozen, so they are computed once."""
+        found = {name: self._with_features(getattr(data, name)) for name in SPLITS}
+        self.dev = found["dev"]
+        return Data(**found, owned=data.owned)
+
+    def _with_features(self, split: Packed) -> Cached:
+        none = torch.zeros(0, split.choice_mask.shape[1], self.size)
+        parts = [self._features(split.take(index)) for index in chunks(split)]
+        return Cached(**split.tensors(), cached=torch.cat([none, *parts]))
+
+    def _features(self, batch: Packed) -> Tensor:
+        arguments = inputs(self.base.config, batch, next(self.base.parameters()).dtype)
+        found = self.base(**arguments, output_hidden_states=True)
+        states = [*found.hidden_states[1:-1], found.last_hidden_state][-self.layers :]
+        read = (pool_states(layer, batch) for layer in states)
+        return torch.cat([sketched(own, self.sketch_dims, f"layer {i}") for i, own in enumerate(read)], dim=-1)
+
+
+class AllModelsHead(ClosedFormHead):
+    """The head on what several models' :class:`OneModelHead` read, each by its own tokenizer.
+
+    Args:
+        read: the same questions as each of them has prepared them.
+        grid: ridges to choose from.
+    """
+
+    def __init__(self, read: Sequence[Data], grid: list[float]) -> None:
+        found = {}
+        for name in SPLITS:
+            own = [getattr(data, name) for data in read]
+            found[name] = replace(own[0], cached=torch.cat([split.cached for split in own], dim=-1))
+        self.data = Data(**found, owned=read[0].owned)
+        self.dev, self.grid, self.size = found["dev"], grid, found["dev"].cached.shape[-1]
 
 
 class ChoicesOnly(OneModelHead):

@@ -28,5 +28,6 @@ METHODS: dict[str, Callable[[Any, Any], Method]] = {  # a model, and the method'
     "recomputation": Recomputation,
     "swapping": Swapping,
     "one_model_head": OneModelHead,
+    "all_models_head": OneModelHead,  # on each model; then stage `baseline` puts what they read together
     "choices_only": ChoicesOnly,
 }

@@ -41,6 +41,7 @@ class Plan:
     server_rate: float = 1.0
     test_every: int = 1
     stragglers: float = 0.0
+    least: int = 1  # replies that sums are taken from, of methods whose clients take part once
 
 
 @dataclass(slots=True)
@@ -138,11 +139,12 @@ def _turns(method: Method, plan: Plan, seed: int, eligible: Sequence[int]) -> li
     """Per round the clients whose reply counts, and those that are too late."""
 
     def counted(round_: int, answering: Sequence[int]) -> tuple[list[int], list[int]]:
-        return in_time(seed, round_, answering, plan.stragglers)
+        counts, late = in_time(seed, round_, answering, plan.stragglers)
+        return (counts, late) if len(counts) >= plan.least or not method.once else ([], sorted([*counts, *late]))
 
     rounds = range(1, plan.rounds + 1) if eligible else ()
     if method.once:
-        return once_each(seed, rounds, eligible, plan.clients_per_round, plan.dropout, counted)
+        return once_each(seed, rounds, eligible, plan.clients_per_round, plan.dropout, counted, plan.least)
     return [counted(n, sample(seed, n, eligible, plan.clients_per_round, plan.dropout)) for n in rounds]
 
 

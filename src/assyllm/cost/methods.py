@@ -175,7 +175,8 @@ STEPS: dict[str, Callable[[str, dict[str, Any], Reading, str], Step]] = {
     "recomputation": _streamed,
     "swapping": _streamed,
 }
-WHOLE = ("zero_shot", "one_model_head", "choices_only")  # forward passes of one model, its layers brought in in turn
+# forward passes of whole models, their layers brought in in turn
+WHOLE = ("zero_shot", "one_model_head", "all_models_head", "choices_only")
 STREAMED = (*ASSEMBLING, *WHOLE)
 FORWARD = (*STREAMED, "fwdllm")  # no optimizer state
 TUNING = "adapter_tuning"  # what devices of `assyllm_paper` do after blocks are chosen

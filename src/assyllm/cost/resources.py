@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from assyllm.adapter.sent import block_features, head_sums
-from assyllm.cost.shapes import shape_of
+from assyllm.cost.shapes import Shape, shape_of
 from assyllm.cost.walked import Spent, is_base, pool_bytes, priced
 from assyllm.params import ASSEMBLING, HEADS, FwdLLMTuning
 
@@ -86,7 +86,8 @@ def resources_table(
             continue
         known: dict[str, Any] = getattr(p.baselines, method, None) or dict(p.baselines.ft_oracle)
         tuning = known.get(task)
-        batches = math.ceil(TRAIN_ITEMS[task] / p.partition.clients / int(point["batch"]))
+        held = TRAIN_ITEMS[task] / p.partition.clients
+        batches = math.ceil(min(held, p.partition.items_per_client or held) / int(point["batch"]))
         if method in ASSEMBLING:
             place = places.get(("", method, task))
             if method not in DEPLOYED or place is None:
@@ -105,8 +106,13 @@ def resources_table(
                 own = p.baselines.closed_form
                 layers = whole.layers if own.scope == "all_layers" else 1
                 up = float(head_sums(layers * block_features(whole.hidden, own.sketch_dims)))
-            traffic = rounds * (up + down)
             oneoff = float(weight * whole.parameters)
+            if method == "all_models_head":
+                shapes = [shape_of(member.stands_for) for member in p.zoo.models.values()]
+                work *= sum(_passes(shape, whole, task) for shape in shapes)
+                up = float(head_sums(sum(block_features(s.hidden, own.sketch_dims) for s in shapes)))
+                oneoff = float(weight * sum(shape.parameters for shape in shapes))
+            traffic = rounds * (up + down)
         rows.append(
             {
                 "method": method,
@@ -131,6 +137,12 @@ def resources_table(
         if row["task"] in base and row["hours"]:
             row["speedup"] = base[row["task"]] / row["hours"]
     return rows
+
+
+def _passes(shape: Shape, whole: Shape, task: str) -> float:
+    """Passes through ``whole`` that one through a whole model comes to; encoders see a row a choice."""
+    rows = 1.0 if shape.family in ("llama", "opt") else ROWS_PER_CHOICE[task]
+    return rows * shape.layers * shape.layer_parameters / (whole.layers * whole.layer_parameters)
 
 
 def tradeoff_table(

@@ -165,6 +165,8 @@ def spent(walk: Sequence[Mapping[str, str]], reported: str, trained: int, prices
     chosen, model = prices.chosen, [Block.of(name) for name in reported.split()]
     probes = chosen.selection.rule.startswith("probe")
     rounds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])  # walks, bytes up, bytes down
+    for (number, name), end in {} if probes else _compared(walk).items():
+        rounds[number][0] += prices.work([Block(name, 0, end)])
     for row in walk:
         chain, found = ([Block.of(name) for name in row[key].split()] for key in ("chain", "candidates"))
         work, up, down = rounds[row["round"]], 0.0, 0.0
@@ -193,6 +195,20 @@ def spent(walk: Sequence[Mapping[str, str]], reported: str, trained: int, prices
         up=max(up for _, up, _ in each),
         down=max(down for _, _, down in each),
     )
+
+
+def _compared(walk: Iterable[Mapping[str, str]]) -> dict[tuple[str, str], int]:
+    """(round, model) -> layers of the model that a client passes through for what its candidates natively give.
+
+    A rule that votes by CKA, and adapters fitted to what a block natively receives, compare a candidate on the chain
+    with the same block in its own model.
+    """
+    ends: dict[tuple[str, str], int] = defaultdict(int)
+    for row in walk:
+        for block in map(Block.of, row["candidates"].split()) if row["phase"] == "select" else ():
+            key = (row["round"], block.model)
+            ends[key] = max(ends[key], block.end)
+    return ends
 
 
 def priced(

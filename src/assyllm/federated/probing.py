@@ -75,7 +75,8 @@ def refusals(round_: int, refused: Mapping[int, str]) -> list[dict[str, Any]]:
 
 def probe_task(run: Context, state: State) -> ProbeTask:
     """What the clients are asked: candidates, the chains' heads, adapters to try them with."""
-    rule, limit = run.settings.rule, run.settings.selection.evaluated_per_round
+    rule = run.settings.rule
+    limit = None if rule.one_model else run.settings.selection.evaluated_per_round
     candidates: dict[tuple[str, ...], tuple[str, ...]] = {}
     random: dict[Key, float] = {}
     for chain in state.open:
@@ -161,7 +162,7 @@ def _stack(run: Context, state: State, task: ProbeTask) -> State:
     for chain in best:
         family = run.pool.info(chain.blocks[-1]).family
         state.chosen = state.chosen | {family: state.chosen.get(family, 0) + 1}
-    if state.stage + 1 >= chosen.max_blocks:
+    if state.stage + 1 >= chosen.max_blocks and not whole:
         state.finished = [*state.finished, *(Chain(c.blocks, c.scores, "depth") for c in best)]
         best = []
     state.keep(best, joined)

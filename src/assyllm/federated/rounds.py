@@ -90,11 +90,12 @@ class Rounds(Context):
             heads[name] = heads[name] + total if name in heads else total
         state.heads = heads
         judged: dict[str, float] = {}
-        if self.settings.rule.one_model and heads:  # the control is the best of its kind
+        rule = self.settings.rule
+        if rule.probe and (rule.one_model or rule.random) and heads:  # a control is the best of its kind
             told = {chain.id: self._evaluate(state, chain) for chain in state.finished}
             state.best = max(sorted(told), key=lambda name: told[name]["dev"])
             judged = told[state.best]
-        best = reported(state, self.settings.rule)
+        best = reported(state, rule)
         up = heads[best.id].bytes if best.id in heads else 0
         own = [state.joined[name] for name in edges(best.blocks)]
         down = ID * len(best.blocks) + sum(a.sent_bytes for a in own if a is not None)

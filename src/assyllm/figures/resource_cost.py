@@ -13,7 +13,13 @@ from assyllm.params import Figures
 READS = ("resources", "paper")
 PANELS = {"energy_kj": "energy, kJ", "traffic_gb": "traffic, GB", "hours": "time, hours"}
 REDUCTIONS = {"energy_kj": "energy_reduction_vs_full_ft", "traffic_gb": "traffic_reduction_vs_full_ft"}
-TASK = "boolq"
+TASK = "boolq"  # the paper's
+
+
+def drawn(df: pd.DataFrame) -> str:
+    """The task that is drawn: the paper's, or the first that there is."""
+    tasks = sorted(set(df["task"]))
+    return TASK if TASK in tasks or not tasks else tasks[0]
 
 
 def data(tables: Tables) -> pd.DataFrame:
@@ -48,12 +54,12 @@ def data(tables: Tables) -> pd.DataFrame:
 def part_floor(mine: pd.DataFrame, what: str) -> float:
     """Where a logarithmic axis starts: below the smallest bar or mark."""
     values = mine[mine["what"].isin([what, "oneoff_gb"] if what == "traffic_gb" else [what])]["value"]
-    return float(values[values > 0].min()) / 3
+    return float(values[values > 0].min()) / 3 if (values > 0).any() else 1e-3
 
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
-    """Three panels of bars on a logarithmic axis, BoolQ; hollow bars are the one-off download."""
-    mine = df[df["task"] == TASK].assign(low=lambda d: d["value"], high=lambda d: d["value"])
+    """Three panels of bars on a logarithmic axis, of one task; hollow bars are the one-off download."""
+    mine = df[df["task"] == drawn(df)].assign(low=lambda d: d["value"], high=lambda d: d["value"])
     methods = [m for m in style.METHODS if m in set(mine[mine["source"] == "modelled"]["method"])]
     figure, axes = plt.subplots(
         1, len(PANELS), figsize=(look.width_inches, 0.19 * len(methods) + 0.8), layout="constrained", sharey=True
@@ -69,9 +75,11 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         style.method_axis(ax, methods)
         ax.set_xlim(floor, None)
         ax.set_xlabel(title)
+    task = drawn(df)
     style.caption(
         figure, df,
-        "BoolQ, one client's place in the cohort, until the method's accuracy on dev is within half a point of its "
+        f"{style.TASKS.get(task, task)}, one client's place in the cohort, "
+        "until the method's accuracy on dev is within half a point of its "
         "(smoothed) best: rounds and walks through blocks measured at tiny scale x steps modelled at true shapes on a "
         "Jetson TX2's speed, whatever memory they would need. Hollow: "
         "one-off download of the model or pool, which the paper leaves out, as it does the link's time. Stars: "

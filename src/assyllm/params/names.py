@@ -11,8 +11,8 @@ PUBLISHED = ("boolq", "piqa", "openbookqa")  # tasks that the world and the hub 
 Family = Literal["llama", "opt", "bert", "roberta"]
 StandsFor = Literal["llama-7b", "vicuna-7b", "opt-6.7b", "bert-base", "roberta-large"]
 Method = Literal[
-    "majority", "zero_shot", "choices_only", "one_model_head", "ft_oracle", "ft_practical", "lora", "lora_all", "qlora",
-    "qlora_recomputation", "fedadapter", "fwdllm", "recomputation", "swapping",
+    "majority", "zero_shot", "choices_only", "one_model_head", "all_models_head", "ft_oracle", "ft_practical", "lora",
+    "lora_all", "qlora", "qlora_recomputation", "fedadapter", "fwdllm", "recomputation", "swapping",
     "assyllm_paper", "assyllm", "random_blocks", "untrained_blocks", "one_model_blocks",
 ]  # fmt: skip
 TUNED = ("ft_oracle", "ft_practical", "lora", "lora_all", "qlora", "qlora_recomputation", "fedadapter", "fwdllm")
@@ -22,7 +22,8 @@ LOW_RANK = ("lora", "lora_all", "qlora", "qlora_recomputation", "fwdllm")  # tra
 # methods over a model whose own weights stay as they are: `frozen_base.bits` says in how many bits (qlora: 4)
 FROZEN_BASE = ("lora", "lora_all", "fedadapter", "fwdllm")
 STUDIES = ("default", "full", "zoos", "ablations", "non_iid", "dropouts", "check")
-HEADS = ("one_model_head", "choices_only")  # closed-form heads, settings under `baselines.closed_form`
+# closed-form heads, settings under `baselines.closed_form`
+HEADS = ("one_model_head", "all_models_head", "choices_only")
 BASELINES = ("majority", "zero_shot", *HEADS, *TUNED, *SHARES)
 ASSEMBLING = ("assyllm_paper", "assyllm", "random_blocks", "untrained_blocks", "one_model_blocks")
 # controls: a method's settings with another selection rule, or on untrained blocks

@@ -62,9 +62,11 @@ def run(
     elif method == "zero_shot":
         models, rows = " ".join(sorted(p.zoo.models)), _zero_shot(p, zoo, files, labels)
     else:
-        inputs = [manifest_sha(folder) for folder in (tasks, partition, zoo / models)]
+        names = sorted(p.zoo.models) if method == "all_models_head" else [models]
+        models = " ".join(names)
+        inputs = [manifest_sha(folder) for folder in (tasks, partition, *(zoo / name for name in names))]
         key = sha256_text("\n".join([params, code_sha, method, run_id, setting, sha256_file(cost), *inputs]))
-        job = Job(p, method, zoo / models, files, labels, cost, seed, checkpoint, key)
+        job = Job(p, method, zoo, names, files, labels, cost, seed, checkpoint, key)
         limit, same_as, rows = job.shared(shared) if shared else job.run()
     metrics, predictions, timings = rows
     record = Run(
@@ -152,7 +154,8 @@ class Job:
 
     p: Any
     method: str
-    folder: Path
+    zoo: Path
+    models: list[str]  # the one that is fine-tuned, or all that are read
     files: dict[str, Any]
     labels: dict[str, Label]
     cost: Path
@@ -161,12 +164,13 @@ class Job:
     key: str
 
     def eligible(self) -> list[int]:
-        """The clients that take part."""
+        """The clients that take part: those whose memory suffices for every model."""
         from assyllm.baselines.job import eligible_clients
         from assyllm.federated.cohort import device_memory
 
         memory = device_memory(self.seed, self.p.fleet, self.p.partition.clients)
-        return eligible_clients(self.cost, self.p.baselines.model, memory)
+        each = [eligible_clients(self.cost, model, memory) for model in self.models]
+        return [client for client in each[0] if all(client in fits for fits in each)]
 
     def settings(self, task: str) -> tuple[Any, Any]:
         """What the method is built with on a task, and the round loop's plan."""
@@ -174,26 +178,26 @@ class Job:
 
         p = self.p
         if self.method in P.HEADS:
-            return p.baselines.closed_form, head_plan(p.baselines.closed_form, p.federated)
+            head = p.baselines.closed_form
+            if self.method == "all_models_head":
+                head = head.model_copy(update={"scope": "last_layer"})
+            return head, head_plan(head, p.federated)
         tuning = getattr(p.baselines, P.SHARES.get(self.method, self.method))[task]
         return tuning, plan(tuning, p.federated, p.baselines)
 
     def run(self) -> tuple[str, str, Rows]:
         """Every task's rounds: the budget, no shared trajectory, and the rows."""
-        from assyllm.baselines.job import budget, encode_task, open_base
-        from assyllm.baselines.registry import METHODS
+        from assyllm.baselines.job import budget
         from assyllm.baselines.rounds import run_rounds
         from assyllm.checkpoint import Checkpoint
         from assyllm.evaluate import final_rows, seen_facts
 
-        model, tokenizer = open_base(self.folder, self.method, self.p.frozen_base, self.p.tasks.lengths)
-        eligible = self.eligible()
+        eligible, base = self.eligible(), self.base()
         metrics, predictions, timings = [], [], []
         for task, task_files in self.files.items():
             label, splits = self.labels[task], task_files.splits
             settings, plan = self.settings(task)
-            subject = METHODS[self.method](model, settings)
-            data, shortened = encode_task(task_files, tokenizer, subject, self.p.tasks.max_tokens[task])
+            subject, data, shortened = self.read(task, settings, base)
             if self.method in P.SHARES:
                 metrics += self.proof(task, subject, data, plan, eligible)
             _, outcome = run_rounds(
@@ -209,7 +213,34 @@ class Job:
             metrics.append(label.row("", "shortened_questions", float(shortened)))
             predictions += more[1]
             timings += _timings(label.run_id, task, outcome)
-        return budget(self.cost, self.p.baselines.model), "", (metrics, predictions, timings)
+        return budget(self.cost, self.models[0]), "", (metrics, predictions, timings)
+
+    def base(self, number: int = 0) -> tuple[Any, Any]:
+        """One of the models, and its tokenizer."""
+        from assyllm.baselines.job import open_base
+
+        return open_base(self.zoo / self.models[number], self.method, self.p.frozen_base, self.p.tasks.lengths)
+
+    def read(self, task: str, settings: Any, base: tuple[Any, Any]) -> tuple[Any, Any, int]:
+        """The method on its model, the task as it reads it, and how many questions lost more than context.
+
+        Further models than ``base``, the first, are in memory one after the other.
+        """
+        from assyllm.baselines.job import encode_task
+        from assyllm.baselines.one_model_head import AllModelsHead
+        from assyllm.baselines.registry import METHODS
+
+        known, lost = [], 0
+        for number in range(len(self.models)):
+            model, tokenizer = self.base(number) if number else base
+            subject = METHODS[self.method](model, settings)
+            data, shortened = encode_task(self.files[task], tokenizer, subject, self.p.tasks.max_tokens[task])
+            if self.method != "all_models_head":
+                return subject, data, shortened
+            known.append(subject.prepare(data))
+            lost = max(lost, shortened)
+        together = AllModelsHead(known, settings.ridge_grid)
+        return together, together.data, lost
 
     def proof(self, task: str, subject: Any, data: Any, plan: Any, eligible: list[int]) -> list[Metric]:
         """Rows that show the device steps of a sharing method to be full fine-tuning's."""
@@ -230,8 +261,7 @@ class Job:
         Raises:
             ArtifactError: the folder is not a whole run of the method that is shared.
         """
-        from assyllm.baselines.job import budget, encode_task, open_model
-        from assyllm.baselines.registry import METHODS
+        from assyllm.baselines.job import budget
 
         verify_folder(folder)
         theirs = check_columns(folder / "run.csv", Run)[0]
@@ -240,12 +270,10 @@ class Job:
         eligible = self.eligible()
         if len(eligible) < self.p.partition.clients:
             return self.run()
-        model, tokenizer = open_model(self.folder, self.p.tasks.lengths)
-        metrics: list[Metric] = []
-        for task, task_files in self.files.items():
+        metrics, base = list[Metric](), self.base()
+        for task in self.files:
             settings, plan = self.settings(task)
-            subject = METHODS[self.method](model, settings)
-            data, _ = encode_task(task_files, tokenizer, subject, self.p.tasks.max_tokens[task])
+            subject, data, _ = self.read(task, settings, base)
             metrics += self.proof(task, subject, data, plan, eligible)
         ours = {"run_id": next(iter(self.labels.values())).run_id, "method": self.method}
         for row in check_columns(folder / "metrics.csv", Metric):
@@ -256,7 +284,7 @@ class Job:
             for row in check_columns(folder / "predictions.csv", Prediction)
             for chosen, correct, _ in [(row.pop("chosen"), row.pop("correct"), row.pop("seed"))]
         ]
-        return budget(self.cost, self.p.baselines.model), theirs["method"], (metrics, predictions, [])
+        return budget(self.cost, self.models[0]), theirs["method"], (metrics, predictions, [])
 
 
 def _say(task: str, row: dict[str, Any]) -> None:
