@@ -30,6 +30,7 @@ from assyllm.zoo.encoding import combine
 
 BETAS, EPSILON = (0.9, 0.99), 1e-8
 HEAD = "head/weight"
+PROJECTION = ("weight", "bias")  # of a cross-attention adapter
 
 
 def tune(run: Context, state: State, chain: Sequence[str]) -> State:
@@ -61,7 +62,8 @@ def start(run: Context, state: State, chain: Sequence[str]) -> dict[str, Tensor]
 
     A natural continuation has no adapter. Where the projection leaves less than ``adapter.mismatch`` of the
     variance unexplained on public text it stays as it was fitted (the paper: "in most cases a projection
-    suffices").
+    suffices"). With ``adapter.tuned: projection`` the attention keeps its start, which adds nothing: the control that
+    says what training alone is worth.
     """
     settings = run.settings.adapter
     tuned: dict[str, Tensor] = {}
@@ -77,7 +79,11 @@ def start(run: Context, state: State, chain: Sequence[str]) -> dict[str, Tensor]
         reads = run.joins.readings.embedded(new)[0].shape[-1]
         started = CrossAttentionAdapter.start(adapter, reads, heads, key_heads, f"{run.data.task}/{name}")
         state.joined = state.joined | {name: started}
-        tuned |= {f"{name}/{part}": tensor.detach().clone() for part, tensor in started.named_parameters()}
+        tuned |= {
+            f"{name}/{part}": tensor.detach().clone()
+            for part, tensor in started.named_parameters()
+            if settings.tuned == "all" or part in PROJECTION
+        }
     width = 2 * run.pool.info(chain[-1]).width
     if settings.tuning == "end_to_end":
         tuned[HEAD] = torch.zeros(width)
@@ -177,5 +183,5 @@ def _write_back(state: State, chain: Sequence[str]) -> None:
         own = {key.rpartition("/")[2]: tensor for key, tensor in state.tuned.items() if key.startswith(f"{name}/")}
         adapter = state.joined[name]
         if own and adapter is not None:
-            built = CrossAttentionAdapter.build(adapter.config(), own)
+            built = CrossAttentionAdapter.build(adapter.config(), adapter.state_dict() | own)
             state.joined = state.joined | {name: built.eval().requires_grad_(False)}

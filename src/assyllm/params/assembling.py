@@ -28,6 +28,7 @@ class Adapter(Section):
     ridge: Positive
     rank: Count = 16
     tuning: Literal["none", "local", "end_to_end"] = "none"
+    tuned: Literal["all", "projection"] = "all"
     tuning_rounds: Count = 40
     learning_rate: Positive = 0.01
     mismatch: Fraction = 0.1
@@ -36,6 +37,8 @@ class Adapter(Section):
     def _only_attention_is_trained(self) -> Adapter:
         if self.tuning != "none" and self.kind != "cross_attention":
             raise ValueError(f"tuning: {self.tuning} goes with kind cross_attention only")
+        if self.tuned == "projection" and self.tuning == "none":
+            raise ValueError("tuned: projection goes with a tuning, and tuning is none")
         return self
 
 
