@@ -536,12 +536,13 @@ def test_first_adapters_are_drawn_by_the_seed(kind: type, tuning: P.Tuning) -> N
 def test_a_rate_may_differ_by_model_and_is_what_the_grid_searches() -> None:
     by_model = P.Tuning(**COMMON | {"server_rate": {"llama": 0.1, "opt": 0.2}})
     assert [by_model.rates_of(name) for name in ("llama", "opt")] == [(0.1, 1.0), (0.2, 1.0)]
-    assert by_model.at(0.3, 1, 5).rates_of("opt") == (0.3, 1.0)
+    assert by_model.at(0.3, 1).rates_of("opt") == (0.3, 1.0)
     clients = P.Tuning(**COMMON | {"server_rate": 1.0}, learning_rate={"llama": 0.1, "opt": 0.2})
     assert [clients.rates_of(name) for name in ("llama", "opt")] == [(1.0, 0.1), (1.0, 0.2)]
     averaged = P.Tuning(**COMMON | {"server_rate": 1.0}, server="fedavg", learning_rate=0.01, optimizer="adamw")
-    found = averaged.at(0.3, 2, 5)
-    assert (found.learning_rate, found.server_rate, found.local_epochs, found.rounds) == (0.3, 1.0, 2, 5)
+    found = averaged.at(0.3, 2)
+    assert (found.learning_rate, found.server_rate, found.local_epochs) == (0.3, 1.0, 2)
+    assert found.rounds == averaged.rounds
 
 
 # --------------------------------------------------------------------------------------------------- resuming

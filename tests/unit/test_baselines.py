@@ -197,8 +197,9 @@ def test_another_key_or_a_torn_file_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def cost_table(path: Path, name: str, threshold: int) -> Path:
-    common = {"method": name, "model": "llama", "share": 0.5, "peak_gb": 1}
-    write_table(path, [{**common, "memory_gb": gb, "participates": int(gb >= threshold)} for gb in (64, 4)])
+    common = {"method": name, "share": 0.5, "peak_gb": 1}
+    fits = [(model, gb, int(gb >= threshold)) for model in ("llama", "bert") for gb in (64, 4)]
+    write_table(path, [{**common, "model": m, "memory_gb": gb, "participates": yes} for m, gb, yes in fits])
     return path
 
 
@@ -280,8 +281,10 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    "name", ["majority", "zero_shot", "ft_practical", "choices_only", "one_model_head", "lora", "fedadapter", "fwdllm"]
-)
+    "name",
+    ["majority", "zero_shot", "ft_practical", "choices_only", "one_model_head", "all_models_head", "lora", "fedadapter",
+     "fwdllm"],
+)  # fmt: skip
 def test_baseline_stage_writes_a_whole_run_twice_alike(files: dict[str, Path], name: str) -> None:
     cost = cost_table(files["root"] / f"{name}.csv", name, 64)
     out = run_baseline(files, name, name, cost)
@@ -296,6 +299,10 @@ def test_baseline_stage_writes_a_whole_run_twice_alike(files: dict[str, Path], n
     assert run["budget"] == ("none" if name in ("majority", "zero_shot") else "64 GB")
     if name == "zero_shot":
         assert {m["setting"] for m in metrics} == {'model="llama"', 'model="bert"'}
+    if name in P.HEADS:
+        assert run["models"] == ("bert llama" if name == "all_models_head" else "llama")
+        heard = [float(m["value"]) for m in metrics if m["metric"] == "participants" and m["task"] == "boolq"]
+        assert sum(heard) == 6, "each of those whose memory suffices once"
     if name in P.TUNED:
         eligible = {m["value"] for m in metrics if m["metric"] == "eligible_clients"}
         assert eligible == {"6"}

@@ -218,15 +218,16 @@ def test_every_probing_rule_assembles(scored, rule, kind) -> None:
     run = rounds(scored, method="assyllm", **changes)
     state = run.run()
     best = reported(state, run.settings.rule)
-    assert len(best.blocks) == 3
     models = {block.split(":")[0] for block in best.blocks}
     if rule == "probe_one_model":
         assert len(models) == 1
         assert all(run.pool.before(b) == a for a, b in zip(best.blocks, best.blocks[1:], strict=False))
-        deepest = {info.model: info.id for m in run.pool.models for info in run.pool.of_model(m)[:3]}
+        deepest = {info.model: info.id for m in run.pool.models for info in run.pool.of_model(m)}
         assert {chain.blocks[-1] for chain in state.finished} == set(deepest.values()), "every model, to its end"
-    selecting = [row for row in state.rows if not row["head"]]
-    assert len(selecting) == 3
+    else:
+        assert len(best.blocks) == 3
+    selecting = [row for row in state.rows if not row["head"] and row.get("walk") and any(b for _, b in row["walk"])]
+    assert len(selecting) == (3 if rule != "probe_one_model" else len(best.blocks))
     assert all((row["bytes_up_sums"] > 0) == (rule != "probe_random") for row in selecting)
     assert all(row["bytes_up_votes"] == 0 for row in selecting)
 
@@ -318,6 +319,31 @@ def test_adapters_are_tuned_and_resume(scored, tuning, tmp_path) -> None:
     assert all(float(adapter.out.abs().sum()) > 0 for adapter in moved)
     for tensors, raw in states[-6:-1:2]:
         assert summary(rounds(scored, **changes).run(State.load(tensors, raw))) == summary(whole)
+
+
+def test_a_trained_projection_keeps_its_attention_silent(scored) -> None:
+    tuned = {"kind": "cross_attention", "tuning": "end_to_end", "tuning_rounds": 3, "mismatch": 0.0}
+    selection = {"rule": "paper_other_model", "max_blocks": 2}
+    kept = {}
+    for which in ("all", "projection"):
+        state = rounds(scored, selection=selection, adapter=tuned | {"tuned": which}).run()
+        kept[which] = [a for a in state.joined.values() if a is not None and a.kind == "cross_attention"]
+    assert kept["projection"]
+    assert all(float(adapter.out.abs().sum()) == 0 for adapter in kept["projection"])
+    assert all(float(adapter.out.abs().sum()) > 0 for adapter in kept["all"])
+    for one, other in zip(kept["projection"], kept["all"], strict=True):
+        assert not torch.equal(one.weight, other.weight)
+
+
+def test_random_blocks_report_the_finished_chain_that_is_best_on_dev(scored) -> None:
+    changes = {
+        "selection": {"rule": "probe_random", "max_blocks": 2, "rounds_per_block": 1, "beam": 3, "kept_per_round": 3}
+    }
+    run = rounds(scored, method="assyllm", **changes)
+    state = run.run()
+    told = {chain.id: run._evaluate(state, chain)["dev"] for chain in state.finished}
+    assert len(told) > 1
+    assert told[reported(state, run.settings.rule).id] == max(told.values())
 
 
 def test_a_probe_gains_what_a_head_on_all_blocks_would() -> None:

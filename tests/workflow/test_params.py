@@ -148,6 +148,13 @@ def test_a_figure_that_is_none_is_named_before_anything_runs(tmp_path: Path) -> 
         Plan(changed(tmp_path, "figures.names", ["memory_wal"]))
 
 
+def test_what_a_study_asks_of_its_pool_is_checked_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(P.ParamsError, match=r"^features\.pairs: '\w+' is not in blocks\.members$"):
+        Plan(changed(tmp_path, "blocks.members", ["bert"]))
+    with pytest.raises(P.ParamsError, match=r"^study\.default\.runs\.base: untrained_blocks does not go with .*linear"):
+        Plan(changed(tmp_path, "assembling.assyllm.adapter.kind", "linear"))
+
+
 def test_a_stage_reads_its_sections_and_no_other() -> None:
     params = P.load(ROOT / "params.yaml")
     text = P.sections_json(params, ("partition",))

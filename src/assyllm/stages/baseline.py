@@ -213,7 +213,7 @@ class Job:
             metrics.append(label.row("", "shortened_questions", float(shortened)))
             predictions += more[1]
             timings += _timings(label.run_id, task, outcome)
-        return budget(self.cost, self.models[0]), "", (metrics, predictions, timings)
+        return budget(self.cost, self.p.baselines.model), "", (metrics, predictions, timings)
 
     def base(self, number: int = 0) -> tuple[Any, Any]:
         """One of the models, and its tokenizer."""
@@ -284,7 +284,7 @@ class Job:
             for row in check_columns(folder / "predictions.csv", Prediction)
             for chosen, correct, _ in [(row.pop("chosen"), row.pop("correct"), row.pop("seed"))]
         ]
-        return budget(self.cost, self.models[0]), theirs["method"], (metrics, predictions, [])
+        return budget(self.cost, self.p.baselines.model), theirs["method"], (metrics, predictions, [])
 
 
 def _say(task: str, row: dict[str, Any]) -> None:
