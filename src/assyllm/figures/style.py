@@ -32,7 +32,7 @@ METHODS = {
     "recomputation": ("Recomputation (streamed)", "#6A51A3", "h"),
     "swapping": ("Swapping (streamed)", "#9E9AC8", "d"),
     "one_model_head": ("One model + head", "#666666", "."),
-    "all_models_head": ("All models + head", "#444444", "*"),
+    "all_models_head": ("All models + head", "#444444", "+"),
     "choices_only": ("Choices only", "#BBBBBB", "x"),
     "untrained_blocks": ("Untrained blocks", "#C7B299", "1"),
     "one_model_blocks": ("One model's blocks", "#8FAADC", "2"),
