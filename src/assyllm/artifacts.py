@@ -55,6 +55,17 @@ def check_target(path: Path) -> None:
         raise ArtifactError(f"{path.parent}: not writable; nothing is written")
 
 
+def check_apart(out: Path, *read: Path) -> None:
+    """What is written may not replace what it is made from.
+
+    Raises:
+        ArtifactError: ``out`` is one of the folders that are read, or one of them lies in it.
+    """
+    for folder in read:
+        if Path(out).resolve() in (Path(folder).resolve(), *Path(folder).resolve().parents):
+            raise ArtifactError(f"{out}: would replace {folder}, which it is made from; nothing is written")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, creating its folder.
 

@@ -479,11 +479,13 @@ def assemble(
     adapters: Annotated[Path | None, typer.Option(help="Its adapters.safetensors (default: beside it).")] = None,
 ) -> None:
     """Build an assembled model again: its blocks from a pool, its adapters and head from the recipe's side."""
+    from assyllm.artifacts import check_apart
     from assyllm.assembly.assembled import FITTED
     from assyllm.assembly.assembled import assemble as rebuild
     from assyllm.assembly.recipe import Recipe
     from assyllm.quantizer.pool import open_pool
 
+    check_apart(out, pool, recipe, *([adapters] if adapters else []))
     read = Recipe.read(recipe)
     rebuild(read, open_pool(pool), adapters or recipe.parent / FITTED).save_pretrained(out)
     typer.echo(f"wrote {out}: {len(read.slices)} blocks, licence {read.licence}")

@@ -323,7 +323,7 @@ def non_iid_table(predictions: Rows, runs: Rows, ev: Evaluate, leader: str = "as
     alphas = {
         run["run_id"]: float(run["alpha"])
         for run in runs
-        if re.fullmatch(r"(partition\.alpha=[\d.]+)?", without_zoo(run["setting"]))
+        if re.fullmatch(r"(partition\.alpha=\"?[\d.e+-]+\"?)?", without_zoo(run["setting"]))
     }
     about = subjects(predictions)
     hits: dict[str, dict[float, dict[str, Hits]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))

@@ -20,6 +20,14 @@ def test_folder_appears_whole_with_a_manifest_that_is_checked(tmp_path: Path) ->
     assert [p.name for p in tmp_path.iterdir()] == ["pool"]
 
 
+def test_what_is_read_is_not_replaced(tmp_path: Path) -> None:
+    pool = tmp_path / "pools" / "one"
+    for out in (pool, pool.parent, tmp_path / "x" / ".." / "pools"):
+        with pytest.raises(A.ArtifactError, match="which it is made from; nothing is written"):
+            A.check_apart(out, tmp_path / "recipe.yaml", pool)
+    A.check_apart(tmp_path / "pools" / "two", pool)
+
+
 def test_a_failed_body_leaves_the_old_output_as_it_was(tmp_path: Path) -> None:
     out = tmp_path / "pool"
     with A.output_folder(out) as folder:

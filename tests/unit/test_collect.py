@@ -438,6 +438,18 @@ def test_a_run_that_is_over_keeps_its_last_accuracy() -> None:
     assert found == {3: (pytest.approx(0.4), 2), 4: (pytest.approx(0.5), 2)}  # round 2 is of one run only
 
 
+@pytest.mark.parametrize("name", ["existing_methods", "memory_wall", "algorithm_baselines"])
+def test_a_figure_of_methods_that_were_not_run_says_so(results: Path, tmp_path: Path, name: str) -> None:
+    for table in results.glob("*.csv"):
+        rows = read_table(table)
+        kept = [row for row in rows if table.name == "paper.csv" or row.get("method", "majority") == "majority"]
+        write_table(tmp_path / table.name, kept, list(rows[0]) if rows else ["method"])
+    figure.run(P.sections_json(PARAMS, figure.SECTIONS), "0", name, tmp_path, tmp_path / "drawn")
+    assert (tmp_path / "drawn" / f"{name}.png").stat().st_size > 1000
+    told = read_table(tmp_path / "drawn" / f"{name}.csv")
+    assert not [row for row in told if row["source"] == "modelled"]
+
+
 @pytest.mark.parametrize("name", PARAMS.figures.names)
 def test_figures_draw_with_stable_bytes(results: Path, tmp_path: Path, name: str) -> None:
     small = PARAMS.model_copy(update={"figures": PARAMS.figures.model_copy(update={"dpi": 50})})

@@ -148,6 +148,12 @@ def test_a_figure_that_is_none_is_named_before_anything_runs(tmp_path: Path) -> 
         Plan(changed(tmp_path, "figures.names", ["memory_wal"]))
 
 
+def test_a_members_name_is_that_of_a_module(tmp_path: Path) -> None:
+    models = P.read_yaml(ROOT / "params.yaml")["zoo"]["models"]
+    with pytest.raises(P.ParamsError, match=r"^zoo\.models\.llama-3\.2"):
+        P.load(changed(tmp_path, "zoo.models", models | {"llama-3.2": models["llama"]}))
+
+
 def test_what_a_study_asks_of_its_pool_is_checked_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(P.ParamsError, match=r"^features\.pairs: '\w+' is not in blocks\.members$"):
         Plan(changed(tmp_path, "blocks.members", ["bert"]))

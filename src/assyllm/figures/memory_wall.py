@@ -43,10 +43,11 @@ def data(tables: Tables) -> pd.DataFrame:
     for model in MODELS:
         mine = cost[cost["model"] == model]
         share = 100 * float((mine["share"] * (1 - mine["participates"])).sum())
-        rows.append(
-            {"what": "excluded", "model": model, "task": "", "method": "ft_practical", "world": "",
-             "value": share, "low": share, "high": share, "source": "modelled"}
-        )  # fmt: skip
+        if len(mine):
+            rows.append(
+                {"what": "excluded", "model": model, "task": "", "method": "ft_practical", "world": "",
+                 "value": share, "low": share, "high": share, "source": "modelled"}
+            )  # fmt: skip
         rows.append(_paper("excluded", model, "", "ft_practical", float(excluded[f"excluded_clients_{model}"])))
     return pd.DataFrame(rows)
 
@@ -68,7 +69,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     ax = axes[0]
     for i, model in enumerate(MODELS):
         mine = df[(df["what"] == "excluded") & (df["model"] == model)].set_index("source")["value"]
-        ax.bar(i, mine["modelled"], color="#999999", width=0.6)
+        ax.bar(i, mine.get("modelled", 0.0), color="#999999", width=0.6)
         ax.scatter(i, mine["paper"], **style.PAPER)
     ax.set_xticks(range(len(MODELS)), ["Llama-7B", "OPT-6.7B"])
     ax.set_title("clients excluded")

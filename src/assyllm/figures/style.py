@@ -112,6 +112,13 @@ def interval(df: pd.DataFrame) -> str:
     return "Bars: 95 % interval over facts, one seed." if one else "Bars: 95 % interval over seeds and facts."
 
 
+def nothing(look: Figures) -> Figure:
+    """A figure of a study that ran none of the methods that it would show."""
+    figure = plt.figure(figsize=(look.width_inches, look.width_inches * 0.2))
+    figure.text(0.5, 0.5, "none of the methods that this figure shows was run", ha="center", va="center")
+    return figure
+
+
 def save(figure: Figure, df: pd.DataFrame, folder: Path, name: str) -> list[Path]:
     """Write NAME.pdf, NAME.png and NAME.csv with bytes that depend on the content only."""
     from io import BytesIO

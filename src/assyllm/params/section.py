@@ -16,6 +16,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]  # of a folder and a wildcard
+ModelName = Annotated[str, Field(pattern=r"^[\w-]+$")]  # and of a module, which may hold no dot
 
 
 class ParamsError(ArtifactError):

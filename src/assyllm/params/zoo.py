@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from assyllm.params.names import PUBLISHED, Family, StandsFor, Task
-from assyllm.params.section import Count, Fraction, Name, Positive, Section, nearest
+from assyllm.params.section import Count, Fraction, ModelName, Positive, Section, nearest
 
 
 class Pretrain(Section):
@@ -60,7 +60,7 @@ class Zoo(Section):
     """The pre-trained models whose blocks are assembled."""
 
     source: Literal["embedded", "local", "hub", "random"]
-    models: dict[Name, Member] = Field(min_length=1)
+    models: dict[ModelName, Member] = Field(min_length=1)
     pretrain: Pretrain
 
     def source_of(self, name: str) -> str:

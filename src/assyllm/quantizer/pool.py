@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from assyllm.artifacts import ArtifactError, manifest_sha, output_folder, read_json, verify_folder
+from assyllm.artifacts import ArtifactError, check_apart, manifest_sha, output_folder, read_json, verify_folder
 from assyllm.blocks.block import Block
 from assyllm.blocks.pool import BlockInfo, Pool, write_block, write_pool
 from assyllm.params import Quantize
@@ -50,6 +50,7 @@ def quantize_pool(
             there or of another pool.
     """
     pool, out, settings = Path(pool), Path(out), settings.changed()
+    check_apart(out, pool, *([Path(sensitivity)] if sensitivity is not None else []))
     source = Pool.open(pool)
     if any(source.info(block).group_size for block in source.ids):
         raise ArtifactError(f"{pool}: quantized already; give the pool that it was made of")
