@@ -22,11 +22,10 @@ from assyllm.assembly.head import Head, HeadSums, fit_on_dev, sketched
 from assyllm.baselines.local import Local, Weights
 from assyllm.baselines.method import HEAD, Cached, Data, Method, OnModel, chunks
 from assyllm.params import ClosedForm
-from assyllm.tasks.record import Question
+from assyllm.tasks.record import SPLITS, Question
 from assyllm.zoo.forward import Packed, inputs, pool_states
 
 SUMS = tuple(field.name for field in fields(HeadSums))
-SPLITS = ("train", "dev", "test")
 
 
 class ClosedFormHead(Method):
