@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from assyllm import params as P
-from assyllm.adapter.linear import LinearSums
 from assyllm.artifacts import ArtifactError, verify_folder
 from assyllm.assembly.assembled import AssembledModel
 from assyllm.assembly.head import Head, HeadSums, accuracy
@@ -227,7 +226,7 @@ def test_every_probing_rule_assembles(scored, rule, kind) -> None:
     else:
         assert len(best.blocks) == 3
     selecting = [row for row in state.rows if not row["head"] and row.get("walk") and any(b for _, b in row["walk"])]
-    assert len(selecting) == (3 if rule != "probe_one_model" else len(best.blocks))
+    assert len(selecting) == max(len(chain.blocks) for chain in state.finished)
     assert all((row["bytes_up_sums"] > 0) == (rule != "probe_random") for row in selecting)
     assert all(row["bytes_up_votes"] == 0 for row in selecting)
 
@@ -398,7 +397,7 @@ def test_a_place_is_not_decided_by_nobody(scored, method) -> None:
 
 
 def test_no_sum_shows_a_single_clients_statistics(scored) -> None:
-    """A cohort of one counts for nobody; nor does the adapter of a candidate that one client voted for."""
+    """A cohort of one counts for nobody."""
     run = rounds(scored, federated={"dropout": 0.7})
     cohorts = [sample(0, r, run.eligible, 5, 0.7) for r in range(1, 40)]
     assert {1, 2} <= {len(cohort) for cohort in cohorts}
@@ -406,19 +405,6 @@ def test_no_sum_shows_a_single_clients_statistics(scored) -> None:
         counted, lost = run.sample(number)
         assert counted == (cohort if len(cohort) > 1 else [])
         assert lost == ([] if len(cohort) > 1 else cohort)
-    task = replace(TASK, least=2)
-    sums = LinearSums(*(part + 1 for part in LinearSums.zeros(3, 2).parts()))
-    replies = [reply(client, ("b:1-2", 0.9)) for client in range(3)]
-    voted = {"b:1-2": (0, 1), "c:1-2": (2,)}
-    replies = [
-        replace(r, sums={key: replace(part, adapter=sums if r.client in voted.get(key[1], ()) else None)
-                         for key, part in r.sums.items()})
-        for r in replies
-    ]  # fmt: skip
-    tally, _ = server_step(Tally(), task, replies)
-    assert list(tally.adapter) == [(NAME, "b:1-2")]
-    assert torch.equal(tally.adapter[NAME, "b:1-2"].xx, 2 * sums.xx)
-    assert set(tally.hsic) == {(NAME, b) for b in TASK.candidates[CHAIN]}, "HSIC terms come from all"
 
 
 @pytest.mark.parametrize("method", ["assyllm_paper", "assyllm"])

@@ -112,6 +112,26 @@ def test_a_cohort_scores_as_its_clients_do(pool, data, changes) -> None:
     assert score_cohort(task, cohort(pool, data, [])) == []
 
 
+def test_adapter_sums_do_not_say_who_voted(pool, data) -> None:
+    """Totals over unlike clients, told by their visible votes, would show one client's X'X by subtraction."""
+    task, whole = score_task(kept=1), cohort(pool, data)
+    replies = score_cohort(task, whole)
+    voted = [{(vote.chain, vote.block) for vote in reply.votes} for reply in replies]
+    assert any(one != other for one in voted for other in voted), "votes differ"
+    for answers in (replies, [client_step(task, whole.view(reply.client)) for reply in replies]):
+        adapted = [[key for key, part in reply.sums.items() if part.adapter is not None] for reply in answers]
+        assert len(adapted[0]) > len(CHAINS) * task.kept
+        assert all(keys == adapted[0] for keys in adapted)
+        totals = server_step(Tally(), task, answers)[0].adapter
+        for chain in {chain for chain, _ in adapted[0]}:
+            first, *others = [sums.xx for (name, _), sums in totals.items() if name == chain]
+            assert others
+            assert all(torch.equal(first, other) for other in others)
+    parts = replies[-1].sums
+    repeated = sum(parts[key].adapter.arriving_bytes for key in adapted[0][1::2])  # two candidates a chain
+    assert replies[-1].sum_bytes == sum(part.bytes for part in parts.values()) - repeated, "X'X travels once a chain"
+
+
 def test_a_cohort_without_a_score_or_a_candidate_scores_as_its_clients_do(pool, data) -> None:
     few = cohort(pool, data, [0])  # two rows: no CKA
     agree(client_step(score_task(), few.view(0)), score_cohort(score_task(), few)[0])

@@ -83,6 +83,11 @@ class LinearSums:
         """Bytes of one upload."""
         return sent.linear_sums(*self.xy.shape)
 
+    @property
+    def arriving_bytes(self) -> int:
+        """Of these, those of X'X, X's column sums and n: the same whatever the rows are mapped to."""
+        return sent.arriving_sums(self.xy.shape[0])
+
     def fit(self, ridge: float) -> LinearAdapter:
         """The ridge fit, the intercept not penalised.
 

@@ -5,7 +5,12 @@ NUMBER, ID = 4, 2  # of a number (float32) and of a block's id
 
 def linear_sums(arriving: int, leaving: int) -> int:
     """One client's sums for a linear adapter: the upper triangle of X'X, X'Y, both column sums, Y'Y's trace and n."""
-    return NUMBER * (_triangle(arriving) + arriving * leaving + arriving + leaving + 2)
+    return arriving_sums(arriving) + NUMBER * (arriving * leaving + leaving + 1)
+
+
+def arriving_sums(arriving: int) -> int:
+    """Of these, what does not depend on where the states go: the upper triangle of X'X, X's column sums and n."""
+    return NUMBER * (_triangle(arriving) + arriving + 1)
 
 
 def head_sums(features: int) -> int:

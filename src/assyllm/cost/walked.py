@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from assyllm.adapter.sent import ID, NUMBER, block_features, head_sums, linear_sums
+from assyllm.adapter.sent import ID, NUMBER, arriving_sums, block_features, head_sums, linear_sums
 from assyllm.blocks.segment import segments
 from assyllm.cost.shapes import Shape, shape_of
 from assyllm.params import Assembling, Assemblings, Blocks, Zoo
@@ -118,17 +118,20 @@ class Prices:
     def voting(self, chain: Sequence[Block], found: Sequence[Block]) -> tuple[float, float]:
         """Bytes (up, down) of a client that votes for candidates on a chain (``federated.messages``).
 
-        Up: votes, HSIC terms of every candidate, adapter sums of as many as it votes for, each of a mean candidate.
+        Up: votes, HSIC terms and adapter sums of every candidate; what the sums share (X'X) once a chain.
         Down: ids, COR, and the adapters of the candidates and of the chain.
         """
-        kept, last = self.chosen.selection.kept_per_round, chain[-1]
+        last = chain[-1]
         tried, sums, adapters = 0.0, 0.0, 0.0
+        shared = arriving_sums(self.width(last))
         for block in found:
             count = self.candidates(block)
             tried += count
-            sums += count * linear_sums(self.width(last), self.width(block))
-            adapters += count * self.sent(last, block)
-        up = kept * (2 * ID + NUMBER) + 3 * NUMBER * tried + kept * sums / tried
+            if self.join(last, block):
+                sums += count * (linear_sums(self.width(last), self.width(block)) - shared)
+                adapters += count * self.sent(last, block)
+        up = self.chosen.selection.kept_per_round * (2 * ID + NUMBER) + 3 * NUMBER * tried
+        up += sums + shared if sums else 0
         return up, ID * len(chain) + (ID + NUMBER) * tried + adapters + sum(self.chain(chain, self.sent))
 
     def probing(self, chain: Sequence[Block], found: Sequence[Block]) -> tuple[float, float]:

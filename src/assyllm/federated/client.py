@@ -39,11 +39,12 @@ class ClientData(Protocol):
 
 
 def client_step(task: ScoreTask, data: ClientData) -> ScoreReply:
-    """Score every candidate (paper section 3.2), vote for the K best, add the adapters' statistics for those.
+    """Score every candidate (paper section 3.2), vote for the K best, add the adapters' statistics for all.
 
-    A client with too few examples for CKA has no score, so it votes for nothing; its terms are zero. It keeps the
-    task's limits: long rows are cut, and it claims no more examples than it may. The simulator asks a whole cohort at
-    once (:mod:`assyllm.federated.simulate`).
+    Statistics for those voted for only would undo the sum: votes are visible, X'X is the same for every candidate of a
+    chain, and totals over voters that differ by one client differ by its X'X. A client with too few examples for CKA
+    has no score, so it votes for nothing; its terms are zero. It keeps the task's limits: long rows are cut, and it
+    claims no more examples than it may. The simulator asks a whole cohort at once (:mod:`assyllm.federated.simulate`).
     """
     votes: list[Vote] = []
     sums: dict[tuple[str, str], CandidateSums] = {}
@@ -52,11 +53,9 @@ def client_step(task: ScoreTask, data: ClientData) -> ScoreReply:
         for block in blocks:
             x, y = data.assembled(chain, block).double(), data.native(block).double()
             terms[block] = paired_terms(x[None], y[None], task.batch, cast(Estimator, task.estimator))
-        said = ballot(task, chain, {b: float(t.cka()[0]) if t.scored()[0] else None for b, t in terms.items()})
-        votes += said
+        votes += ballot(task, chain, {b: float(t.cka()[0]) if t.scored()[0] else None for b, t in terms.items()})
         for block in blocks:
-            wanted = block in [vote.block for vote in said[: task.kept]] and not data.natural(chain, block)
-            target = data.received(block) if wanted else None
+            target = None if data.natural(chain, block) else data.received(block)
             limit = task.limit(("+".join(chain), block))
             adapter = LinearSums.of(data.arriving(chain), target, limit) if target is not None else None
             sums["+".join(chain), block] = CandidateSums(terms[block].within(limit.choices), adapter)

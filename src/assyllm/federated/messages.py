@@ -106,7 +106,7 @@ class Vote:
 
 @dataclass(frozen=True, slots=True)
 class CandidateSums:
-    """A client's part of the sums for one candidate: HSIC terms; the adapter's statistics if voted for."""
+    """A client's part of the sums for one candidate: HSIC terms; the adapter's statistics where it needs one."""
 
     hsic: HsicTerms
     adapter: LinearSums | None
@@ -149,8 +149,11 @@ class ScoreReply:
 
     @property
     def sum_bytes(self) -> int:
-        """Bytes up in the channel of sums."""
-        return sum(part.bytes for part in self.sums.values())
+        """Bytes up in the channel of sums; what all candidates of a chain share of their adapters' sums goes once."""
+        adapters = [(chain, part.adapter) for (chain, _), part in self.sums.items() if part.adapter is not None]
+        shared = {chain: sums.arriving_bytes for chain, sums in adapters}
+        every = sum(part.bytes for part in self.sums.values())
+        return every - sum(shared[chain] for chain, _ in adapters) + sum(shared.values())
 
 
 @dataclass(frozen=True, slots=True)

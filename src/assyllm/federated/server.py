@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -75,10 +74,9 @@ def server_step(tally: Tally, task: ScoreTask, replies: Sequence[ScoreReply]) ->
             worth = {"weighted": reply.examples / total * score, "median": score, "borda": points}
             said.setdefault(key, []).append(worth[task.vote])
             votes[key] = votes.get(key, 0) + 1
-    voters = Counter(key for reply in accepted for key, part in reply.sums.items() if part.adapter is not None)
     for key, part in totals.items():
         hsic[key] = hsic[key] + part.hsic if key in hsic else part.hsic
-        if part.adapter is not None and voters[key] >= task.least:  # a lone voter's would be seen in clear
+        if part.adapter is not None:
             adapter[key] = adapter[key] + part.adapter if key in adapter else part.adapter
     for key, values in said.items():
         silent = [0.0] * (len(accepted) - len(values))

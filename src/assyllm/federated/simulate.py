@@ -73,20 +73,16 @@ def score_cohort(task: ScoreTask, cohort: Cohort) -> list[ScoreReply]:
     for chain, blocks in task.candidates.items():
         name, terms = "+".join(chain), hsic.of(chain, blocks)
         cka, scored = terms.cka(), terms.scored()
-        voted: dict[str, list[int]] = {block: [] for block in blocks}
         for client in range(len(votes)):
             own = {b: float(cka[i, client]) if scored[i, client] else None for i, b in enumerate(blocks)}
-            said = ballot(task, chain, own)
-            votes[client] += said
-            for vote in said[: task.kept]:
-                voted[vote.block].append(client)
+            votes[client] += ballot(task, chain, own)
         for i, block in enumerate(blocks):
             limit = task.limit((name, block))
-            fitted = adapters.of(chain, block, voted[block], limit)
+            fitted = adapters.of(chain, block, limit)
             for client in range(len(votes)):
                 one = slice(client, client + 1)
                 part = HsicTerms(terms.xy[i, one], terms.xx[i, one], terms.yy[i, one], hsic.rows[client])
-                sums[client][name, block] = CandidateSums(part.within(limit.choices), fitted.get(client))
+                sums[client][name, block] = CandidateSums(part.within(limit.choices), fitted[client])
     examples = [place.stop - place.start for place in cohort.places.values()]
     return [
         ScoreReply(client, task.round, task.claimed(number), tuple(said), own)
@@ -244,15 +240,14 @@ class _Adapters:
         self._cohort, self._parts = cohort, parts
         self._arriving, self._received = cache(self._sums_of_arriving), cache(self._sums_of_received)
 
-    def of(self, chain: Chain, block: str, clients: Sequence[int], limit: Limit) -> dict[int, LinearSums]:
-        """Client's place in the cohort -> its statistics; nothing where the candidate needs no adapter."""
+    def of(self, chain: Chain, block: str, limit: Limit) -> Sequence[LinearSums | None]:
+        """Every client's statistics; None where the candidate needs no adapter."""
         before = self._cohort.pool.before(block)
-        if before in (None, chain[-1]) or not clients:
-            return {}
+        if before in (None, chain[-1]):
+            return [None] * len(self._parts.count)
         (x, xx, sx), (y, yy, sy, n) = self._arriving(chain, limit.x), self._received(before, limit.y)
-        xy = (x[clients].mT @ y[clients]).unbind()
-        sums = {c: LinearSums(xx[c], own, sx[c], sy[c], yy[c], n[c]) for c, own in zip(clients, xy, strict=True)}
-        return {client: own.within(limit) for client, own in sums.items()}
+        xy = (x.mT @ y).unbind()
+        return [LinearSums(*own).within(limit) for own in zip(xx, xy, sx, sy, yy, n, strict=True)]
 
     def _sums_of_arriving(self, chain: Chain, longest: float) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
         x = shortened(self._parts.of_states(self._cohort.walker.vectors(chain)).flatten(1, 2), longest)
