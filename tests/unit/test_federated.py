@@ -407,6 +407,13 @@ def test_no_sum_shows_a_single_clients_statistics(scored) -> None:
         assert lost == ([] if len(cohort) > 1 else cohort)
 
 
+def test_clients_with_too_few_examples_for_cka_are_said_to_have_them(scored) -> None:
+    run = rounds(scored)
+    run.data.hsic[:] = 0
+    with pytest.raises(ArtifactError, match=r"CKA needs 4 examples \(question, choice\), which no client"):
+        run.run()
+
+
 @pytest.mark.parametrize("method", ["assyllm_paper", "assyllm"])
 def test_bounds_that_nothing_breaks_change_no_bit(scored, method) -> None:
     changes = {"selection": {"max_blocks": 3}, "method": method}

@@ -16,6 +16,7 @@ from assyllm.artifacts import ArtifactError
 from assyllm.assembly import search
 from assyllm.assembly.walk import edge, edges
 from assyllm.comparator import compatibility as by
+from assyllm.comparator.cka import MINIMUM_ROWS
 from assyllm.comparator.native import NativeTable
 from assyllm.federated.context import SPARE, Context
 from assyllm.federated.messages import ScoreTask
@@ -121,6 +122,8 @@ def _stack(run: Context, state: State, task: ScoreTask) -> State:
         if not state.finished:
             rule = run.settings.selection.rule
             why = "no vote was cast" if any(task.candidates.values()) else f"rule {rule} lets no block follow"
+            if state.hsic is not None and not state.hsic.any():
+                why = f"CKA needs {MINIMUM_ROWS} examples (question, choice), which no client that was asked has"
             raise ArtifactError(f"{run.data.task}: {why}, so nothing was assembled")
         state.phase = run.after_search
     return state
