@@ -179,6 +179,8 @@ class Plan:
             dump["baselines"] = {
                 key: value for key, value in dump["baselines"].items() if key not in P.TUNED or key == own
             }
+        if method is not None and method not in P.FROZEN_BASE and "frozen_base" in dump:
+            dump["frozen_base"] = {"bits": 16}  # of no other method
         if rule == "figure":  # which others there are changes none
             dump["figures"]["names"] = ["one"]
         if method is not None and "assembling" in dump:

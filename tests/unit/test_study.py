@@ -50,6 +50,13 @@ def test_a_baseline_gets_no_other_baselines_tuning() -> None:
     assert "ft_practical" not in sections["baselines"]
 
 
+def test_bits_of_a_frozen_base_reach_the_methods_that_have_one() -> None:
+    for rule in ("baseline", "cost"):
+        for method in ("lora", "lora_all", "fedadapter", "fwdllm", "ft_oracle", "qlora", "one_model_head"):
+            alike = PLAN.sections(rule, "base", method) == PLAN.sections(rule, "base_16", method)
+            assert alike == (method not in P.FROZEN_BASE)
+
+
 def test_a_model_gets_no_other_models_shape() -> None:
     assert set(json.loads(PLAN.sections("download", "base", model="opt"))["zoo"]["models"]) == {"opt"}
     with_base = json.loads(PLAN.sections("download", "base", model="vicuna"))["zoo"]["models"]
