@@ -21,32 +21,32 @@ rule all:
 
 rule full:
     input:
-        *products("full"),
+        products("full"),
 
 
 rule zoos:
     input:
-        *products("zoos"),
+        products("zoos"),
 
 
 rule ablations:
     input:
-        *products("ablations"),
+        products("ablations"),
 
 
 rule non_iid:
     input:
-        *products("non_iid"),
+        products("non_iid"),
 
 
 rule dropouts:
     input:
-        *products("dropouts"),
+        products("dropouts"),
 
 
 rule check:
     input:
-        *products("check"),
+        products("check"),
 
 
 include: "workflow/rules/pool.smk"

@@ -19,13 +19,14 @@ from typing import Any, NamedTuple
 
 from assyllm import params as P
 from assyllm.artifacts import sha256_text, write_text
-from assyllm.figures import TOPICS
+from assyllm.figures import TOPICS, reads
 from assyllm.stages.download import in_local_data
 
 RULES = (
     "download", "tasks", "split", "sensitivity", "quantize", "partition", "cost",
     "score", "baseline", "federate", "precision", "swap", "features", "tune", "collect", "figure",
 )  # fmt: skip
+RUNNING = RULES[: RULES.index("federate") + 1]  # those that a run comes from
 # a rule's upstream rules: their parameters decide its variant too
 READS = {
     "split": ("download",),
@@ -117,6 +118,11 @@ def check_figures(params: P.Params) -> None:
                 raise P.ParamsError(f"{key}: no figure {name!r}{P.nearest(name, known)}")
 
 
+def swaps(figure: str) -> bool:
+    """Whether a figure is drawn from the swapper's ablation."""
+    return any(table.startswith("swap_") for table in reads(figure))
+
+
 def contents(*paths: Path | str) -> str:
     """Content hash of those of the files that are there: for what a rule reads and no rule makes.
 
@@ -141,13 +147,52 @@ class Plan:
         check_figures(self.params)
         self.raw = P.read_yaml(self.path)
         self._settings: dict[str, P.Params] = {}
+        self._check_settings()
         self._check_pool()
+        for size in P.STUDIES:
+            if getattr(self.params.study, size) is not None and any(map(swaps, self.figures(size))):
+                self.walked(size)
 
     def at(self, setting: str) -> P.Params:
-        """The params with a named setting applied."""
+        """The params with a named setting applied.
+
+        Raises:
+            ParamsError: no such setting, or one that cannot be.
+        """
         if setting not in self._settings:
+            self.changes(setting)
             self._settings[setting] = P.with_setting(self.raw, setting)
         return self._settings[setting]
+
+    def changes(self, setting: str) -> dict[str, Any]:
+        """What a named setting overrides: dotted key -> value.
+
+        Raises:
+            ParamsError: no such setting.
+        """
+        known = self.raw["settings"]
+        if setting not in known:
+            raise P.ParamsError(f"settings: no entry {setting!r}{P.nearest(setting, known)}")
+        return known[setting] or {}
+
+    def study(self, size: str) -> P.Study:
+        """A study's section.
+
+        Raises:
+            ParamsError: params.yaml has none.
+        """
+        found: P.Study | None = getattr(self.params.study, size)
+        if found is None:
+            raise P.ParamsError(f"study.{size}: not in params.yaml, so there is nothing to run")
+        return found
+
+    def _check_settings(self) -> None:
+        """Every setting changes something that a run reads."""
+        read = {section for rule in RUNNING for section in stage_module(rule).SECTIONS}
+        for setting in self.raw["settings"]:
+            for dotted in self.changes(setting):
+                if dotted.partition(".")[0] not in read:
+                    raise P.ParamsError(f"settings.{setting}.{dotted}: no run reads it, so it is no setting of runs")
 
     def _check_pool(self) -> None:
         """What studies ask of the pool that only all their settings together tell."""
@@ -193,7 +238,7 @@ class Plan:
 
         Settings thus share the zoo, the pool and the partition wherever they can.
         """
-        return setting if any(self._reads(rule, dotted) for dotted in self.raw["settings"][setting] or {}) else "base"
+        return setting if any(self._reads(rule, dotted) for dotted in self.changes(setting)) else "base"
 
     def _reads(self, rule: str, dotted: str) -> bool:
         stage = stage_module(rule)
@@ -209,7 +254,7 @@ class Plan:
         return list(self._runs(size))
 
     def _runs(self, size: str) -> Iterator[RunKey]:
-        study: P.Study = getattr(self.params.study, size)
+        study = self.study(size)
         for setting, methods in study.runs.items():
             for method in methods:
                 for zoo in study.zoo_seeds:
@@ -244,7 +289,7 @@ class Plan:
 
     def pools(self, size: str) -> list[tuple[str, int]]:
         """(setting, zoo) of every quantized pool that a study's runs and its accuracy without a re-fit need."""
-        curve: P.PrecisionStudy | None = getattr(self.params.study, size).precision
+        curve = self.study(size).precision
         found = {(run.setting, run.zoo) for run in self.runs(size)}
         zoos = {zoo for _, zoo in found}
         return sorted(found | {(setting, zoo) for setting in (curve.settings if curve else []) for zoo in zoos})
@@ -262,7 +307,7 @@ class Plan:
 
     def precision_tables(self, size: str) -> list[str]:
         """The tables of accuracy without a re-fit: one for each seed and zoo of the runs whose models are taken."""
-        curve: P.PrecisionStudy | None = getattr(self.params.study, size).precision
+        curve = self.study(size).precision
         if curve is None:
             return []
         runs = [r for r in self.runs(size) if r.setting == curve.fitted_on and r.method in P.ASSEMBLING]
@@ -270,8 +315,8 @@ class Plan:
 
     def figures(self, size: str) -> list[str]:
         """Names of the figures of a study: its own (there may be none), else those of the section ``figures``."""
-        study: P.Study = getattr(self.params.study, size)
-        return self.params.figures.names if study.figures is None else study.figures
+        own = self.study(size).figures
+        return self.params.figures.names if own is None else own
 
 
 def kept(text: str, folder: Path = Path(".snakemake/params")) -> str:

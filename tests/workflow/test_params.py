@@ -82,6 +82,8 @@ def changed(tmp_path: Path, dotted: str, value: object) -> Path:
         ("study.default.runs", {"base": ["loraa"]}, "study.default.runs.base.0: Input should be"),
         ("study.default.runs", {"base": []}, "study.default.runs.base: List should have at least 1 item"),
         ("study.default.seeds", [-1], "study.default.seeds.0: Input should be greater than or equal to 0"),
+        ("study.default.seeds", [0, 1, 0], "study.default.seeds: 0 stands there twice"),
+        ("study.full.runs", {"base": ["lora", "lora"]}, "study.full.runs.base: lora stands there twice"),
         ("federated.least_clients", 30, "federated.least_clients: 30 is more than federated.clients_per_round (20)"),
         ("tasks.max_tokens.piqa", 65, "tasks.max_tokens.piqa: 65 is more than the 64 positions of bert"),
         ("partition.alpha", float("inf"), "partition.alpha: Input should be a finite number"),
@@ -159,6 +161,25 @@ def test_what_a_study_asks_of_its_pool_is_checked_before_anything_runs(tmp_path:
         Plan(changed(tmp_path, "blocks.members", ["bert"]))
     with pytest.raises(P.ParamsError, match=r"^study\.default\.runs\.base: untrained_blocks does not go with .*linear"):
         Plan(changed(tmp_path, "assembling.assyllm.adapter.kind", "linear"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("evaluate.bootstrap_samples", 100), ("study.default.seeds", [7]), ("figures.dpi", 50)]
+)
+def test_a_setting_that_no_run_reads_is_none(tmp_path: Path, key: str, value: object) -> None:
+    with pytest.raises(P.ParamsError, match=rf"^settings\.other\.{key}: no run reads it"):
+        Plan(changed(tmp_path, "settings.other", {key: value}))
+
+
+def test_what_is_not_in_params_is_named_when_it_is_asked_for(tmp_path: Path) -> None:
+    plan = Plan(changed(tmp_path, "study.non_iid", None))
+    with pytest.raises(P.ParamsError, match=r"^study\.non_iid: not in params\.yaml"):
+        plan.runs("non_iid")
+    with pytest.raises(P.ParamsError, match=r"^settings: no entry 'alpha_0\.2', did you mean 'alpha_0\.[15]'\?"):
+        plan.variant("partition", "alpha_0.2")
+    study = P.read_yaml(ROOT / "params.yaml")["study"]["default"] | {"runs": {"base": ["lora"]}, "precision": None}
+    with pytest.raises(P.ParamsError, match=r"^study\.default\.runs\.base: no method that assembles, but figures of"):
+        Plan(changed(tmp_path, "study.default", study))
 
 
 def test_a_stage_reads_its_sections_and_no_other() -> None:

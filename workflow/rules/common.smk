@@ -18,6 +18,11 @@ from assyllm.study import (
     kept,
 )
 
+if config:
+    raise WorkflowError(
+        "--config and --configfile change nothing here: knobs are in params.yaml; a preset's: --directory presets/<name>"
+    )
+
 try:
     PLAN = Plan(Path("params.yaml"))
 except ArtifactError as error:
@@ -104,10 +109,8 @@ def sensitivity_folder(wildcards):
 
 
 def products(size):
-    """All that a study other than the default one comes to, if params.yaml has it."""
-    if getattr(PLAN.params.study, size) is None:
-        return []
-    return [
+    """All that a study other than the default one comes to, for whoever asks for it."""
+    return lambda wildcards: [
         *(run.folder for run in PLAN.runs(size)),
         f"data/results/{size}/metrics.csv",
         *(f"figures/{size}/{name}.png" for name in PLAN.figures(size)),

@@ -36,7 +36,8 @@ def data(tables: Tables) -> pd.DataFrame:
                 | {"what": "end", "task": row.dataset, "method": method, "value": value, "low": value, "high": value,
                    "hours": whole / float(speed[row.dataset, method]), "source": "paper"}
             )  # fmt: skip
-    return pd.concat([curves, pd.DataFrame(marks, columns=COLUMNS)], ignore_index=True)
+    found = pd.concat([curves, pd.DataFrame(marks, columns=COLUMNS)], ignore_index=True)
+    return found.assign(device=tables.priced_on) if len(curves) else found
 
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
@@ -62,7 +63,8 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     figure.legend(handles, names, loc="outside upper center", ncols=len(SHOWN), frameon=False)
     style.caption(
         figure, df, "Accuracy measured with the clients whose memory suffices (the oracle: all), mean and range over "
-        "seeds, over rounds x a round modelled at Llama-7B on a Jetson TX2's speed. Stars: where the paper's methods "
-        "end on the real BoolQ (its oracle's 8.73 h and its speed-ups); it gives no hours for the other tasks.",
+        f"seeds, over rounds x a round modelled at Llama-7B on a {df['device'].iloc[0]}'s speed. Stars: where the "
+        "paper's methods end on the real BoolQ (its oracle's 8.73 h and its speed-ups); it gives no hours for the "
+        "other tasks.",
     )  # fmt: skip
     return figure

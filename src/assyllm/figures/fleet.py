@@ -37,5 +37,5 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     ax.set_xlabel("device memory")
     ax.set_ylabel("share of clients")
     ax.grid(axis="x", visible=False)
-    style.caption(figure, df, "Memory of the 200 clients and the classes that can fine-tune a 7B model in full.")
+    style.caption(figure, df, "Memory of the clients' devices, and the classes that can fine-tune a 7B model in full.")
     return figure

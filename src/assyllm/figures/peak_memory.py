@@ -27,16 +27,22 @@ def data(tables: Tables) -> pd.DataFrame:
     rows = [
         {
             "method": r.method, "varies": r.varies, "x": getattr(r, r.varies), "optimizer": r.optimizer,
-            "bits": r.bits, "resident_blocks": r.resident_blocks, "value": r.peak_gb, "source": "modelled",
+            "bits": r.bits, "resident_blocks": r.resident_blocks, "batch": r.batch, "tokens": r.tokens,
+            "value": r.peak_gb, "source": "modelled",
         }
         for r in curves.itertuples()
     ]  # fmt: skip
     for method, value in paper_peaks(tables.paper).items():
         rows.append(
             {"method": method, "varies": "tokens", "x": 256, "optimizer": "", "bits": "", "resident_blocks": "",
-             "value": value, "source": "paper"}
+             "batch": "", "tokens": "", "value": value, "source": "paper"}
         )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _other(ours: pd.DataFrame, varies: str, what: str) -> int:
+    """What stays as it is along a curve."""
+    return int(ours[ours["varies"] == varies][what].iloc[0])
 
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
@@ -87,7 +93,8 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     axes[0].set_ylabel("peak memory, GB")
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
     style.caption(
-        figure, df, "Llama-7B, 16 bit, fused attention, stateless SGD; 16 rows (left), 256 tokens (middle, right). "
+        figure, df, "Llama-7B, fused attention, stateless SGD; "
+        f"{_other(ours, 'tokens', 'batch')} rows (left), {_other(ours, 'batch', 'tokens')} tokens (middle, right). "
         "Right: scoring alone, by parts of the pool in memory at once, and by bits a weight; the paper's rule trains "
         "adapters besides. "
         "Dotted: the fleet's memory classes. Stars: the paper, its percentages taken of its own 45 GB.",

@@ -106,6 +106,11 @@ def caption(figure: Figure, df: pd.DataFrame, text: str, scale: str = "true shap
     figure.text(0.01, -0.01, textwrap.fill(line, width), ha="left", va="top", fontsize=7)
 
 
+def batch(df: pd.DataFrame) -> str:
+    """What a caption says of the modelled steps' size, by the columns of ``Tables.step``."""
+    return f"batch {df['batch'].iloc[0]} x {df['tokens'].iloc[0]} tokens"
+
+
 def interval(df: pd.DataFrame) -> str:
     """What a caption says of the bars, by the number of runs."""
     one = pd.to_numeric(df["runs"], errors="coerce").max() <= 1

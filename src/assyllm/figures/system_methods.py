@@ -48,7 +48,7 @@ def data(tables: Tables) -> pd.DataFrame:
     paper = tables.paper_accuracy()
     for r in paper[(paper["task"] == TASK) & paper["method"].isin(SHOWN)].itertuples():
         rows.append(_row("accuracy", r.method, "", float(r.value), "paper"))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(**tables.step)
 
 
 def _row(what: str, method: str, budget: float | str, value: float, source: str, world: str = "",
@@ -93,7 +93,8 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     right.legend(frameon=False)
     style.caption(
         figure, df, "Both methods compute full fine-tuning's gradients, so their accuracy with all clients is the "
-        "oracle's. Time: Llama-7B, batch 16 x 256, Jetson TX2's speed and eMMC, I/O not overlapped; what exceeds the "
+        f"oracle's. Time: Llama-7B, {style.batch(df)}, {df['device'].iloc[0]}'s speed and storage, I/O not overlapped; "
+        "what exceeds the "
         "budget is streamed, in proportion. Plain recomputation keeps all weights and gradients (26 GB), so below that "
         "weights are streamed too.",
     )  # fmt: skip

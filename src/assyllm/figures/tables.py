@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from assyllm.artifacts import ArtifactError
+from assyllm.cost.devices import device
 
 
 class Tables:
@@ -114,6 +115,19 @@ class Tables:
     def paper(self) -> pd.DataFrame:
         """The paper's published values."""
         return self._read("paper")
+
+    @cached_property
+    def step(self) -> dict[str, str | int]:
+        """Columns that say what the modelled steps of the table ``cost`` are of: ``batch``, ``tokens``, ``device``."""
+        if not len(self.cost):
+            return {}
+        first = self.cost.iloc[0]
+        return {"batch": int(first["batch"]), "tokens": int(first["tokens"]), "device": device(first["device"]).label}
+
+    @cached_property
+    def priced_on(self) -> str:
+        """The device whose speed the table ``resources`` is modelled on."""
+        return device(self.resources.iloc[0]["device"]).label
 
     def paper_accuracy(self) -> pd.DataFrame:
         """The paper's accuracies (percent) by task and method; ours-by-name ``assyllm`` is ``assyllm_paper``."""

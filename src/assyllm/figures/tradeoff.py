@@ -80,7 +80,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     style.caption(
         figure, df,
         "Accuracy is measured at tiny scale; energy is of one client's place in the cohort until the method's accuracy "
-        "has converged, modelled at true shapes on a Jetson TX2's speed, over FT-oracle's on the same task. "
+        "has converged, modelled at true shapes, over FT-oracle's on the same task. "
         + numbered + hollow + style.interval(df),
     )  # fmt: skip
     return figure

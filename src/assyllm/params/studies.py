@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from assyllm.params.names import Method
 from assyllm.params.section import Section, Seed
@@ -25,6 +25,15 @@ class Study(Section):
     runs: dict[str, Annotated[list[Method], Field(min_length=1)]] = Field(min_length=1)
     precision: PrecisionStudy | None = None
     figures: list[str] | None = None
+
+    @model_validator(mode="after")
+    def _once(self) -> Study:
+        lists = {"seeds": self.seeds, "zoo_seeds": self.zoo_seeds}
+        for key, values in [*lists.items(), *((f"runs.{setting}", methods) for setting, methods in self.runs.items())]:
+            for value in values:
+                if values.count(value) > 1:  # type: ignore[arg-type]
+                    raise ValueError(f"{key}: {value} stands there twice")
+        return self
 
 
 class Studies(Section):
