@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -28,10 +29,11 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _once(self) -> Study:
-        lists = {"seeds": self.seeds, "zoo_seeds": self.zoo_seeds}
-        for key, values in [*lists.items(), *((f"runs.{setting}", methods) for setting, methods in self.runs.items())]:
+        lists: dict[str, Sequence[object]] = {"seeds": self.seeds, "zoo_seeds": self.zoo_seeds}
+        lists |= {f"runs.{setting}": methods for setting, methods in self.runs.items()}
+        for key, values in lists.items():
             for value in values:
-                if values.count(value) > 1:  # type: ignore[arg-type]
+                if values.count(value) > 1:
                     raise ValueError(f"{key}: {value} stands there twice")
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import mmap
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from assyllm.swapper.reader import PAGE, Entry, Extent, Reader, extents
 
 ALIGN = 256  # bytes between tensors on a GPU
 HUGE = 2 << 20
+HOSTS = ("disk", "ram")  # where a GPU's units come from
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,30 @@ class Loaded:
     unit: Unit
     tensors: dict[str, Tensor]
     buffer: Any
+
+
+def place_of(budget_bytes: object, device: str, host: str, bytes_per_s: object = None) -> torch.device:
+    """The device that blocks compute on, once all that a caller says of memory is known to be possible.
+
+    Raises:
+        ArtifactError: in one line that names the argument.
+    """
+    for name, value in (("budget_bytes", budget_bytes), ("bytes_per_s", 1 if bytes_per_s is None else bytes_per_s)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+            raise ArtifactError(f"{name}: {value!r} is no number of bytes")
+        if value <= 0:
+            raise ArtifactError(f"{name}: {value!r} is not above 0")
+    if host not in HOSTS:
+        raise ArtifactError(f"host: {host!r} is none of {', '.join(HOSTS)}")
+    try:
+        on = torch.device(device)
+    except RuntimeError:
+        raise ArtifactError(f"device: {device!r} is none that torch knows") from None
+    if on.type not in ("cpu", "cuda"):
+        raise ArtifactError(f"device: {device!r} is neither cpu nor cuda")
+    if on.type == "cuda" and not torch.cuda.is_available():
+        raise ArtifactError(f"device: no CUDA device for {device!r} here")
+    return on
 
 
 class Place(Protocol):

@@ -21,13 +21,12 @@ from assyllm.artifacts import MANIFEST, ArtifactError, read_json
 from assyllm.blocks.families import FAMILIES, find
 from assyllm.swapper.bind import Binding, Part, place_buffers
 from assyllm.swapper.engine import Engine
-from assyllm.swapper.memory import CudaMemory, HostMemory, Unit
+from assyllm.swapper.memory import CudaMemory, HostMemory, Unit, place_of
 from assyllm.swapper.reader import Entry, Reader, read_header
 from assyllm.zoo.load import weight_files
 from assyllm.zoo.weights import spellings
 
 INDEX = "model.safetensors.index.json"
-HOSTS = ("disk", "ram")  # where a GPU's units come from
 
 
 @contextmanager
@@ -58,14 +57,7 @@ def under_budget(
         ArtifactError: not such a folder, weights that do not fit the config, or a budget too small.
     """
     folder = Path(folder)
-    if isinstance(budget_bytes, bool) or not isinstance(budget_bytes, (int, float)):
-        raise ArtifactError(f"budget_bytes: {budget_bytes!r} is no number of bytes")
-    if bytes_per_s is not None and not bytes_per_s > 0:
-        raise ArtifactError(f"bytes_per_s: {bytes_per_s!r} is not above 0")
-    if host not in HOSTS:
-        raise ArtifactError(f"host: {host!r} is none of {', '.join(HOSTS)}")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ArtifactError(f"device: no CUDA device for {device!r} here")
+    on = place_of(budget_bytes, device, host, bytes_per_s)
     entries = _entries(folder)
     dtype = next((e.dtype for e in entries.values() if e.dtype.is_floating_point), torch.float32)
     model = _empty(folder, dtype)
@@ -78,7 +70,7 @@ def under_budget(
         if absent:
             raise ArtifactError(f"{folder / MANIFEST}: no sha256 of {absent[0]} in it")
         hashes = {file: listed[file.name]["sha256"] for file in files}
-    reader, on = Reader(files, hashes, direct, bytes_per_s), torch.device(device)
+    reader = Reader(files, hashes, direct, bytes_per_s)
     try:
         place: Any = HostMemory() if on.type == "cpu" else CudaMemory(on, units, reader, host)
         binding = Binding(parts)

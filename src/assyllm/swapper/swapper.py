@@ -13,8 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
 from assyllm import params
 from assyllm.artifacts import MANIFEST, ArtifactError, read_json, sha256_file
 from assyllm.blocks.block import Block
@@ -22,7 +20,7 @@ from assyllm.blocks.pool import Pool
 from assyllm.quantizer.pool import prepare
 from assyllm.swapper.bind import Binding, Part, place_buffers
 from assyllm.swapper.engine import Engine, Event
-from assyllm.swapper.memory import CudaMemory, HostMemory, Unit
+from assyllm.swapper.memory import CudaMemory, HostMemory, Unit, place_of
 from assyllm.swapper.reader import Reader, peek, read_header
 
 
@@ -47,7 +45,8 @@ class Swapper:
         correlation: (block, block) -> correlation, for ``lru_correlation``.
 
     Raises:
-        ArtifactError: the budget is below two layers (with the bytes needed), a file is broken, an unknown block.
+        ArtifactError: the budget is below two layers (with the bytes needed), a file is broken, an unknown block, or an
+            argument that cannot be.
     """
 
     def __init__(
@@ -68,13 +67,13 @@ class Swapper:
         record: bool = True,
         seed: int = 0,
     ) -> None:
+        on = place_of(budget_bytes, device, host, bytes_per_s)
         known = isinstance(pool, Pool)
         self.pool = pool if isinstance(pool, Pool) else Pool(Path(pool), prepare)
         self.plan = list(self.pool.ids if plan is None else plan)
         files = {self.pool.folder / self.pool.info(block).file for block in self.pool.ids}
         hashes = None if known else _hashes(self.pool.folder)
         reader = Reader(files, hashes, direct, bytes_per_s)  # an opened pool's files have been hashed
-        on = torch.device(device)
         try:
             self._blocks: dict[str, Block] = {}
             self._parts: dict[str, list[Part]] = {}
