@@ -425,8 +425,12 @@ def compare(
     bf16: Annotated[bool, typer.Option("--bf16", help="Multiply states in bfloat16.")] = False,
 ) -> None:
     """Score every layer of a model against every layer of another: CKA, COR, compatibility."""
+    from assyllm.artifacts import check_apart
     from assyllm.comparator.heatmap import format_of
 
+    for target in (out, json_out):
+        if target is not None:
+            check_apart(target, texts)
     if out is not None:
         format_of(out)  # refused now, not when all is computed
     from assyllm.comparator import compare as comparing
@@ -479,14 +483,16 @@ def assemble(
     adapters: Annotated[Path | None, typer.Option(help="Its adapters.safetensors (default: beside it).")] = None,
 ) -> None:
     """Build an assembled model again: its blocks from a pool, its adapters and head from the recipe's side."""
-    from assyllm.artifacts import check_apart
-    from assyllm.assembly.assembled import FITTED
+    from assyllm.artifacts import MANIFEST, check_apart
+    from assyllm.assembly.assembled import FITTED, RECIPE
     from assyllm.assembly.assembled import assemble as rebuild
     from assyllm.assembly.recipe import Recipe
     from assyllm.quantizer.pool import open_pool
 
     check_apart(out, pool, recipe, *([adapters] if adapters else []))
     read = Recipe.read(recipe)
+    if (out / MANIFEST).is_file() and not ((out / RECIPE).is_file() and Recipe.read(out / RECIPE) == read):
+        raise ArtifactError(f"{out}: holds something else than this recipe's model; nothing is written")
     rebuild(read, open_pool(pool), adapters or recipe.parent / FITTED).save_pretrained(out)
     typer.echo(f"wrote {out}: {len(read.slices)} blocks, licence {read.licence}")
 

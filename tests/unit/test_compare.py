@@ -97,3 +97,7 @@ def test_bad_input_is_one_line(tiny_folder, tmp_path) -> None:
     wrong = ["compare", str(folder), str(folder), "--texts", str(lines), "--out", str(tmp_path / "map.jpg")]
     with pytest.raises(ArtifactError, match=r"map\.jpg: a heatmap is written as png, pdf, svg"):
         CliRunner().invoke(cli.app, wrong, catch_exceptions=False)
+    over = ["compare", str(folder), str(folder), "--texts", str(lines), "--json", str(lines)]
+    with pytest.raises(ArtifactError, match=r"texts\.txt: would replace .*texts\.txt, which it is made from"):
+        CliRunner().invoke(cli.app, over, catch_exceptions=False)
+    assert lines.read_text() == "\n".join(TEXTS)

@@ -86,6 +86,15 @@ def test_recipe_and_pool_give_the_same_bytes_again(kind, tiny_folder, tmp_path) 
     assert done.exit_code == 0, done.output
     assert "3 blocks, licence Apache-2.0" in done.output
     assert verify_folder(tmp_path / "again") == verify_folder(tmp_path / "model")
+    assert CliRunner().invoke(cli.app, [*command, "--out", str(tmp_path / "again")]).exit_code == 0
+    shutil.copytree(tiny_folder / kind, tmp_path / "pool")
+    recipe = (tmp_path / "again" / "recipe.yaml").read_text()
+    (tmp_path / "again" / "recipe.yaml").write_text(recipe.replace("openbookqa", "boolq"))
+    for other in ("pool", "again"):
+        held = sorted((tmp_path / other).iterdir())
+        refused = CliRunner().invoke(cli.app, [*command, "--out", str(tmp_path / other)])
+        assert "holds something else than this recipe's model; nothing is written" in str(refused.exception)
+        assert sorted((tmp_path / other).iterdir()) == held
 
 
 class Scaling(Adapter):

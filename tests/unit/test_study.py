@@ -132,6 +132,16 @@ def test_the_users_own_models_and_corpus_are_read_by_content(tmp_path: Path, mon
     assert study.contents(folder / "config.json") != large
 
 
+def test_a_relative_data_folder_is_the_shells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWD", str(tmp_path / "shell"))
+    for name in ("PATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    for given, meant in (("../mine", tmp_path / "mine"), (str(tmp_path), tmp_path)):
+        monkeypatch.setenv("ASSYLLM_DATA", given)
+        study.job_environment()
+        assert os.environ["ASSYLLM_DATA"] == str(meant)
+
+
 def test_the_pool_of_the_default_study_is_all_that_its_results_need() -> None:
     plan = study.Plan(ROOT / "params.yaml")
     assert {setting for setting, _ in plan.pools("default")} >= {*plan.params.study.default.precision.settings, "base"}

@@ -23,12 +23,12 @@ if config:
         "--config and --configfile change nothing here: knobs are in params.yaml; a preset's: --directory presets/<name>"
     )
 
+job_environment()
+
 try:
     PLAN = Plan(Path("params.yaml"))
 except ArtifactError as error:
     raise WorkflowError(f"params.yaml: {error}")
-
-job_environment()
 
 
 # Snakemake's own lock outlives a killed run; this one ends with the process (profiles/default sets nolock). Who only plans
