@@ -333,8 +333,8 @@ def kept(text: str, folder: Path = Path(".snakemake/params")) -> str:
 def job_environment() -> None:
     """Set what every job inherits: this interpreter's ``assyllm`` first, and one thread a job.
 
-    Results must not depend on the number of cores; jobs run side by side instead. A relative ``ASSYLLM_DATA`` is taken from
-    the shell's folder (``PWD``), not from the study's (``snakemake --directory``).
+    Results must not depend on the number of cores; jobs run side by side instead. A relative ``ASSYLLM_DATA``
+    is taken from the shell's folder (``PWD``), not from the study's (``snakemake --directory``).
     """
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
