@@ -237,13 +237,18 @@ def estimate(
     ] = "query_value",
     rank: Annotated[int, typer.Option(min=1, help="Of low-rank adapters.")] = 8,
     directions: Annotated[int, typer.Option(min=1, help="Of a step of fwdllm.")] = 1,
+    base_bits: Annotated[int, typer.Option(help="Of a frozen base's weights (lora, fedadapter, fwdllm): 8 or 16.")] = 8,
+    reserve_gb: Annotated[float, typer.Option(min=0, help="Of a device's memory, what its system keeps.")] = 0.5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Peak memory, time and energy of a method's step on a model, without its weights."""
     from assyllm.cost.estimate import estimate as ask
     from assyllm.cost.estimate import table
 
-    answer = ask(model, method, batch, length, optimizer, device, bits, resident_layers, targets, rank, directions)
+    answer = ask(
+        model, method, batch, length, optimizer, device, bits, resident_layers, targets, rank, directions, base_bits,
+        reserve_gb,
+    )  # fmt: skip
     typer.echo(json.dumps(answer, indent=2) if as_json else table(answer))
 
 

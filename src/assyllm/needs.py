@@ -22,6 +22,7 @@ from assyllm.hub.pin import pin
 from assyllm.hub.recorded import Record, record_of, task_licence
 from assyllm.hub.space import SPARE, disk_of, free, gb
 from assyllm.hub.words import HubError, Unreachable, endpoint, without_secrets
+from assyllm.stages.download import in_local_data
 from assyllm.study import Plan
 from assyllm.tasks.sources import MODULES
 
@@ -79,18 +80,18 @@ def needs(plan: Plan, folder: Path, ask: Ask | None) -> Needs:
         ArtifactError: one line; the hub refuses a model, or its commit is not the pinned one's.
     """
     remarks: list[str] = []
-    zoo = plan.params.zoo
+    zoo, home = plan.params.zoo, plan.path.absolute().parent
     models = []
     for name in zoo.models:
         if ask is None or zoo.source_of(name) != "hub":
-            models.append(_need(name, zoo, None, remarks))
+            models.append(_need(name, zoo, home, None, remarks))
             continue
         try:
-            models.append(_need(name, zoo, ask, remarks))
+            models.append(_need(name, zoo, home, ask, remarks))
         except Unreachable as error:
             remarks.append(f"{error}; going by what is recorded")
             ask = None
-            models.append(_need(name, zoo, None, remarks))
+            models.append(_need(name, zoo, home, None, remarks))
     if plan.params.tasks.source == "hub":
         for task in plan.params.tasks.names:
             dataset, _, revision = MODULES[task].HUB
@@ -107,11 +108,14 @@ def needs(plan: Plan, folder: Path, ask: Ask | None) -> Needs:
     return Needs(tuple(models), tuple(steps), _memory(plan, models, steps), _ram(), tuple(remarks))
 
 
-def _need(name: str, zoo: P.Zoo, ask: Ask | None, remarks: list[str]) -> ModelNeed:
+def _need(name: str, zoo: P.Zoo, home: Path, ask: Ask | None, remarks: list[str]) -> ModelNeed:
     member = zoo.models[name]
     source = zoo.source_of(name)
     if source != "hub":
-        shape = _own_shape(member) if source == "embedded" else _shape_there(member) or shape_of(member.stands_for)
+        found = _shape_there(home, member) if source == "local" else None
+        if source == "local" and found is None:
+            remarks.append(f"zoo.models.{name}: nothing at {member.path} yet, sized as {member.stands_for}")
+        shape = _own_shape(member) if source == "embedded" else found or shape_of(member.stands_for)
         bits = 16 if source == "random" else 32
         origin = str(member.path) if source == "local" else source
         written = shape.parameters * bits // 8
@@ -137,9 +141,10 @@ def _need(name: str, zoo: P.Zoo, ask: Ask | None, remarks: list[str]) -> ModelNe
     )  # fmt: skip
 
 
-def _shape_there(member: P.Member) -> Shape | None:
-    """The shape of a local model, where its folder is there."""
-    config = member.path / "config.json" if member.path is not None else None
+def _shape_there(home: Path, member: P.Member) -> Shape | None:
+    """The shape of a local model, where its folder is there; ``home`` is that of params.yaml."""
+    path = in_local_data(member.path)
+    config = home / path / "config.json" if path is not None else None
     return Shape.of(read_json(config)) if config is not None and config.is_file() else None
 
 

@@ -379,6 +379,22 @@ def test_estimate_prints_a_table_or_json(tmp_path: Path) -> None:
     answer = json.loads(CliRunner().invoke(app, [*asked, "--device", "tx2", "--json"]).output.split("\n", 0)[-1])
     assert answer["devices"][0]["device"] == "tx2"
     assert answer["peak_gb"] > answer["parameters_gb"] > 0
+    assert "network" in text
+    heads = CliRunner().invoke(app, [*asked[:4], "one_model_head", *asked[5:]]).output
+    assert "peak memory" in heads
+    assert "network" not in heads, "what a head's sums send hangs on its rounds"
+
+
+def test_what_the_system_keeps_is_no_methods() -> None:
+    asked = ("llama-7b", "qlora_recomputation", 1, 256, "sgd", "nano", 8, 2)
+    peak = estimate(*asked)["peak_gb"]
+    assert 3.5 < peak < 4, "which 4 GB hold, and 4 GB less half a GB do not"
+    assert not estimate(*asked)["devices"][0]["fits"]
+    assert estimate(*asked, reserve_gb=0)["devices"][0]["fits"]
+    frozen = [
+        estimate("llama-7b", "lora", 1, 64, "sgd", "h200", 8, 2, base_bits=bits)["parameters_gb"] for bits in (8, 16)
+    ]
+    assert 1.8 < frozen[1] / frozen[0] < 2
 
 
 def test_unknown_names_are_one_line(tmp_path: Path) -> None:

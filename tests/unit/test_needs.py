@@ -200,3 +200,24 @@ def test_pins_change_revisions_and_nothing_else(tmp_path: Path):
     assert re.findall("#.*", text) == re.findall("#.*", PINS)
     with pytest.raises(ArtifactError, match=r"no zoo\.models\.nobody"):
         pin(path, {"nobody": COMMIT})
+
+
+def test_a_local_member_is_sized_as_it_lies_there(tmp_path, tiny_folder, monkeypatch):
+    """Its path is the study's, or that of the folder of local data; where nothing lies yet, that is said."""
+    raw = P.read_yaml(ROOT / "presets" / "real" / "params.yaml")
+    assert raw["zoo"]["models"]["llama"]["path"] == "data/external/models/stories260K"
+    path = tmp_path / "study" / "params.yaml"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump(raw, sort_keys=False))
+    monkeypatch.delenv("ASSYLLM_DATA", raising=False)
+    text, found = needs.report(path, offline=True, pinning=False)
+    assert "zoo.models.llama: nothing at data/external/models/stories260K yet, sized as llama-7b" in text
+    assert found.models[0].shape.parameters > 6e9
+    there = read_json(tiny_folder / "zoo" / "llama" / "config.json")["hidden_size"]
+    for folder in (path.parent / "data" / "external", tmp_path / "mine"):
+        shutil.copytree(tiny_folder / "zoo" / "llama", folder / "models" / "stories260K")
+        text, found = needs.report(path, offline=True, pinning=False)
+        assert found.models[0].shape.hidden == there
+        assert "sized as" not in text
+        shutil.rmtree(path.parent / "data", ignore_errors=True)
+        monkeypatch.setenv("ASSYLLM_DATA", str(tmp_path / "mine"))

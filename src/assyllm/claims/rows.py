@@ -105,7 +105,7 @@ def _clients(table: Claims, cost: list[Mapping[str, Any]]) -> None:
         )
     for method, why in (
         ("qlora", "activations of batch 16 x 256 stay in ours; 70 % needs at most 8 GB, the paper's -79 % is 9.5 GB"),
-        ("fwdllm", "ours keeps the 16-bit weights, which the paper's 3.8 GB cannot hold"),
+        ("fwdllm", "ours keeps all weights in memory, which the paper's 3.8 GB cannot hold even at INT8"),
     ):
         table.add(
             f"Clients that can take part, {method}",
