@@ -100,6 +100,15 @@ def check_complete(runs: Rows, metrics: Rows) -> None:
                 raise ArtifactError(f"{run['run_id']}: no test accuracy for {task}")
 
 
+def answered(rows: Rows, metrics: Rows) -> Rows:
+    """Rows of (run, task) pairs that some client took part in.
+
+    A method that no device of the fleet can run leaves its first weights, which say nothing of it: it has no accuracy.
+    """
+    nobody = {(m["run_id"], m["task"]) for m in metrics if m["metric"] == "eligible_clients" and float(m["value"]) == 0}
+    return [row for row in rows if (row["run_id"], row["task"]) not in nobody]
+
+
 def condensed(metrics: Rows) -> Rows:
     """One row, without a round, for traffic and participants that are the same in every round of a task.
 
@@ -416,6 +425,7 @@ def collect(
     metrics = gather(runs, "metrics", Metric)
     predictions = gather(runs, "predictions", Prediction)
     check_complete(run_rows, metrics)
+    stored, metrics, predictions = metrics, answered(metrics, metrics), answered(predictions, metrics)
     worlds = {row["run_id"]: row["world"] for row in run_rows}
     models = [{"world": worlds[m["run_id"]], **m} for m in gather_optional(runs, "models")]
     cost = [row for table in cost_tables for row in read_table(table)]
@@ -424,7 +434,7 @@ def collect(
     timings = gather_optional(runs, "timings")
     out = Path(out)
     columns = [field for field in Metric.__dataclass_fields__]
-    write_table(out / "metrics.csv", [*condensed(metrics), *cost_metrics(cost, run_rows[0]["world"])], columns)
+    write_table(out / "metrics.csv", [*condensed(stored), *cost_metrics(cost, run_rows[0]["world"])], columns)
     write_table(out / "rounds.csv", round_table(metrics), ROUNDS)
     write_table(out / "runs.csv", run_rows)
     write_table(out / "accuracy.csv", accuracy)

@@ -306,6 +306,34 @@ def test_an_incomplete_run_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "results").exists()
 
 
+def test_what_no_client_can_run_has_no_accuracy(tmp_path: Path) -> None:
+    """Its first weights' answers, all the first choice, are kept with the run and judged nowhere."""
+    tasks = ("boolq", "piqa")
+    runs = [
+        write_run(tmp_path / f"{m}{s}", m, "", "base", s, tasks) for m in ("ft_oracle", "ft_practical") for s in (0, 1)
+    ]
+    for run in runs:
+        rows = read_table(run / "metrics.csv")
+        for task in tasks:
+            none = "practical" in run.name and task == "boolq"
+            known = next(row for row in rows if row["task"] == task and row["metric"] == "best_round")
+            rows.append({**known, "metric": "eligible_clients", "value": "0" if none else "20"})
+        write_table(run / "metrics.csv", rows)
+    tables, curves = zip(*(write_cost(tmp_path, m) for m in ("ft_oracle", "ft_practical")), strict=True)
+    collect("default", runs, list(tables), PARAMS, tmp_path / "results", list(curves))
+    for name in ("accuracy", "differences", "rounds"):
+        found = {(row["method"], row["task"]) for row in read_table(tmp_path / "results" / f"{name}.csv")}
+        assert ("ft_practical", "boolq") not in found
+    assert {
+        row["task"] for row in read_table(tmp_path / "results" / "accuracy.csv") if row["method"] == "ft_practical"
+    } == {"piqa"}
+    kept = [row for row in read_table(tmp_path / "results" / "metrics.csv") if row["task"] == "boolq"]
+    assert sum(row["method"] == "ft_practical" and row["metric"] == "accuracy" for row in kept) == 2 * 4
+    for claim in read_table(tmp_path / "results" / "claims.csv"):
+        if "practical" in claim["claim"] and "boolq" in claim["claim"] and claim["source"] == "measured":
+            assert claim["verdict"] == "not yet measured"
+
+
 @pytest.mark.parametrize(
     ("paper", "ours", "interval", "kind", "expected"),
     [
