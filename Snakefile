@@ -4,7 +4,7 @@
 #   workflow/rules/runs.smk      tasks -> partition -> cost, score -> federate, baseline -> collect: the runs
 #   workflow/rules/figures.smk   figure: the result tables become figures
 #
-# Targets: all (default), pool, results, figures, full, zoos, ablations, non_iid, dropouts, check, tuning.
+# Targets: all (default), pool, results, figures, full, zoos, worlds, ablations, non_iid, dropouts, check, tuning.
 
 
 include: "workflow/rules/common.smk"
@@ -27,6 +27,11 @@ rule full:
 rule zoos:
     input:
         products("zoos"),
+
+
+rule worlds:
+    input:
+        products("worlds"),
 
 
 rule ablations:

@@ -389,7 +389,10 @@ def collect(
     params: ParamsJson,
     code: CodeSha,
     size: Annotated[
-        str, typer.Option(help="A study of params.yaml: default, full, zoos, ablations, non_iid, dropouts or check.")
+        str,
+        typer.Option(
+            help="A study of params.yaml: default, full, zoos, worlds, ablations, non_iid, dropouts or check."
+        ),
     ],
     runs: Annotated[list[Path], typer.Option("--run", help="Run folders.")],
     cost: Annotated[list[Path], typer.Option(help="Cost tables.")],

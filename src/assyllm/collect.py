@@ -240,16 +240,17 @@ ZOOS = ("zoo", "task", "method", "mean", "behind", "low", "high", "runs", "sourc
 def zoo_table(predictions: Rows, ev: Evaluate, leader: str = "assyllm") -> list[dict]:
     """Every method on every differently pre-trained zoo, on the base setting, and how far it is behind ``leader``.
 
-    ``mean`` is the test accuracy over seeds, ``behind`` the leader's less this one's with its paired interval; empty
-    where one of the two lacks a run. The task ``all`` is every question, so the mean
-    over tasks where these have as many.
+    A zoo of another generated world (``world.seed``), asked about that, is ``<zoo> of world <seed>``. ``mean`` is the
+    test accuracy over seeds, ``behind`` the leader's less this one's with its paired interval; empty where one of
+    the two lacks a run. The task ``all`` is every question, so the mean over tasks where these have as many.
     """
     about = subjects(predictions)
     hits: dict[tuple[str, str], dict[str, Hits]] = defaultdict(lambda: defaultdict(dict))
     for p in predictions:
-        if without_zoo(p["setting"]) == "":
-            zoo, seed = repetition(p["run_id"])[2].split("-")
-            hits[zoo.removeprefix("zoo"), p["method"]][seed][p["task"], p["question"]] = int(p["correct"])
+        if asked := re.fullmatch(r"(?:world\.seed=(\d+))?", without_zoo(p["setting"])):
+            zoo, seed = repetition(p["run_id"])[2].removeprefix("zoo").split("-")
+            zoo += f" of world {asked[1]}" if asked[1] else ""
+            hits[zoo, p["method"]][seed][p["task"], p["question"]] = int(p["correct"])
     rows = []
     for zoo, method in sorted(hits):
         mine, first = hits[zoo, method], hits.get((zoo, leader), {})
@@ -303,6 +304,8 @@ def ablation_table(predictions: Rows, worlds: dict[str, str], settings: Sequence
             continue
         mine, base = hits[setting, method, task], hits.get(("base", method, task), {})
         shared = sorted(run for run in set(mine) & set(base) if set(mine[run]) == set(base[run]))
+        if re.search(r"(^| )(world|tasks)\.", changed[setting]):  # questions of one name, but others
+            shared = []
         right = [mine[run] for run in sorted(mine)]
         mean, low, high = compared(right, about, ev)
         row = dict.fromkeys(ABLATIONS, "") | {

@@ -84,11 +84,11 @@ def full_part(results: Path) -> str:
 
 
 def zoos_part(results: Path) -> str:
-    """Accuracy over all tasks by zoo, and how far `assyllm` is above, where tables of that study are kept."""
-    path = results / "zoos" / "zoos.csv"
-    if not path.is_file():
+    """Accuracy over all tasks by zoo, and how far `assyllm` is above, where tables of those studies are kept."""
+    paths = [path for study in ("zoos", "worlds") if (path := results / study / "zoos.csv").is_file()]
+    if not paths:
         return "Not run."
-    found = {(r["method"], r["zoo"]): r for r in read_table(path) if r["task"] == "all"}
+    found = {(r["method"], r["zoo"]): r for path in paths for r in read_table(path) if r["task"] == "all"}
     zoos = sorted({zoo for _, zoo in found})
     lines = []
     for method in (m for m in METHODS if m in {m for m, _ in found} - {*SHARED}):

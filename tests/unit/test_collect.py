@@ -566,6 +566,8 @@ def test_every_zoo_is_compared_for_itself() -> None:
         *answers("random_blocks", 1, 0, "1000"),
         *answers("ft_oracle", 1, 3, "1111"),  # a seed that assyllm lacks
     ]
+    elsewhere = [*answers("assyllm", 0, 0, "1000"), *answers("random_blocks", 0, 0, "1110")]
+    rows += [row | {"setting": "world.seed=1", "run_id": f"world_1{row['run_id'][4:]}"} for row in elsewhere]
     found = {(r["zoo"], r["method"], r["task"]): r for r in zoo_table(rows, PARAMS.evaluate)}
     assert [found["0", "random_blocks", task]["behind"] for task in ("all", "boolq", "piqa")] == [0.375, 0.5, 0.25]
     assert found["0", "assyllm", "all"]["mean"] == 0.875
@@ -573,6 +575,7 @@ def test_every_zoo_is_compared_for_itself() -> None:
     row = found["1", "random_blocks", "all"]
     assert row["low"] <= row["behind"] == -0.25 <= row["high"]
     assert found["1", "ft_oracle", "boolq"]["behind"] == ""
+    assert found["0 of world 1", "random_blocks", "all"]["behind"] == -0.5
     assert ("1", "random_blocks", "piqa") not in found
 
 

@@ -247,7 +247,15 @@ def test_readme_names_only_what_is_there() -> None:
     named = set(re.findall(r"[`(]((?:src|tests|workflow|presets|profiles|figures|data|benchmarks)/[\w./-]*)[`)]", text))
     named |= set(re.findall(r"[`(]([A-Z][A-Za-z]+\.(?:md|cff))[`)]", text))
     folders = ["zoo", "pool", "quantized", "tasks", "partition", "cost", "scores", "runs", "checkpoints", "external"]
-    folders += ["tuning", "results/full", "results/zoos", "results/ablations", "results/non_iid", "results/dropouts"]
+    folders += [
+        "tuning",
+        "results/full",
+        "results/zoos",
+        "results/worlds",
+        "results/ablations",
+        "results/non_iid",
+        "results/dropouts",
+    ]
     made = {
         *(f"data/{name}" for name in folders),
         "figures/full",

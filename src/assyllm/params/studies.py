@@ -44,6 +44,7 @@ class Studies(Section):
     default: Study
     full: Study
     zoos: Study | None = None
+    worlds: Study | None = None
     ablations: Study | None = None
     non_iid: Study | None = None
     dropouts: Study | None = None
