@@ -106,8 +106,7 @@ class Chains:
             name, before = edge(chain[:i], chain[i]), pool.before(chain[i])
             if name in self._joined:
                 continue
-            assert before is not None  # a start block never follows another
-            if before == chain[i - 1]:
+            if before is None or before == chain[i - 1]:  # a start block reads the text itself
                 self._joined[name] = None
                 continue
             arriving, received = self._walker.vectors(chain[:i]), self._public.states(before)
@@ -133,6 +132,8 @@ class Chains:
         rows = self._public.readings.rows(pool.info(chain[0]).model)
         states: Sequence[Tensor] | None = None
         for i, block in enumerate(chain):
+            if pool.info(block).kind == "start":
+                rows, states = self._public.readings.rows(pool.info(block).model), None
             adapter = self._joined[edge(chain[:i], block)] if i else None
             with torch.no_grad():
                 entered = [adapter(hidden) for hidden in states] if adapter is not None and states else states

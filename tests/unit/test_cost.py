@@ -351,13 +351,24 @@ def test_a_recorded_walk_is_priced_round_by_round() -> None:
     ]
     each = [spent([row], reported, 1, found) for row in rows]
     own, join, trained = found.work(model), found.join(*model), found.join(*model, trained=True)
-    tried = found.work([*model, Block.of("llama:1-2")], join * 4 / 3)  # four real blocks of BERT for three tiny ones
+    tried = found.work([Block.of("bert:1-2")], join * 4 / 3)  # four real blocks of BERT for three tiny ones
     natively = found.work([Block("llama", 0, 2), Block("bert", 0, 2)])  # what the candidates give in their own models
     passes = [1, tried + natively, TRAINING * found.work(model, trained), 0]
     assert [place.walks for place in each] == pytest.approx([*passes, found.work(model, trained)])
     assert own < passes[1]
     probed = spent([rows[1]], reported, 0, prices("assyllm"))
     assert probed.walks < tried + natively, "a rule that probes compares with nothing"
+    both = [dict(rows[1], chain=chain, candidates="bert:0-1 bert:0-1+bert:1-2 opt:2-3") for chain in POOL[:2]]
+    ours = prices("assyllm")
+    enter = spent(both, reported, 0, ours)
+    alone = ours.work([Block.of("llama:0-1"), Block("bert", 0, 2)])  # once a round, whatever chains they are for
+    joins = [ours.join(Block.of(last), Block.of("opt:2-3")) * 6 / 4 for last in POOL[:2]]
+    assert enter.walks == pytest.approx(
+        alone + ours.work([Block.of("llama:1-2"), *[Block.of("opt:2-3")] * 2], sum(joins))
+    )
+    assert enter.up == 2 * sum(
+        ours.candidates(Block.of(b)) * 4 * (256 * 257 / 2 + 256 + 3) for b in ("bert:0-1", "bert:1-2", "opt:2-3")
+    )
     assert each[2].up == 2 * trained, "the gradients, at two bytes"
     assert each[3] == Spent(0, 0, 0, 0), "of the finished models only the reported one's head is asked for"
     assert each[4].up == HeadSums.zeros(2 * 768).bytes

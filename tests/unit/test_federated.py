@@ -13,15 +13,18 @@ import pytest
 import torch
 
 from assyllm import params as P
+from assyllm.adapter.linear import LinearSums
+from assyllm.adapter.sent import block_features
 from assyllm.artifacts import ArtifactError, verify_folder
 from assyllm.assembly.assembled import AssembledModel
 from assyllm.assembly.head import Head, HeadSums, accuracy
+from assyllm.assembly.walk import Walker, edge
 from assyllm.checkpoint import Checkpoint
 from assyllm.comparator.cka import HsicTerms
 from assyllm.federated.cohort import device_memory, in_time, once_each, sample
 from assyllm.federated.context import Settings
 from assyllm.federated.messages import CandidateSums, ScoreReply, ScoreTask, Vote
-from assyllm.federated.outcome import outcome
+from assyllm.federated.outcome import assemble, outcome
 from assyllm.federated.rounds import Rounds, reported
 from assyllm.federated.secure_sum import secure_sum
 from assyllm.federated.server import Tally, decide, server_step
@@ -405,6 +408,73 @@ def test_no_sum_shows_a_single_clients_statistics(scored) -> None:
         counted, lost = run.sample(number)
         assert counted == (cohort if len(cohort) > 1 else [])
         assert lost == ([] if len(cohort) > 1 else cohort)
+
+
+def test_sums_of_other_candidates_than_were_asked_for_are_refused_whole() -> None:
+    """Totals over unlike clients would tell one's part by subtraction."""
+    sums = LinearSums(*(part + 1 for part in LinearSums.zeros(3, 2).parts()))
+    task = replace(TASK, adapted=frozenset({(NAME, "b:1-2")}))
+
+    def answer(client: int, **adapters: LinearSums | None) -> ScoreReply:
+        plain = reply(client, ("b:1-2", 0.9))
+        parts = {key: replace(part, adapter=adapters.get(key[1][0])) for key, part in plain.sums.items()}
+        return replace(plain, sums=parts)
+
+    fewer = answer(3, b=sums)
+    fewer = replace(fewer, sums={key: part for key, part in fewer.sums.items() if key[1] != "d:1-2"})
+    replies = [answer(0, b=sums), answer(1), answer(2, b=sums, c=sums), fewer, answer(4, b=sums)]
+    tally, dropped = server_step(Tally(), task, replies)
+    other = "adapter sums of other candidates than were asked for"
+    assert {d.client: d.why for d in dropped} == {1: other, 2: other, 3: "sums of some candidates are missing"}
+    assert torch.equal(tally.adapter[NAME, "b:1-2"].xx, 2 * sums.xx)
+    assert tally.votes == {(NAME, "b:1-2"): 2}
+
+
+@pytest.mark.parametrize("enter", ["text", "both"])
+@pytest.mark.parametrize("rule", ["probe", "probe_random"])
+def test_blocks_enter_with_those_before_them(scored, tmp_path, enter, rule) -> None:
+    """They compute what they do in their own model; the model is saved, read again and counts its own tokens."""
+    run = rounds(
+        scored, method="assyllm", selection={"rule": rule, "max_blocks": 4, "rounds_per_block": 1, "enter": enter}
+    )
+    state = run.run()
+    pool, best = run.pool, reported(state, run.settings.rule)
+    assert all(len(chain.blocks) == 4 == len(chain.scores) for chain in state.finished)
+    assert len({chain.blocks[0] for chain in state.finished}) == len(state.finished)
+    for chain in state.finished:
+        for i, block in enumerate(chain.blocks):
+            alone = pool.info(block).kind == "start" or (i and pool.before(block) == chain.blocks[i - 1])
+            adapter = state.joined[edge(chain.blocks[:i], block)] if i else None
+            assert (adapter is None) == bool(alone)
+            assert alone or enter == "both"
+    asked = [name for row in state.rows for _, names in row.get("walk", []) for name in names]
+    assert any("+" in name for name in asked)
+    for names in (names for row in state.rows for chain, names in row.get("walk", []) if chain):
+        assert any("+" not in name and pool.info(name).kind != "start" for name in names) or enter == "text"
+    walker = run.walker(state, "test")
+    features = walker.features(best.blocks, "all_blocks", run.settings.head.sketch_dims)
+    found = outcome(pool, run.data, run.settings, state, run.judged)
+    product = assemble(pool, found, run.settings, "abc", {"run": "test"})
+    product.save_pretrained(tmp_path / "model")
+    again = AssembledModel.from_pretrained(tmp_path / "model")
+    encoded = again.encode(run.data.splits["test"])
+    assert torch.allclose(again.features(encoded), features, atol=1e-5)
+    last = max(i for i, block in enumerate(best.blocks) if pool.info(block).kind == "start")
+    depth = next((i for i in range(last + 1, 4) if pool.before(best.blocks[i]) != best.blocks[i - 1]), 4)
+    native = Walker(pool, walker.readings, {}).features(
+        best.blocks[last:depth], "all_blocks", run.settings.head.sketch_dims
+    )
+    start = sum(block_features(pool.info(block).width, run.settings.head.sketch_dims) for block in best.blocks[:last])
+    assert torch.equal(features[..., start : start + native.shape[-1]], native)
+
+
+def test_entering_with_the_text_resumes(scored) -> None:
+    changes = {"selection": {"max_blocks": 4, "rounds_per_block": 2, "enter": "both"}}
+    whole = rounds(scored, method="assyllm", **changes).run()
+    kept: list[tuple] = []
+    rounds(scored, method="assyllm", **changes).run(save=lambda state: kept.append(state.dump()))
+    for at in (0, 2, len(kept) // 2):
+        assert summary(rounds(scored, method="assyllm", **changes).run(State.load(*kept[at]))) == summary(whole)
 
 
 def test_clients_with_too_few_examples_for_cka_are_said_to_have_them(scored) -> None:

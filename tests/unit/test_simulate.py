@@ -33,6 +33,8 @@ CHAINS = {
 TIGHT = Limit(x=0.5, y=0.5, rows=30, examples=5, choices=10)  # long rows and large clients are cut
 PAIRS = [("+".join(chain), block) for chain, blocks in CHAINS.items() for block in blocks]
 
+ADAPTED = frozenset(pair for pair in PAIRS if pair != ("llama:0-1", "llama:1-2"))  # that one follows in its own model
+
 
 @pytest.fixture(scope="module")
 def pool():
@@ -70,7 +72,7 @@ def federated(liars: float) -> params.Federated:
 def score_task(**changes) -> ScoreTask:
     cor = {pair: 0.3 + 0.1 * i for i, pair in enumerate(PAIRS)}
     values = {"round": 1, "candidates": CHAINS, "cor": cor, "kept": 2, "weight": 0.5, "batch": 32,
-              "estimator": "unbiased", "adapter_bytes": 0}  # fmt: skip
+              "estimator": "unbiased", "adapter_bytes": 0, "adapted": ADAPTED}  # fmt: skip
     return ScoreTask(**(values | changes))
 
 

@@ -63,7 +63,7 @@ class AssembledModel(nn.Module):
 
     Args:
         adapters: one per block, the first None.
-        tokenizers: by model, at least the first block's and those whose blocks an adapter reads the text for.
+        tokenizers: by model, at least the first block's, the other start blocks' and those that adapters read in.
         embeddings: by model, those that adapters read; taken from a start block where one is in the chain.
     """
 
@@ -87,14 +87,15 @@ class AssembledModel(nn.Module):
         self.sketch_dims = recipe.head.get("sketch_dims")
         self.first = blocks[0].model
         read = [b.model for b, a in zip(blocks, adapters, strict=True) if a is not None and a.reads]
+        own = [b.model for b in blocks if b.kind == "start"]  # they read the text themselves, wherever they stand
         for block in blocks:
             if recipe.max_tokens > positions(block.config):
                 said = f"more than the {positions(block.config)} positions of {block.model}"
                 raise ArtifactError(f"the recipe's max_tokens {recipe.max_tokens} is {said}")
-        absent = [model for model in (self.first, *read) if model not in tokenizers]
+        absent = [model for model in (self.first, *read, *own) if model not in tokenizers]
         if absent:
             raise ArtifactError(f"no tokenizer of {absent[0]}, whose tokens the model reads")
-        self.tokenizers = {model: tokenizers[model] for model in dict.fromkeys([self.first, *read])}
+        self.tokenizers = {model: tokenizers[model] for model in dict.fromkeys([self.first, *read, *own])}
         started = {b.model: Embedding(b.model, b.family, b.embed) for b in blocks if b.kind == "start"}
         self.embeddings = nn.ModuleDict({model: started.get(model) or embeddings[model] for model in sorted(set(read))})
         self._started = set(started)
@@ -120,7 +121,9 @@ class AssembledModel(nn.Module):
         parts = []
         for i, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            if states is not None and str(i) in self.adapters:
+            if block.kind == "start":
+                states, tokens = None, block.model
+            elif states is not None and str(i) in self.adapters:
                 adapter = self.adapters[str(i)]
                 assert isinstance(adapter, Adapter)
                 if adapter.reads:
@@ -242,7 +245,7 @@ def _put_together(
             f"{FITTED}: an adapter before slice {min(map(int, surplus)) + 1}, which the recipe does not name"
         )
     for number, (last, row) in enumerate(pairwise(recipe.slices), start=2):
-        if last["width"] != row["width"] and not row.get("adapter"):
+        if last["width"] != row["width"] and not row.get("adapter") and row["kind"] != "start":
             raise ArtifactError(
                 f"{RECIPE}: slice {number} is {row['width']} wide after {last['width']}, without an adapter"
             )

@@ -49,24 +49,32 @@ class Walker:
         """The model in whose tokens a chain's stream stands at its end."""
         model = self._pool.info(chain[0]).model
         for i in range(1, len(chain)):
-            adapter = self._adapters[edge(chain[:i], chain[i])]
-            if adapter is not None and adapter.moves:
+            adapter = self._join(chain[:i], chain[i])
+            if self._reads_text(chain[i]) or (adapter is not None and adapter.moves):
                 model = self._pool.info(chain[i]).model
         return model
+
+    def _reads_text(self, block: str) -> bool:
+        """Whether a block reads the text itself, whatever stands before it."""
+        return self._pool.info(block).kind == "start"
+
+    def _join(self, chain: Sequence[str], block: str) -> Adapter | None:
+        """The adapter before a chain's next block: none where that reads the text or follows in its own model."""
+        natural = bool(chain) and self._pool.before(block) == chain[-1]
+        return None if not chain or natural or self._reads_text(block) else self._adapters[edge(chain, block)]
 
     def states(self, chain: Sequence[str]) -> list[Tensor]:
         """Per-chunk states ``[r, T, d]`` after the chain's last block."""
         key = tuple(chain)
         if key not in self._states:
-            adapter = self._adapters[edge(key[:-1], key[-1])] if len(key) > 1 else None
-            self._states[key] = self.extend(key[:-1], key[-1], adapter)
+            self._states[key] = self.extend(key[:-1], key[-1], self._join(key[:-1], key[-1]))
         return self._states[key]
 
     def extend(self, chain: Sequence[str], block: str, adapter: Adapter | None) -> list[Tensor]:
         """States of ``chain`` followed by ``block`` through an adapter that need not be the chain's own."""
         self.passes += 1
         module, info = self._pool.block(block), self._pool.info(block)
-        if not chain:
+        if not chain or self._reads_text(block):
             return advance(module, None, self.readings.rows(info.model))
         arriving, tokens = self.states(chain), self.tokens_of(chain)
         if adapter is None:
@@ -88,7 +96,7 @@ class Walker:
 
     def candidate(self, chain: Sequence[str], block: str, adapter: Adapter | None) -> Tensor:
         """Pooled vectors ``[N, C, P, d]`` after a candidate that is tried on the chain (not cached)."""
-        moved = not chain or (adapter is not None and adapter.moves)
+        moved = not chain or self._reads_text(block) or (adapter is not None and adapter.moves)
         tokens = self._pool.info(block).model if moved else self.tokens_of(chain)
         return pooled(self.extend(chain, block, adapter), self.readings.rows(tokens))
 
@@ -105,7 +113,7 @@ class Walker:
         states, tokens = self.states(chain[:begin]), self.tokens_of(chain[:begin])
         for i in range(begin, len(chain)):
             name, info = edge(chain[:i], chain[i]), self._pool.info(chain[i])
-            adapter = adapters.get(name) or self._adapters[name]
+            adapter = adapters.get(name) or self._join(chain[:i], chain[i])
             if adapter is not None:
                 joins = self.readings.joins(tokens, info.model, info.causal)
                 states = [adapter(arriving, join) for arriving, join in zip(states, joins, strict=True)]

@@ -73,7 +73,7 @@ def random_score(seed: int, task: str, chain: Sequence[str], candidate: str) -> 
 
 
 def eligible(pool: Pool, chain: Sequence[str], chosen: Rule) -> list[str]:
-    """Blocks that may follow a chain: no start blocks (they read ids), none that the chain holds already.
+    """Blocks that may follow a chain through an adapter: no start blocks (they read ids), none that it holds already.
 
     A chain without blocks is followed by start blocks.
     """
@@ -93,6 +93,27 @@ def eligible(pool: Pool, chain: Sequence[str], chosen: Rule) -> list[str]:
             continue
         found.append(block)
     return found
+
+
+def entering(pool: Pool, chain: Sequence[str], room: int) -> list[str]:
+    """Candidates that read the text: a block of a model that the chain holds nothing of, with those before it.
+
+    ``<first>+...+<block>`` (:func:`blocks_of`): what the block computes is then what it computes in its own model.
+
+    Args:
+        room: blocks that the chain may still take.
+    """
+    held = {pool.info(block).model for block in chain}
+    found = []
+    for model in pool.models:
+        own = [info.id for info in pool.of_model(model)]
+        found += ["+".join(own[:depth]) for depth in range(1, min(len(own), room) + 1) if model not in held]
+    return found
+
+
+def blocks_of(candidate: str) -> tuple[str, ...]:
+    """The blocks of a candidate, in order: one, or those that enter together."""
+    return tuple(candidate.split("+"))
 
 
 def best(scores: Mapping[str, float | None], count: int) -> list[str]:

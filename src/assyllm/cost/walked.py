@@ -1,8 +1,10 @@
 """What a run that assembled blocks asked of one client, at true shapes: its recorded walk, priced. No torch.
 
-``walk.csv`` says which chains and candidates every round passed through. A block of a zoo's member stands for its
-share of the layers of the real model that the member stands for, has that model's widths, and counts for as many
-candidates as it holds of the blocks that model is cut into. Embeddings and output heads compute nothing to speak of.
+``walk.csv`` says which chains and candidates every round passed through (``a+b``: blocks that enter together). What
+blocks give in their own models is computed once a round, whatever chains it is a part of. A block of a zoo's member
+stands for its share of the layers of the real model that the member stands for, has that model's widths, and counts for
+as many candidates as it holds of the blocks that model is cut into. Embeddings and output heads compute nothing to
+speak of.
 """
 
 from __future__ import annotations
@@ -88,8 +90,11 @@ class Prices:
         return (layers + joins) / self.pass_through
 
     def join(self, last: Block, block: Block, trained: bool = False) -> int:
-        """Weights that compute in the adapter between two blocks; none where the second follows in its own model."""
-        if (last.model, last.end) == (block.model, block.start):
+        """Weights that compute in the adapter between two blocks.
+
+        None where the second follows in its own model, or begins it and reads the text itself.
+        """
+        if block.start == 0 or (last.model, last.end) == (block.model, block.start):
             return 0
         arriving, width = self.width(last), self.width(block)
         if trained:  # cross-attention: projection, query, key, value, output
@@ -115,7 +120,7 @@ class Prices:
         """Of the head on a chain."""
         return sum(block_features(self.width(block), self.chosen.head.sketch_dims) for block in blocks)
 
-    def voting(self, chain: Sequence[Block], found: Sequence[Block]) -> tuple[float, float]:
+    def voting(self, chain: Sequence[Block], found: Sequence[Sequence[Block]]) -> tuple[float, float]:
         """Bytes (up, down) of a client that votes for candidates on a chain (``federated.messages``).
 
         Up: votes, HSIC terms and adapter sums of every candidate; what the sums share (X'X) once a chain.
@@ -124,26 +129,27 @@ class Prices:
         last = chain[-1]
         tried, sums, adapters = 0.0, 0.0, 0.0
         shared = arriving_sums(self.width(last))
-        for block in found:
+        for (block,) in found:
             count = self.candidates(block)
             tried += count
             if self.join(last, block):
-                sums += count * (linear_sums(self.width(last), self.width(block)) - shared)
+                own = linear_sums(self.width(last), self.width(block)) - shared
+                sums += count * own if self.chosen.adapter.kind != "fixed_attention" else 0.0  # fitted on public text
                 adapters += count * self.sent(last, block)
         up = self.chosen.selection.kept_per_round * (2 * ID + NUMBER) + 3 * NUMBER * tried
         up += sums + shared if sums else 0
         return up, ID * len(chain) + (ID + NUMBER) * tried + adapters + sum(self.chain(chain, self.sent))
 
-    def probing(self, chain: Sequence[Block], found: Sequence[Block]) -> tuple[float, float]:
+    def probing(self, chain: Sequence[Block], found: Sequence[Sequence[Block]]) -> tuple[float, float]:
         """Bytes (up, down) of a client that probes candidates on a chain (``federated.messages``).
 
         Up: the head's sums of every candidate. Down: ids, the chain's head, the adapters of both.
         """
         up, down = 0.0, ID * len(chain) + NUMBER * self.features(chain) + sum(self.chain(chain, self.sent))
-        for block in found:
-            count = self.candidates(block)
-            up += count * head_sums(self.features([block]))
-            down += count * (ID + (self.sent(chain[-1], block) if chain else 0.0))
+        for blocks in found:
+            count = self.candidates(blocks[-1])
+            up += count * head_sums(self.features(blocks[-1:]))
+            down += count * (ID + (self.sent(chain[-1], blocks[0]) if chain else 0.0))
         return up, down
 
     def chain(self, chain: Sequence[Block], of: Any, trained: int = 0) -> list[float]:
@@ -168,14 +174,17 @@ def spent(walk: Sequence[Mapping[str, str]], reported: str, trained: int, prices
     chosen, model = prices.chosen, [Block.of(name) for name in reported.split()]
     probes = chosen.selection.rule.startswith("probe")
     rounds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])  # walks, bytes up, bytes down
-    for (number, name), end in {} if probes else _compared(walk).items():
+    for (number, name), end in _alone(walk, compared=not probes).items():
         rounds[number][0] += prices.work([Block(name, 0, end)])
     for row in walk:
-        chain, found = ([Block.of(name) for name in row[key].split()] for key in ("chain", "candidates"))
+        chain, found = _asked(row)
         work, up, down = rounds[row["round"]], 0.0, 0.0
         if row["phase"] == "select":
-            tried = [prices.candidates(block) * prices.join(chain[-1], block) for block in found] if chain else []
-            work[0] += prices.work([*chain, *found], sum(prices.chain(chain, prices.join)) + sum(tried))
+            lasts = [blocks[-1] for blocks in found]
+            tried = [last for last, blocks in zip(lasts, found, strict=True) if not natively([*chain, *blocks])[-1]]
+            joins = [prices.candidates(block) * prices.join(chain[-1], block) for block in tried]
+            passed = [block for block, own in zip(chain, natively(chain), strict=True) if not own]
+            work[0] += prices.work([*passed, *tried], sum(prices.chain(chain, prices.join)) + sum(joins))
             up, down = (prices.probing if probes else prices.voting)(chain, found) if found else (0.0, 0.0)
         elif row["phase"] == "native":  # terms of all pairs of blocks up; histograms of a few kB are left out
             work[0] += prices.work(chain)
@@ -200,17 +209,36 @@ def spent(walk: Sequence[Mapping[str, str]], reported: str, trained: int, prices
     )
 
 
-def _compared(walk: Iterable[Mapping[str, str]]) -> dict[tuple[str, str], int]:
-    """(round, model) -> layers of the model that a client passes through for what its candidates natively give.
+def _asked(row: Mapping[str, str]) -> tuple[list[Block], list[tuple[Block, ...]]]:
+    """A row's chain, and its candidates: one block each, or those that enter together."""
+    candidates = [tuple(map(Block.of, name.split("+"))) for name in row["candidates"].split()]
+    return [Block.of(name) for name in row["chain"].split()], candidates
 
-    A rule that votes by CKA, and adapters fitted to what a block natively receives, compare a candidate on the chain
-    with the same block in its own model.
+
+def natively(path: Sequence[Block]) -> list[bool]:
+    """Which blocks of a path compute what they do in their own model: from one that reads the text up to an adapter."""
+    own: list[bool] = []
+    for i, block in enumerate(path):
+        follows = bool(own) and own[-1] and (path[i - 1].model, path[i - 1].end) == (block.model, block.start)
+        own.append(block.start == 0 or follows)
+    return own
+
+
+def _alone(walk: Iterable[Mapping[str, str]], compared: bool) -> dict[tuple[str, str], int]:
+    """(round, model) -> layers of the model that a client passes through as they are, once for all chains.
+
+    Args:
+        compared: a rule that votes by CKA, and adapters fitted to what a block natively receives, compare a candidate
+            on the chain with the same block in its own model.
     """
     ends: dict[tuple[str, str], int] = defaultdict(int)
     for row in walk:
-        for block in map(Block.of, row["candidates"].split()) if row["phase"] == "select" else ():
-            key = (row["round"], block.model)
-            ends[key] = max(ends[key], block.end)
+        if row["phase"] == "select":
+            chain, found = _asked(row)
+            paths = [chain, *([*chain, *blocks] for blocks in found)]
+            passed = [block for path in paths for block, own in zip(path, natively(path), strict=True) if own]
+            for block in [*passed, *(block for blocks in found if compared for block in blocks)]:
+                ends[row["round"], block.model] = max(ends[row["round"], block.model], block.end)
     return ends
 
 
@@ -234,7 +262,7 @@ def priced(
         walk, setting = rows.get((model["run_id"], model["task"])), str(model["setting"])
         if not walk or str(model["reported"]) != "1" or not (is_base(setting) or selects(setting)):
             continue
-        names = {name for row in walk for key in ("chain", "candidates") for name in row[key].split()}
+        names = {name for row in walk for key in ("chain", "candidates") for name in re.split("[ +]", row[key]) if name}
         prices = Prices(zoo, blocks, names, reference, assembling.of(model["method"]), weight_bytes)
         place = spent(walk, model["blocks"], int(model["trained_joins"]), prices)
         found["" if is_base(setting) else setting, model["method"], model["task"]].append(place)

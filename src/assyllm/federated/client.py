@@ -32,19 +32,17 @@ class ClientData(Protocol):
         """Pooled states ``[r, d]`` at the end of the chain."""
 
     def received(self, block: str) -> Tensor | None:
-        """Pooled states ``[r, e]`` that the block natively receives; None where no adapter is needed."""
-
-    def natural(self, chain: tuple[str, ...], block: str) -> bool:
-        """Whether the block follows the chain's last block in its own model (no adapter then)."""
+        """Pooled states ``[r, e]`` that the block natively receives; None for a start block."""
 
 
 def client_step(task: ScoreTask, data: ClientData) -> ScoreReply:
-    """Score every candidate (paper section 3.2), vote for the K best, add the adapters' statistics for all.
+    """Score every candidate (paper section 3.2), vote for the K best, add the adapters' statistics.
 
-    Statistics for those voted for only would undo the sum: votes are visible, X'X is the same for every candidate of a
-    chain, and totals over voters that differ by one client differ by its X'X. A client with too few examples for CKA
-    has no score, so it votes for nothing; its terms are zero. It keeps the task's limits: long rows are cut, and it
-    claims no more examples than it may. The simulator asks a whole cohort at once (:mod:`assyllm.federated.simulate`).
+    The statistics are of all candidates that the task names: of those voted for only they would undo the sum, because
+    votes are visible, X'X is the same for every candidate of a chain, and totals over voters that differ by one client
+    differ by its X'X. A client with too few examples for CKA has no score, so it votes for nothing; its terms are zero.
+    It keeps the task's limits: long rows are cut, and it claims no more examples than it may. The simulator asks a
+    whole cohort at once (:mod:`assyllm.federated.simulate`).
     """
     votes: list[Vote] = []
     sums: dict[tuple[str, str], CandidateSums] = {}
@@ -55,10 +53,11 @@ def client_step(task: ScoreTask, data: ClientData) -> ScoreReply:
             terms[block] = paired_terms(x[None], y[None], task.batch, cast(Estimator, task.estimator))
         votes += ballot(task, chain, {b: float(t.cka()[0]) if t.scored()[0] else None for b, t in terms.items()})
         for block in blocks:
-            target = None if data.natural(chain, block) else data.received(block)
-            limit = task.limit(("+".join(chain), block))
+            key = ("+".join(chain), block)
+            target = data.received(block) if key in task.adapted else None
+            limit = task.limit(key)
             adapter = LinearSums.of(data.arriving(chain), target, limit) if target is not None else None
-            sums["+".join(chain), block] = CandidateSums(terms[block].within(limit.choices), adapter)
+            sums[key] = CandidateSums(terms[block].within(limit.choices), adapter)
     return ScoreReply(data.client, task.round, task.claimed(data.examples), tuple(votes), sums)
 
 

@@ -20,6 +20,7 @@ from assyllm.artifacts import ArtifactError
 from assyllm.assembly.head import sketched
 from assyllm.assembly.walk import Walker
 from assyllm.blocks.pool import Pool
+from assyllm.comparator import compatibility as by
 from assyllm.comparator.public import Public
 from assyllm.tasks.record import SPLITS, Question
 from assyllm.zoo.encoding import Encoded, combine, encode
@@ -162,10 +163,16 @@ class Cohort:
         return self._assembled[chain, block]
 
     def tried(self, chain: tuple[str, ...], block: str) -> Tensor:
-        """The head's features ``[n, C, F]`` of a candidate on the chain."""
+        """The head's features ``[n, C, F]`` of a candidate on the chain; of its last block, where several enter."""
+        entering = by.blocks_of(block)
+        if len(entering) > 1:
+            chain = ()  # what stands before them changes nothing
         if (chain, block) not in self._tried:
-            vectors = self.walker.candidate(chain, block, self.joins.scoring(chain, block))
-            self._tried[chain, block] = sketched(combine(vectors), self.head.sketch_dims, block)
+            if len(entering) > 1:
+                vectors = self.walker.vectors(entering)
+            else:
+                vectors = self.walker.candidate(chain, block, self.joins.scoring(chain, block))
+            self._tried[chain, block] = sketched(combine(vectors), self.head.sketch_dims, entering[-1])
         return self._tried[chain, block]
 
     def pooled(self, block: str) -> Tensor:
@@ -235,7 +242,3 @@ class ClientView:
         if before is None:
             return None
         return self._rows(self._cohort.pooled(before)[self._place]).flatten(0, 1)
-
-    def natural(self, chain: tuple[str, ...], block: str) -> bool:
-        """Whether the block follows the chain's last block in its own model."""
-        return self._cohort.pool.before(block) == chain[-1]

@@ -14,6 +14,7 @@ from assyllm.adapter.linear import LinearAdapter, LinearSums
 from assyllm.adapter.reading import readings
 from assyllm.assembly.walk import Walker, edge
 from assyllm.blocks.pool import Pool
+from assyllm.comparator import compatibility as by
 from assyllm.federated.data import TaskData
 
 Chain = tuple[str, ...]
@@ -49,8 +50,13 @@ class Joins:
         return self._settings.kind != "fixed_attention"
 
     def scoring(self, chain: Chain, block: str) -> Adapter | None:
-        """The adapter that a candidate is tried with; None for a natural continuation or a chain's first block."""
-        if not chain or self._pool.before(block) == chain[-1]:
+        """The adapter that a candidate is tried with.
+
+        None for a natural continuation, and for what reads the text itself: a chain's first block, or blocks that enter
+        together (:func:`assyllm.comparator.compatibility.entering`).
+        """
+        first = by.blocks_of(block)[0]
+        if not chain or self._pool.info(first).kind == "start" or self._pool.before(block) == chain[-1]:
             return None
         name = edge(chain, block)
         if name not in self._scoring:

@@ -32,6 +32,7 @@ class ScoreTask:
         adapter_bytes: of all distinct adapters that come with the task.
         vote: how votes are counted (weighted, median or borda). The robust ones hear a client on every candidate.
         limits: (chain id, block) -> bounds on a client's sums for it; none where there is no entry.
+        adapted: (chain id, block) of the candidates whose adapters' statistics every client sends.
         most: examples that a client may claim with its votes.
         least: clients whose statistics are added up; of fewer nothing is learnt.
     """
@@ -47,6 +48,7 @@ class ScoreTask:
     random: Mapping[tuple[str, str], float] = field(default_factory=dict)
     vote: str = "weighted"
     limits: Mapping[tuple[str, str], Limit] = field(default_factory=dict)
+    adapted: frozenset[tuple[str, str]] = frozenset()
     most: float = math.inf
     least: int = 1
 

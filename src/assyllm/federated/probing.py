@@ -11,6 +11,10 @@ The candidates of a place race (successive halving, Jamieson and Talwalkar 2016)
 the share ``selection.survivors`` that leads on the sums so far is what the next one is asked of, so that devices spend
 little on blocks that are far behind after one cohort.
 
+A block of another model enters a chain through an adapter, or with the blocks before it in its own model, the first of
+which reads the text itself (``selection.enter``); those that enter together are probed by the last one's states, which
+are what it gives in its own model, and count by what it adds for each block that the chain grows by.
+
 A chain begins empty; its first candidates are the start blocks. The chains of the beam begin with different ones, so
 that they stay different searches; every chain goes on to the depth limit. Of the finished ones that is reported, and
 gets the head's rounds, whose probes answer most of the development split right: gains of chains with unlike starts do
@@ -26,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from assyllm.adapter.sent import block_features
 from assyllm.artifacts import ArtifactError
 from assyllm.assembly import search
 from assyllm.assembly.head import Head, HeadSums, accuracy
@@ -37,7 +42,7 @@ from assyllm.federated.data import ClientView
 from assyllm.federated.messages import ProbeTask
 from assyllm.federated.simulate import head_totals, probe_cohort
 from assyllm.federated.state import State
-from assyllm.swapper.walks import walk
+from assyllm.swapper.walks import passed, walk
 
 Key = tuple[str, str]  # chain id, block
 
@@ -51,7 +56,7 @@ def start(state: State) -> State:
 def select(run: Context, state: State) -> State:
     """A round of probing the candidates of every open chain."""
     task = probe_task(run, state)
-    run.pool.expect(walk(list(task.candidates.items()), "candidate"))
+    run.pool.expect(walk(passed(task.candidates.items()), "candidate"))
     clients, late = run.sample(state.round)
     cohort = run.cohort(state, clients)
     probed = {} if task.random else probe_cohort(task, cohort)
@@ -80,7 +85,7 @@ def probe_task(run: Context, state: State) -> ProbeTask:
     candidates: dict[tuple[str, ...], tuple[str, ...]] = {}
     random: dict[Key, float] = {}
     for chain in state.open:
-        found = by.eligible(run.pool, chain.blocks, rule)
+        found = _candidates(run, chain)
         if limit is not None or rule.random:
             drawn = {b: by.random_score(run.seed, run.data.task, chain.blocks, b) for b in found}
             found = by.best(drawn, limit or len(found))
@@ -94,8 +99,25 @@ def probe_task(run: Context, state: State) -> ProbeTask:
         heads={chain.id: state.probes[chain.id] for chain in state.open if chain.blocks},
         adapter_bytes=sum(adapter.sent_bytes for adapter in [*tried, *own] if adapter is not None),
         random=random,
-        limits={(c.id, b): run.limits.probe(b) for c in state.open for b in candidates[c.blocks]},
+        limits={(c.id, b): run.limits.probe(by.blocks_of(b)[-1]) for c in state.open for b in candidates[c.blocks]},
     )
+
+
+def _candidates(run: Context, chain: Chain) -> list[str]:
+    """What may follow a chain: a whole model's next block in the control, else what ``selection.enter`` says."""
+    chosen, rule = run.settings.selection, run.settings.rule
+    found = by.eligible(run.pool, chain.blocks, rule)
+    if chosen.enter == "adapter" or rule.one_model:
+        return found
+    entering = by.entering(run.pool, chain.blocks, chosen.max_blocks - len(chain.blocks))
+    if chosen.enter == "both":
+        return [*(found if chain.blocks else ()), *entering]
+    return [*(block for block in found if chain.blocks and run.pool.before(block) == chain.blocks[-1]), *entering]
+
+
+def _a_block(probed: Mapping[str, tuple[float, Head]]) -> dict[str, float | None]:
+    """By candidate the gain in evidence for each block that the chain grows by."""
+    return {name: gain / len(by.blocks_of(name)) for name, (gain, _) in probed.items()}
 
 
 def _racing(run: Context, state: State, chain: Chain, found: list[str]) -> list[str]:
@@ -111,8 +133,8 @@ def _racing(run: Context, state: State, chain: Chain, found: list[str]) -> list[
     told = {b: state.probed[chain.id, b] for b in asked if (chain.id, b) in state.probed}
     if left >= len(asked) or not told:
         return asked
-    scores = {block: sums.evidence(run.settings.head.ridge_grid)[0] for block, sums in told.items()}
-    leading = set(by.best(scores, left))
+    grid = run.settings.head.ridge_grid
+    leading = set(by.best(_a_block({name: sums.evidence(grid) for name, sums in told.items()}), left))
     return [block for block in asked if block in leading]
 
 
@@ -139,32 +161,32 @@ def _stack(run: Context, state: State, task: ProbeTask) -> State:
     found: list[Chain] = []
     joined, probes = dict(state.joined), dict(state.probes)
     for chain in state.open:
-        scores: dict[str, float | None] = {}
-        heads: dict[str, Tensor] = {}
-        for block in task.candidates[chain.blocks]:
-            key = (chain.id, block)
-            if task.random:
-                scores[block], heads[block] = task.random[key], torch.zeros(0)
-            elif key in state.probed:
-                gain, head = state.probed[key].evidence(grid)
-                heads[block] = torch.cat([state.probes.get(chain.id, torch.zeros(0)), head.weight])
-                scores[block] = gain
-        winners = by.best(scores, len(scores) if whole else chosen.kept_per_round)
+        told = {n: sums.evidence(grid) for (on, n), sums in state.probed.items() if on == chain.id}
+        asked = task.candidates[chain.blocks]
+        scores = {n: task.random[chain.id, n] for n in asked} if task.random else _a_block(told)
+        order = by.best(scores, len(scores))
+        if not chain.blocks:  # the chains of the beam begin with different blocks
+            order = _begin_apart(order)
+        winners = order if whole else order[: chosen.kept_per_round]
         if not winners and chain.blocks:
             state.finished = [*state.finished, Chain(chain.blocks, chain.scores, "exhausted")]
-        for block in winners:
-            longer = Chain((*chain.blocks, block), (*chain.scores, round(scores[block] or 0.0, by.DECIMALS)))
+        for name in winners:
+            gain, head = (task.random[chain.id, name], None) if task.random else told[name]
+            longer = _longer(chain, by.blocks_of(name), gain)
             found.append(longer)
-            probes[longer.id] = heads[block]
-            if chain.blocks:
-                joined[edge(chain.blocks, block)] = run.joins.scoring(chain.blocks, block)
+            probes[longer.id] = _head(run, state.probes.get(chain.id), by.blocks_of(name), head)
+            for i in range(len(chain.blocks), len(longer.blocks)):
+                if i:
+                    before, block = longer.blocks[:i], longer.blocks[i]
+                    joined[edge(before, block)] = run.joins.scoring(before, block)
     best = search.apart(found, len(found) if whole else chosen.beam)
     for chain in best:
         family = run.pool.info(chain.blocks[-1]).family
         state.chosen = state.chosen | {family: state.chosen.get(family, 0) + 1}
-    if state.stage + 1 >= chosen.max_blocks and not whole:
-        state.finished = [*state.finished, *(Chain(c.blocks, c.scores, "depth") for c in best)]
-        best = []
+    if not whole:
+        deep = [chain for chain in best if len(chain.blocks) >= chosen.max_blocks]
+        state.finished = [*state.finished, *(Chain(c.blocks, c.scores, "depth") for c in deep)]
+        best = [chain for chain in best if chain not in deep]
     state.keep(best, joined)
     run.joins.use(state.joined)
     state.probes = {chain.id: probes[chain.id] for chain in [*best, *state.finished]}
@@ -175,6 +197,28 @@ def _stack(run: Context, state: State, task: ProbeTask) -> State:
         state.phase = run.after_search
         state.best = "" if task.random else _best_on_dev(run, state)
     return state
+
+
+def _begin_apart(order: list[str]) -> list[str]:
+    """Of a first place's candidates, best first, the best of each start block."""
+    found: dict[str, str] = {}
+    for name in order:
+        found.setdefault(by.blocks_of(name)[0], name)
+    return list(found.values())
+
+
+def _longer(chain: Chain, blocks: tuple[str, ...], gain: float) -> Chain:
+    """The chain with more blocks; the gain is the last one's."""
+    gains = (*[0.0] * (len(blocks) - 1), round(gain, by.DECIMALS))
+    return Chain((*chain.blocks, *blocks), (*chain.scores, *gains))
+
+
+def _head(run: Context, before: Tensor | None, blocks: tuple[str, ...], probe: Head | None) -> Tensor:
+    """Weights ``[F]`` of a chain's head with the probe of its last block; the blocks that it entered with have none."""
+    if probe is None:
+        return torch.zeros(0)
+    widths = (block_features(run.pool.info(block).width, run.settings.head.sketch_dims) for block in blocks[:-1])
+    return torch.cat([torch.zeros(0) if before is None else before, torch.zeros(sum(widths)), probe.weight])
 
 
 def _best_on_dev(run: Context, state: State) -> str:

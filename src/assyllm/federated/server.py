@@ -41,15 +41,16 @@ def server_step(tally: Tally, task: ScoreTask, replies: Sequence[ScoreReply]) ->
     Replies are taken in the order of client numbers, sums in float64, so the result does not depend on the order
     of arrival. A vote that is not finite, out of [-1, 1], for an unknown chain or block, given twice, or beyond
     the ballot is dropped, as is a client's second reply; every one is listed. Sums that are not finite or break the
-    task's limits are left out with the client's votes; where fewer than ``task.least`` clients are left, the round
-    counts for nothing.
+    task's limits, or are not of all the candidates that were asked for (totals over unlike clients would tell one's
+    part by subtraction), are left out with the client's votes; where fewer than ``task.least`` clients are left, the
+    round counts for nothing.
     """
     dropped: list[Dropped] = []
     known = {("+".join(chain), block) for chain, blocks in task.candidates.items() for block in blocks}
     accepted = []
     seen: set[int] = set()
     for reply in sorted(replies, key=lambda r: r.client):
-        why = _refused(reply, task, seen)
+        why = _refused(reply, task, seen) or _lacking(reply, task, known)
         if why:
             dropped.append(Dropped(task.round, reply.client, "", "", why))
             continue
@@ -130,6 +131,14 @@ def _refused(reply: ScoreReply, task: ScoreTask, seen: set[int]) -> str:
     if reply.examples > task.most:
         return "more examples than allowed"
     return ""
+
+
+def _lacking(reply: ScoreReply, task: ScoreTask, known: set[Key]) -> str:
+    """Why a reply's sums do not go with the others', "" if they do."""
+    if known - set(reply.sums):
+        return "sums of some candidates are missing"
+    adapted = {key for key in known if reply.sums[key].adapter is not None}
+    return "" if adapted == task.adapted else "adapter sums of other candidates than were asked for"
 
 
 def _known_sums(

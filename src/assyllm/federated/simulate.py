@@ -78,7 +78,8 @@ def score_cohort(task: ScoreTask, cohort: Cohort) -> list[ScoreReply]:
             votes[client] += ballot(task, chain, own)
         for i, block in enumerate(blocks):
             limit = task.limit((name, block))
-            fitted = adapters.of(chain, block, limit)
+            none: Sequence[LinearSums | None] = [None] * len(votes)
+            fitted = adapters.of(chain, block, limit) if (name, block) in task.adapted else none
             for client in range(len(votes)):
                 one = slice(client, client + 1)
                 part = HsicTerms(terms.xy[i, one], terms.xx[i, one], terms.yy[i, one], hsic.rows[client])
@@ -240,11 +241,10 @@ class _Adapters:
         self._cohort, self._parts = cohort, parts
         self._arriving, self._received = cache(self._sums_of_arriving), cache(self._sums_of_received)
 
-    def of(self, chain: Chain, block: str, limit: Limit) -> Sequence[LinearSums | None]:
-        """Every client's statistics; None where the candidate needs no adapter."""
+    def of(self, chain: Chain, block: str, limit: Limit) -> Sequence[LinearSums]:
+        """Every client's statistics of a candidate's adapter."""
         before = self._cohort.pool.before(block)
-        if before in (None, chain[-1]):
-            return [None] * len(self._parts.count)
+        assert before is not None  # a start block has none
         (x, xx, sx), (y, yy, sy, n) = self._arriving(chain, limit.x), self._received(before, limit.y)
         xy = (x.mT @ y).unbind()
         return [LinearSums(*own).within(limit) for own in zip(xx, xy, sx, sy, yy, n, strict=True)]

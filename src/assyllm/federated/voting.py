@@ -82,7 +82,9 @@ def score_task(run: Context, state: State) -> ScoreTask:
         candidates[chain.blocks] = tuple(listed)
         cor |= {(chain.id, b): table.cor(chain.blocks[-1], b) for b in listed}
         random |= {(chain.id, b): drawn[b] for b in listed} if rule.random else {}
-    tried = [run.joins.scoring(chain, block) for chain, blocks in candidates.items() for block in blocks]
+    pairs = [(chain, block) for chain, blocks in candidates.items() for block in blocks]
+    tried = {("+".join(chain), block): run.joins.scoring(chain, block) for chain, block in pairs}
+    adapted = {key for key, adapter in tried.items() if adapter is not None}
     own = {name: state.joined[name] for chain in candidates for name in edges(chain)}
     return ScoreTask(
         round=state.round,
@@ -92,10 +94,11 @@ def score_task(run: Context, state: State) -> ScoreTask:
         weight=weight,
         batch=run.settings.comparator.cka_batch,
         estimator=run.settings.comparator.estimator,
-        adapter_bytes=sum(a.sent_bytes for a in [*tried, *own.values()] if a is not None),
+        adapter_bytes=sum(a.sent_bytes for a in [*tried.values(), *own.values()] if a is not None),
         random=random,
         vote=chosen.vote,
         limits={(c.id, b): run.limits.join(c.blocks[-1], b) for c in state.open for b in candidates[c.blocks]},
+        adapted=frozenset(adapted if run.joins.from_clients else ()),
         most=run.limits.examples,
         least=run.settings.federated.least_clients,
     )

@@ -28,7 +28,6 @@ from assyllm.params.names import (
     LOW_RANK,
     PUBLISHED,
     SHARES,
-    STUDIES,
     TUNED,
     Family,
     Method,
@@ -47,7 +46,7 @@ from assyllm.params.reading import (
     with_setting,
 )
 from assyllm.params.section import Count, Fraction, Name, ParamsError, Part, Positive, Section, Seed, nearest, validate
-from assyllm.params.studies import PrecisionStudy, Studies, Study
+from assyllm.params.studies import STUDIES, PrecisionStudy, Studies, Study
 from assyllm.params.telling import Evaluate, Features, Figures
 from assyllm.params.whole import SECTIONS, Params
 from assyllm.params.zoo import Member, Partition, Pretrain, Tasks, World, Zoo

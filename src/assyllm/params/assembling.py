@@ -56,6 +56,7 @@ class Selection(Section):
     survivors: Annotated[float, Field(gt=0, le=1)] = 1.0
     least_answers: Fraction = 1.0
     vote: Literal["weighted", "median", "borda"] = "weighted"
+    enter: Literal["adapter", "text", "both"] = "adapter"
     max_blocks: Annotated[int, Field(ge=2)]
 
     @model_validator(mode="after")
@@ -66,6 +67,8 @@ class Selection(Section):
             )
         if self.survivors < 1 and not self.rule.startswith("probe"):
             raise ValueError(f"survivors: {self.survivors} goes with a rule that probes, not with {self.rule}")
+        if self.enter != "adapter" and not self.rule.startswith("probe"):
+            raise ValueError(f"enter: {self.enter} goes with a rule that probes, not with {self.rule}")
         return self
 
 

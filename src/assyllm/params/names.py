@@ -21,7 +21,6 @@ SHARES = {"recomputation": "ft_oracle", "swapping": "ft_oracle"}
 LOW_RANK = ("lora", "lora_all", "qlora", "qlora_recomputation", "fwdllm")  # train low-rank adapters
 # methods over a model whose own weights stay as they are: `frozen_base.bits` says in how many bits (qlora: 4)
 FROZEN_BASE = ("lora", "lora_all", "fedadapter", "fwdllm")
-STUDIES = ("default", "full", "zoos", "worlds", "ablations", "non_iid", "dropouts", "check")
 # closed-form heads, settings under `baselines.closed_form`
 HEADS = ("one_model_head", "all_models_head", "choices_only")
 BASELINES = ("majority", "zero_shot", *HEADS, *TUNED, *SHARES)

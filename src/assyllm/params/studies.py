@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 from assyllm.params.names import Method
 from assyllm.params.section import Section, Seed
 
+STUDIES = ("default", "full", "zoos", "worlds", "ablations", "non_iid", "dropouts", "check")
+
 
 class PrecisionStudy(Section):
     """Accuracy against bytes without a re-fit: whose models, and the settings whose pools they are put on."""

@@ -9,10 +9,10 @@ from pydantic import model_validator
 from assyllm.params.assembling import Assemblings, Comparator, Federated
 from assyllm.params.baselines import RATES, Baselines, FrozenBase, Tune
 from assyllm.params.devices import Cost, Fleet
-from assyllm.params.names import ASSEMBLING, SHARES, STUDIES, TUNED
+from assyllm.params.names import ASSEMBLING, SHARES, TUNED
 from assyllm.params.pool import Blocks, Quantize, Sensitivity, Swapper, SwapStudy
 from assyllm.params.section import Name, Section
-from assyllm.params.studies import Studies
+from assyllm.params.studies import STUDIES, Studies
 from assyllm.params.telling import Evaluate, Features, Figures
 from assyllm.params.zoo import Partition, Tasks, World, Zoo
 

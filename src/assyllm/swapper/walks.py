@@ -38,7 +38,24 @@ def read_walk(path: Path) -> list[Round]:
             found.chains.append((row["chain"].split(), row["candidates"].split()))
     except (KeyError, ValueError) as error:
         raise ArtifactError(f"{path}: not a walk ({error})") from None
+    for found in rounds.values():
+        found.chains = passed(found.chains)
     return list(rounds.values())
+
+
+def passed(asked: Iterable[tuple[Sequence[str], Sequence[str]]]) -> Chains:
+    """Chains and their candidates as they are walked: blocks that enter together are a chain of their own.
+
+    They read the text themselves, so they are passed once, whatever chains they were asked for on.
+    """
+    chains: Chains = []
+    entering: dict[str, list[str]] = {}
+    for chain, candidates in asked:
+        chains.append((list(chain), [name for name in candidates if "+" not in name]))
+        for blocks in (name.split("+") for name in candidates if "+" in name):
+            if len(blocks) > len(entering.get(blocks[0], [])):
+                entering[blocks[0]] = blocks
+    return [*chains, *((blocks, []) for blocks in entering.values())]
 
 
 def units_of(blocks: Iterable[str], sizes: Mapping[str, int]) -> list[str]:
