@@ -49,6 +49,20 @@ def subjects(predictions: Rows) -> dict[Key, str]:
     }
 
 
+def told_apart(predictions: Rows) -> Rows:
+    """Predictions with questions of one name that are about something else (another generated world's) told apart.
+
+    The first keeps the name; another is called by what it is about too.
+    """
+    about: dict[Key, str] = {}
+    return [
+        p
+        if about.setdefault((p["task"], p["question"]), p["about"]) == p["about"]
+        else {**p, "question": f"{p['question']} about {p['about']}"}
+        for p in predictions
+    ]
+
+
 def compared(runs: Sequence[Hits], about: dict[Key, str], ev: Evaluate) -> tuple[float, float, float]:
     """Mean and interval over runs that answered the same questions (:func:`paired_bootstrap`).
 
@@ -153,6 +167,12 @@ def without_zoo(setting: str) -> str:
     return " ".join(part for part in setting.split() if not part.startswith("zoo.seed="))
 
 
+ACCURACY = (
+    "world", "task", "method", "setting", "split", "mean", "low", "high", "runs", "examples", "collapsed", "main",
+    "source",
+)  # fmt: skip
+
+
 def accuracy_table(predictions: Rows, metrics: Rows, worlds: dict[str, str], ev: Evaluate) -> list[dict]:
     """Mean accuracy per task, method, setting and split, with its bootstrap interval.
 
@@ -189,8 +209,9 @@ def best_zero_shot(metrics: Rows) -> set[tuple[str, str]]:
     """Per task the zero-shot setting (pool member) with the best mean accuracy on the development split."""
     scores: dict[tuple[str, str], list[float]] = defaultdict(list)
     for m in metrics:
-        if (m["method"], m["metric"], m["split"], m["round"]) == ("zero_shot", "accuracy", "dev", ""):
-            scores[m["task"], without_zoo(m["setting"])].append(float(m["value"]))
+        setting, row = without_zoo(m["setting"]), (m["method"], m["metric"], m["split"], m["round"])
+        if row == ("zero_shot", "accuracy", "dev", "") and re.fullmatch(r'model="[^"]*"', setting):
+            scores[m["task"], setting].append(float(m["value"]))
     best = set()
     for task in sorted({task for task, _ in scores}):
         mine = {s: float(np.mean(v)) for (t, s), v in scores.items() if t == task}
@@ -304,8 +325,6 @@ def ablation_table(predictions: Rows, worlds: dict[str, str], settings: Sequence
             continue
         mine, base = hits[setting, method, task], hits.get(("base", method, task), {})
         shared = sorted(run for run in set(mine) & set(base) if set(mine[run]) == set(base[run]))
-        if re.search(r"(^| )(world|tasks)\.", changed[setting]):  # questions of one name, but others
-            shared = []
         right = [mine[run] for run in sorted(mine)]
         mean, low, high = compared(right, about, ev)
         row = dict.fromkeys(ABLATIONS, "") | {
@@ -428,7 +447,8 @@ def collect(
     metrics = gather(runs, "metrics", Metric)
     predictions = gather(runs, "predictions", Prediction)
     check_complete(run_rows, metrics)
-    stored, metrics, predictions = metrics, answered(metrics, metrics), answered(predictions, metrics)
+    stored, metrics = metrics, answered(metrics, metrics)
+    predictions = told_apart(answered(predictions, stored))
     worlds = {row["run_id"]: row["world"] for row in run_rows}
     models = [{"world": worlds[m["run_id"]], **m} for m in gather_optional(runs, "models")]
     cost = [row for table in cost_tables for row in read_table(table)]
@@ -440,7 +460,7 @@ def collect(
     write_table(out / "metrics.csv", [*condensed(stored), *cost_metrics(cost, run_rows[0]["world"])], columns)
     write_table(out / "rounds.csv", round_table(metrics), ROUNDS)
     write_table(out / "runs.csv", run_rows)
-    write_table(out / "accuracy.csv", accuracy)
+    write_table(out / "accuracy.csv", accuracy, ACCURACY)
     write_table(out / "differences.csv", differences, ["task", "method", "versus", "difference", "low", "high",
                                                        "runs", "source"])  # fmt: skip
     write_table(out / "zoos.csv", zoo_table(predictions, ev), ZOOS)

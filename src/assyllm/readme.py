@@ -88,7 +88,8 @@ def zoos_part(results: Path) -> str:
     paths = [path for study in ("zoos", "worlds") if (path := results / study / "zoos.csv").is_file()]
     if not paths:
         return "Not run."
-    found = {(r["method"], r["zoo"]): r for path in paths for r in read_table(path) if r["task"] == "all"}
+    every = [r for path in paths for r in read_table(path) if r["task"] == "all"]
+    found = {(r["method"], r["zoo"]): r for r in reversed(every)}  # `zoos` goes before `worlds`
     zoos = sorted({zoo for _, zoo in found})
     lines = []
     for method in (m for m in METHODS if m in {m for m, _ in found} - {*SHARED}):

@@ -39,6 +39,7 @@ READS = {
 # params/ decides a result (the rule of a control, what is rounded) is in the CODE of the stages that ask it
 NOT_CODE = ("params", "study.py", "cli.py")
 SOURCE = Path(__file__).parent
+OF_A_RUN = ("swap_timeline", "swap_ablation", "feature_differences", "compatibility_heatmaps")  # tables of `walked`
 LARGE = 2**24
 
 
@@ -118,11 +119,6 @@ def check_figures(params: P.Params) -> None:
                 raise P.ParamsError(f"{key}: no figure {name!r}{P.nearest(name, known)}")
 
 
-def swaps(figure: str) -> bool:
-    """Whether a figure is drawn from the swapper's ablation."""
-    return any(table.startswith("swap_") for table in reads(figure))
-
-
 def contents(*paths: Path | str) -> str:
     """Content hash of those of the files that are there: for what a rule reads and no rule makes.
 
@@ -150,8 +146,8 @@ class Plan:
         self._check_settings()
         self._check_pool()
         for size in P.STUDIES:
-            if getattr(self.params.study, size) is not None and any(map(swaps, self.figures(size))):
-                self.walked(size)
+            if getattr(self.params.study, size) is not None:
+                self._check_figures(size)
 
     def at(self, setting: str) -> P.Params:
         """The params with a named setting applied.
@@ -185,6 +181,12 @@ class Plan:
         if found is None:
             raise P.ParamsError(f"study.{size}: not in params.yaml, so there is nothing to run")
         return found
+
+    def _check_figures(self, size: str) -> None:
+        """A run that assembles is there where figures are of one."""
+        for name in self.figures(size):
+            if {*reads(name)} & {*OF_A_RUN}:
+                self.walked(size, f"figure {name}, which is of one (figures.names)")
 
     def _check_settings(self) -> None:
         """Every setting changes something that a run reads."""
@@ -294,8 +296,8 @@ class Plan:
         zoos = {zoo for _, zoo in found}
         return sorted(found | {(setting, zoo) for setting in (curve.settings if curve else []) for zoo in zoos})
 
-    def walked(self, size: str) -> RunKey:
-        """The run whose search the swapper's ablation follows: the first that assembles, on the base setting.
+    def walked(self, size: str, why: str = "figures of one") -> RunKey:
+        """The run that stages ``swap`` and ``features`` look at: the first that assembles, on the base setting.
 
         Raises:
             ParamsError: the study has none.
@@ -303,7 +305,7 @@ class Plan:
         for run in self.runs(size):
             if run.method in P.ASSEMBLING and run.setting == "base":
                 return run
-        raise P.ParamsError(f"study.{size}.runs.base: no method that assembles, but figures of the swapper")
+        raise P.ParamsError(f"study.{size}.runs.base: no method that assembles, but {why}")
 
     def precision_tables(self, size: str) -> list[str]:
         """The tables of accuracy without a re-fit: one for each seed and zoo of the runs whose models are taken."""

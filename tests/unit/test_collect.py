@@ -15,7 +15,16 @@ from assyllm.artifacts import ArtifactError
 from assyllm.claims.rows import _ablations
 from assyllm.claims.shown import all_claims, swap_claims
 from assyllm.claims.table import Claims, Kind, verdict
-from assyllm.collect import ablation_table, collect, condensed, paper_values, round_table, zoo_table
+from assyllm.collect import (
+    ablation_table,
+    collect,
+    condensed,
+    paper_values,
+    round_table,
+    subjects,
+    told_apart,
+    zoo_table,
+)
 from assyllm.cost.participation import CURVES
 from assyllm.cost.resources import RESOURCES, ROWS_PER_CHOICE
 from assyllm.features import POINTS, SCORES
@@ -289,9 +298,9 @@ def test_resources_are_rounds_times_steps(results: Path) -> None:
     assert float(practical["speedup"]) == 1
     ours = rows["boolq", "assyllm_paper"]
     assert ours["rounds_from"] == "all rounds"
-    # a chain, its candidates, these in their own models, two rounds of the head; OPT's layers compute nearly what
-    # Llama's do; joins come on top
-    walks = 0.25 + (0.75 + 0.75) + (1 + 1) + 2 * (0.25 + 0.25)
+    # both models as they are (with the chain and its natural continuation), the other candidates on the chain, two
+    # rounds of the head; OPT's layers compute nearly what Llama's do; joins come on top
+    walks = (1 + 1) + (0.5 + 0.75) + 2 * (0.25 + 0.25)
     walked = batches * walks * ROWS_PER_CHOICE["boolq"]
     assert walked < float(ours["steps"]) < 1.08 * walked
     assert float(ours["traffic_gb"]) < 0.5 * float(oracle["traffic_gb"])
@@ -549,6 +558,21 @@ def test_traffic_that_never_changes_is_told_once() -> None:
     losses = [{**row, "metric": "loss", "round": str(i)} for i in (1, 2)]
     assert condensed([*same, *other, *losses]) == [{**row, "round": ""}, *other, *losses]
     assert condensed(same[:1]) == same[:1]
+
+
+def test_questions_of_one_name_in_another_world_are_others() -> None:
+    rows = [{"run_id": run, "task": "boolq", "question": "q1", "about": about, "seen": "", "setting": setting,
+             "method": "assyllm", "correct": "1"}
+            for run, setting, about in (("base-assyllm-zoo0-seed0", "", "kibidi/coat"),
+                                        ("base-assyllm-zoo0-seed1", "", "kibidi/coat"),
+                                        ("world_1-assyllm-zoo0-seed0", "world.seed=1", "momuto/home"))]  # fmt: skip
+    apart = told_apart(rows)
+    assert [row["question"] for row in apart] == ["q1", "q1", "q1 about momuto/home"]
+    assert subjects(apart) == {("boolq", "q1"): "kibidi/coat", ("boolq", "q1 about momuto/home"): "momuto/home"}
+    table = ablation_table(
+        apart, dict.fromkeys((row["run_id"] for row in rows), "embedded"), ["base", "world_1"], PARAMS.evaluate
+    )
+    assert [row["difference"] for row in table] == ["", ""], "nothing to be paired with"
 
 
 def test_every_zoo_is_compared_for_itself() -> None:

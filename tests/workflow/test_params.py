@@ -178,7 +178,7 @@ def test_what_is_not_in_params_is_named_when_it_is_asked_for(tmp_path: Path) -> 
     with pytest.raises(P.ParamsError, match=r"^settings: no entry 'alpha_0\.2', did you mean 'alpha_0\.[15]'\?"):
         plan.variant("partition", "alpha_0.2")
     study = P.read_yaml(ROOT / "params.yaml")["study"]["default"] | {"runs": {"base": ["lora"]}, "precision": None}
-    with pytest.raises(P.ParamsError, match=r"^study\.default\.runs\.base: no method that assembles, but figures of"):
+    with pytest.raises(P.ParamsError, match=r"^study\.default\.runs\.base: no method that assembles, but figure "):
         Plan(changed(tmp_path, "study.default", study))
 
 

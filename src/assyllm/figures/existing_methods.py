@@ -37,7 +37,7 @@ def data(tables: Tables) -> pd.DataFrame:
                    "hours": whole / float(speed[row.dataset, method]), "source": "paper"}
             )  # fmt: skip
     found = pd.concat([curves, pd.DataFrame(marks, columns=COLUMNS)], ignore_index=True)
-    return found.assign(device=tables.priced_on) if len(curves) else found
+    return tables.with_step(found, "resources")
 
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
@@ -63,7 +63,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     figure.legend(handles, names, loc="outside upper center", ncols=len(SHOWN), frameon=False)
     style.caption(
         figure, df, "Accuracy measured with the clients whose memory suffices (the oracle: all), mean and range over "
-        f"seeds, over rounds x a round modelled at Llama-7B on a {df['device'].iloc[0]}'s speed. Stars: where the "
+        f"seeds, over rounds x a round modelled at Llama-7B on a {style.told(df, 'device')}'s speed. Stars: where the "
         "paper's methods end on the real BoolQ (its oracle's 8.73 h and its speed-ups); it gives no hours for the "
         "other tasks.",
     )  # fmt: skip

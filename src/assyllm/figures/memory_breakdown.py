@@ -52,7 +52,7 @@ def data(tables: Tables) -> pd.DataFrame:
             rows.append({"method": row.method, "category": "adamw", "value": adamw[row.method], "source": "modelled"})
         if row.method in paper:
             rows.append({"method": row.method, "category": "paper", "value": paper[row.method], "source": "paper"})
-    return pd.DataFrame(rows).assign(**tables.step)
+    return tables.with_step(pd.DataFrame(rows))
 
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
@@ -81,7 +81,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
     style.caption(
         figure, df,
-        f"Llama-7B, {style.batch(df)}, 16 bit, fused attention, stateless SGD (dotted: AdamW). The paper "
+        f"Llama-7B, {style.batch(df)}, fused attention (dotted: with AdamW). The paper "
         "states lower bounds for full fine-tuning and percentages for the rest, here of its 45 GB; its QLoRA (at "
         "most 79 % less: 9.5 GB) would not run on the 8 GB devices that its 70 % participation needs.",
     )  # fmt: skip

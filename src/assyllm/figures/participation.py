@@ -38,7 +38,7 @@ def data(tables: Tables) -> pd.DataFrame:
         if row.metric.startswith("excluded_clients_"):
             model = {"llama": "llama-7b", "opt": "opt-6.7b"}[row.metric.removeprefix("excluded_clients_")]
             rows.append(_paper("ft_practical", model, 100 - float(row.value)))
-    return pd.DataFrame(rows).assign(**tables.step)
+    return tables.with_step(pd.DataFrame(rows))
 
 
 def _paper(method: str, model: str, value: float) -> dict:
@@ -65,7 +65,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         ax.set_title(name)
     style.caption(
         figure, df, "At each bar's end: the smallest memory class that runs the method, beside what the system "
-        f"reserves. {style.batch(df).capitalize()}, stateless SGD. Stars: the slides' excluded clients (90 and 75 %; "
+        f"reserves; {style.batch(df)}. Stars: the slides' excluded clients (90 and 75 %; "
         "the paper's text says 85 and 60, which no mix of these classes gives) and section 2's QLoRA and FwdLLM; its "
         "QLoRA share needs at most 8 GB while -79 % of 45 GB is 9.5 GB. AssyLLM's controls score as it does.",
     )  # fmt: skip

@@ -49,7 +49,7 @@ def data(tables: Tables) -> pd.DataFrame:
                  "source": "paper"}
             )  # fmt: skip
     found = pd.concat([df, pd.DataFrame(marks, columns=df.columns)], ignore_index=True) if marks else df
-    return found.assign(device=tables.priced_on) if len(found) else found
+    return tables.with_step(found, "resources")
 
 
 def part_floor(mine: pd.DataFrame, what: str) -> float:
@@ -82,7 +82,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         f"{style.TASKS.get(task, task)}, one client's place in the cohort, "
         "until the method's accuracy on dev is within half a point of its "
         "(smoothed) best: rounds and walks through blocks measured at tiny scale x steps modelled at true shapes on a "
-        f"{df['device'].iloc[0]}'s speed, whatever memory they would need. Hollow: "
+        f"{style.told(df, 'device')}'s speed, whatever memory they would need. Hollow: "
         "one-off download of the model or pool, which the paper leaves out, as it does the link's time. Stars: "
         "the paper's reductions (energy, traffic) and speed-ups (time), relative to our full fine-tuning.",
     )  # fmt: skip

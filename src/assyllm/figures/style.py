@@ -107,8 +107,14 @@ def caption(figure: Figure, df: pd.DataFrame, text: str, scale: str = "true shap
 
 
 def batch(df: pd.DataFrame) -> str:
-    """What a caption says of the modelled steps' size, by the columns of ``Tables.step``."""
-    return f"batch {df['batch'].iloc[0]} x {df['tokens'].iloc[0]} tokens"
+    """What a caption says of the modelled steps, by the columns of ``Tables.with_step``."""
+    optimizer = {"sgd": "stateless SGD", "adamw": "AdamW"}.get(told(df, "optimizer"), told(df, "optimizer"))
+    return f"batch {told(df, 'batch')} x {told(df, 'tokens')} tokens, {optimizer}"
+
+
+def told(df: pd.DataFrame, column: str) -> str:
+    """The one value of a column where it has any."""
+    return next((str(value) for value in df[column] if value != ""), "")
 
 
 def interval(df: pd.DataFrame) -> str:

@@ -48,7 +48,7 @@ def data(tables: Tables) -> pd.DataFrame:
     paper = tables.paper_accuracy()
     for r in paper[(paper["task"] == TASK) & paper["method"].isin(SHOWN)].itertuples():
         rows.append(_row("accuracy", r.method, "", float(r.value), "paper"))
-    return pd.DataFrame(rows).assign(**tables.step)
+    return tables.with_step(pd.DataFrame(rows))
 
 
 def _row(what: str, method: str, budget: float | str, value: float, source: str, world: str = "",
@@ -93,9 +93,9 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     right.legend(frameon=False)
     style.caption(
         figure, df, "Both methods compute full fine-tuning's gradients, so their accuracy with all clients is the "
-        f"oracle's. Time: Llama-7B, {style.batch(df)}, {df['device'].iloc[0]}'s speed and storage, I/O not overlapped; "
-        "what exceeds the "
-        "budget is streamed, in proportion. Plain recomputation keeps all weights and gradients (26 GB), so below that "
+        f"oracle's. Time: Llama-7B, {style.batch(df)}, {style.told(df, 'device')}'s speed and storage, I/O not "
+        "overlapped; what exceeds the budget is streamed, in proportion. "
+        "Plain recomputation keeps all weights and gradients (26 GB), so below that "
         "weights are streamed too.",
     )  # fmt: skip
     return figure

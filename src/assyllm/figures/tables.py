@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from assyllm.artifacts import ArtifactError
@@ -116,18 +117,14 @@ class Tables:
         """The paper's published values."""
         return self._read("paper")
 
-    @cached_property
-    def step(self) -> dict[str, str | int]:
-        """Columns that say what the modelled steps of the table ``cost`` are of: ``batch``, ``tokens``, ``device``."""
-        if not len(self.cost):
-            return {}
-        first = self.cost.iloc[0]
-        return {"batch": int(first["batch"]), "tokens": int(first["tokens"]), "device": device(first["device"]).label}
-
-    @cached_property
-    def priced_on(self) -> str:
-        """The device whose speed the table ``resources`` is modelled on."""
-        return device(self.resources.iloc[0]["device"]).label
+    def with_step(self, df: pd.DataFrame, table: str = "cost") -> pd.DataFrame:
+        """The rows, modelled ones with what the steps of ``table`` are of: batch, tokens, optimizer, device."""
+        told = [column for column in ("batch", "tokens", "optimizer", "device") if column in getattr(self, table)]
+        for column in told if len(df) and len(getattr(self, table)) else ():
+            value = getattr(self, table)[column].iloc[0]
+            value = device(value).label if column == "device" else value
+            df = df.assign(**{column: np.where(df["source"] == "modelled", str(value), "")})
+        return df
 
     def paper_accuracy(self) -> pd.DataFrame:
         """The paper's accuracies (percent) by task and method; ours-by-name ``assyllm`` is ``assyllm_paper``."""

@@ -51,4 +51,4 @@ def in_local_data(path: Path | None) -> Path | None:
     folder = os.environ.get(DATA_VARIABLE)
     if path is None or path.is_absolute() or not folder or not path.is_relative_to("data/external"):
         return path
-    return Path(folder) / path.relative_to("data/external")
+    return Path(folder).absolute() / path.relative_to("data/external")

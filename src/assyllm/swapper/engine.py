@@ -24,7 +24,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from assyllm.artifacts import ArtifactError
-from assyllm.swapper.memory import Loaded, Place, Unit
+from assyllm.swapper.memory import Loaded, Place, Unit, check_bytes
 from assyllm.swapper.plan import Cache, Step, block_of
 from assyllm.swapper.reader import Reader
 
@@ -159,8 +159,9 @@ class Engine:
         """Another budget from now on: when this returns, no more than that is in memory.
 
         Raises:
-            ArtifactError: too small for two units; everything stays as it was.
+            ArtifactError: too small for two units, or no number; everything stays as it was.
         """
+        check_bytes("budget_bytes", budget_bytes)
         with self._changed, self._idle():
             self._fail()
             self._cache.resize(budget_bytes)

@@ -8,6 +8,7 @@ import mmap
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Protocol
 
 import torch
@@ -55,22 +56,32 @@ class Loaded:
     buffer: Any
 
 
+def check_bytes(name: str, value: object) -> None:
+    """Whether an argument is a number of bytes above 0.
+
+    Raises:
+        ArtifactError: in one line that names it.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
+        raise ArtifactError(f"{name}: {value!r} is no number of bytes")
+    if value <= 0:
+        raise ArtifactError(f"{name}: {value!r} is not above 0")
+
+
 def place_of(budget_bytes: object, device: str, host: str, bytes_per_s: object = None) -> torch.device:
     """The device that blocks compute on, once all that a caller says of memory is known to be possible.
 
     Raises:
         ArtifactError: in one line that names the argument.
     """
-    for name, value in (("budget_bytes", budget_bytes), ("bytes_per_s", 1 if bytes_per_s is None else bytes_per_s)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
-            raise ArtifactError(f"{name}: {value!r} is no number of bytes")
-        if value <= 0:
-            raise ArtifactError(f"{name}: {value!r} is not above 0")
+    check_bytes("budget_bytes", budget_bytes)
+    if bytes_per_s is not None:
+        check_bytes("bytes_per_s", bytes_per_s)
     if host not in HOSTS:
         raise ArtifactError(f"host: {host!r} is none of {', '.join(HOSTS)}")
     try:
         on = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ArtifactError(f"device: {device!r} is none that torch knows") from None
     if on.type not in ("cpu", "cuda"):
         raise ArtifactError(f"device: {device!r} is neither cpu nor cuda")
