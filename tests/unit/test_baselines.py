@@ -208,6 +208,7 @@ def test_participation_comes_from_the_cost_table(tmp_path: Path) -> None:
     assert eligible_clients(cost, "llama", [64, 4, 64]) == [0, 2]
     assert budget(cost, "llama") == "64 GB"
     assert budget(cost_table(tmp_path / "d.csv", "ft_oracle", 0), "llama") == "none"
+    assert budget(cost_table(tmp_path / "e.csv", "ft_practical", 128), "llama") == "no device"
     with pytest.raises(ArtifactError, match="8 GB"):
         eligible_clients(cost, "llama", [8])
     with pytest.raises(ArtifactError, match="opt"):

@@ -117,7 +117,12 @@ def eligible_clients(cost: Path, model: str, memory_gb: Sequence[int]) -> list[i
 
 
 def budget(cost: Path, model: str) -> str:
-    """The smallest memory class that takes part, e.g. ``"64 GB"``; ``"none"`` where memory excludes no one."""
+    """The smallest memory class that takes part, e.g. ``"64 GB"``.
+
+    ``"none"`` where memory excludes no one, ``"no device"`` where it excludes everybody.
+    """
     classes = participating(cost, model)
     inside = [memory for memory, fits in classes.items() if fits]
-    return f"{min(inside)} GB" if inside and len(inside) < len(classes) else "none"
+    if not inside:
+        return "no device"
+    return f"{min(inside)} GB" if len(inside) < len(classes) else "none"

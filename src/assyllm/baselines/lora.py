@@ -1,7 +1,7 @@
 """LoRA (Hu 2022): a low-rank change of frozen linear layers, by peft's own layers. Methods ``lora``, ``lora_all``.
 
 Only the adapters and the head are trained and travel. The two methods differ in who takes part: the clients whose
-memory holds the 16-bit base and its activations, or all of them.
+memory holds the base and its activations, or all of them.
 """
 
 from __future__ import annotations

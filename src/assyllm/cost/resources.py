@@ -94,7 +94,8 @@ def resources_table(
                 continue
             work = batches * place.walks * ROWS_PER_CHOICE[task]
             traffic, up, down = place.traffic, place.up, place.down
-            rereads = p.assembling.of(method).adapter.kind == "fixed_attention"
+            chosen = p.assembling.of(method)
+            rereads = chosen.adapter.kind == "fixed_attention" and chosen.selection.enter != "text"
             oneoff = pool_bytes(p.zoo, p.blocks, float(point["pool_bits"]), rereads, weight)
         else:
             epochs = tuning.local_epochs if tuning and method not in HEADS else 1
@@ -106,7 +107,7 @@ def resources_table(
                 own = p.baselines.closed_form
                 layers = whole.layers if own.scope == "all_layers" else 1
                 up = float(head_sums(layers * block_features(whole.hidden, own.sketch_dims)))
-            oneoff = float(weight * whole.parameters)
+            oneoff = float(weight * whole.parameters)  # a frozen base is rounded on the device, as bitsandbytes does
             if method == "all_models_head":
                 shapes = [shape_of(member.stands_for) for member in p.zoo.models.values()]
                 work *= sum(_passes(shape, whole, task) for shape in shapes)
