@@ -280,6 +280,8 @@ def test_candidates_race(scored) -> None:
         first, second, third = (blocks for _, _, blocks in asked[at - 2 : at + 1])
         assert [len(second), len(third)] == [math.ceil(0.4 * len(first)), math.ceil(0.16 * len(first))]
         assert set(third) <= set(second) <= set(first)
+        won = asked[at + 1][1].split("+")[-1] if at + 1 < len(asked) else state.finished[0].blocks[-1]
+        assert won in third, "what left the race wins nothing"
     again = rounds(scored, method="assyllm", **changes)
     leading = again.step(State())
     gains = {block: sums.evidence(again.settings.head.ridge_grid)[0] for (_, block), sums in leading.probed.items()}

@@ -161,8 +161,8 @@ def _stack(run: Context, state: State, task: ProbeTask) -> State:
     found: list[Chain] = []
     joined, probes = dict(state.joined), dict(state.probes)
     for chain in state.open:
-        told = {n: sums.evidence(grid) for (on, n), sums in state.probed.items() if on == chain.id}
-        asked = task.candidates[chain.blocks]
+        asked = task.candidates[chain.blocks]  # of the last cohort: those that left the race are out
+        told = {n: state.probed[chain.id, n].evidence(grid) for n in asked if (chain.id, n) in state.probed}
         scores = {n: task.random[chain.id, n] for n in asked} if task.random else _a_block(told)
         order = by.best(scores, len(scores))
         if not chain.blocks:  # the chains of the beam begin with different blocks
