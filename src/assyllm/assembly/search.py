@@ -101,15 +101,15 @@ def grow(
 
 
 def apart(chains: Sequence[Chain], beam: int) -> list[Chain]:
-    """Of chains, a chain's best continuation first, the first of each start block: the best ``beam`` of those.
+    """The best chain of each start block, the best ``beam`` of those.
 
     A beam of the best chains whatever they begin with is soon one chain with two last blocks: a poor start is never
     left again.
     """
     found: dict[str, Chain] = {}
-    for chain in chains:
+    for chain in ranked(chains):
         found.setdefault(chain.blocks[0], chain)
-    return ranked(list(found.values()))[:beam]
+    return list(found.values())[:beam]
 
 
 def ranked(chains: Sequence[Chain], adding: bool = False) -> list[Chain]:

@@ -167,7 +167,9 @@ def _stack(run: Context, state: State, task: ProbeTask) -> State:
         order = by.best(scores, len(scores))
         if not chain.blocks:  # the chains of the beam begin with different blocks
             order = _begin_apart(order)
-        winners = order if whole else order[: chosen.kept_per_round]
+        # means of chains of unlike lengths do not compare: of a chain that may grow by several blocks the first goes on
+        kept = chosen.kept_per_round if chosen.enter == "adapter" or not chain.blocks else 1
+        winners = order if whole else order[:kept]
         if not winners and chain.blocks:
             state.finished = [*state.finished, Chain(chain.blocks, chain.scores, "exhausted")]
         for name in winners:
