@@ -21,7 +21,6 @@ from assyllm.assembly.head import Head, HeadSums, accuracy
 from assyllm.assembly.walk import Walker, edge
 from assyllm.checkpoint import Checkpoint
 from assyllm.comparator.cka import HsicTerms
-from assyllm.federated import probing
 from assyllm.federated.cohort import device_memory, in_time, once_each, sample
 from assyllm.federated.context import Settings
 from assyllm.federated.messages import CandidateSums, ScoreReply, ScoreTask, Vote
