@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from assyllm.claims.rows import less
-from assyllm.claims.table import Claims, Rows, verdict
+from assyllm.claims.table import Claims, Rows
 from assyllm.results import read_table
 
 SWEEPS = ("non_iid", "ablations")  # studies that measure what the default one does not; the first goes before
@@ -47,16 +47,7 @@ def _told(study: Path) -> dict[tuple[str, str], dict[str, str]]:
     """The claims that a study says something on, by claim and method."""
     if not (study / "claims.csv").is_file():
         return {}
-    rows = (_judged(row) for row in read_table(study / "claims.csv") if row["our_value"] != "")
-    return {(row["claim"], row["method"]): row for row in rows}
-
-
-def _judged(row: dict[str, str]) -> dict[str, str]:
-    """A row whose loss "at most" is judged with its interval, as tables of an older state were not."""
-    if "at most" not in row["claim"] or row["low"] == "":
-        return row
-    paper, ours, low, high = (float(row[key]) for key in ("paper_value", "our_value", "low", "high"))
-    return row | {"verdict": verdict(paper, ours, (low, high), "at most")}
+    return {(row["claim"], row["method"]): row for row in read_table(study / "claims.csv") if row["our_value"] != ""}
 
 
 def _first(row: dict[str, str], told: Mapping[tuple[str, str], dict[str, str]]) -> dict[str, str]:
