@@ -29,7 +29,7 @@ def prose(text: str) -> str:
 def known() -> set[str]:
     """Every number that the tables give, as README may write it."""
     found = set()
-    for study in ("", "full", "zoos", "non_iid", "dropouts"):
+    for study in ("", "full", "zoos", "worlds", "non_iid", "dropouts"):
         for row in read_table(RESULTS / study / "accuracy.csv"):
             found |= {readme.share(float(row[key])) for key in ("mean", "low", "high")}
     for row in read_table(RESULTS / "non_iid" / "non_iid.csv"):
@@ -37,8 +37,9 @@ def known() -> set[str]:
     for folder in (RESULTS, RESULTS / "full", RESULTS / "zoos"):
         for row in read_table(folder / "differences.csv"):
             found |= {readme.points(row[key]) for key in ("difference", "low", "high")}
-    for row in read_table(RESULTS / "zoos" / "zoos.csv"):
-        found |= {readme.points(row[key]) for key in ("behind", "low", "high") if row[key]}
+    for study in ("zoos", "worlds"):
+        for row in read_table(RESULTS / study / "zoos.csv"):
+            found |= {readme.points(row[key]) for key in ("behind", "low", "high") if row[key]}
     for row in read_table(RESULTS / "full" / "quantizer.csv"):
         ends = ("difference", "difference_low", "difference_high", "over_int4", "over_int4_low", "over_int4_high")
         found |= {readme.points(row[key]) for key in ends if row[key]}
