@@ -30,7 +30,7 @@ def data(tables: Tables) -> pd.DataFrame:
     """Test accuracy in percent with its interval, by rule and task."""
     rows = []
     control = tables.accuracy[(tables.accuracy["method"] == "random_blocks") & (tables.accuracy["split"] == "test")]
-    base = control[control["setting"] == ""].assign(setting="base")  # it ran under no other setting
+    base = control[control["setting"] == ""].assign(setting="base")  # where it ran under no other setting
     for r in (*tables.ablations.itertuples(), *base.itertuples()):
         if (r.method, r.setting) in BARS:
             rows.append(
@@ -39,7 +39,7 @@ def data(tables: Tables) -> pd.DataFrame:
                     "low": 100 * r.low, "high": 100 * r.high, "runs": r.runs, "source": r.source,
                 }
             )  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).drop_duplicates(["task", "method", "setting"], ignore_index=True)
 
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
