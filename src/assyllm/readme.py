@@ -90,7 +90,7 @@ def zoos_part(results: Path) -> str:
         return "Not run."
     every = [r for path in paths for r in read_table(path) if r["task"] == "all"]
     found = {(r["method"], r["zoo"]): r for r in reversed(every)}  # `zoos` goes before `worlds`
-    zoos = sorted({zoo for _, zoo in found})
+    zoos = sorted({zoo for _, zoo in found}, key=lambda zoo: (" " in zoo, zoo))
     lines = []
     for method in (m for m in METHODS if m in {m for m, _ in found} - {*SHARED}):
         cells = []
