@@ -119,11 +119,12 @@ class Tables:
 
     def with_step(self, df: pd.DataFrame, table: str = "cost") -> pd.DataFrame:
         """The rows, modelled ones with what the steps of ``table`` are of: batch, tokens, optimizer, device."""
+        modelled = df.filter(regex="source$").eq("modelled").any(axis=1) if len(df) else None
         told = [column for column in ("batch", "tokens", "optimizer", "device") if column in getattr(self, table)]
         for column in told if len(df) and len(getattr(self, table)) else ():
             value = getattr(self, table)[column].iloc[0]
             value = device(value).label if column == "device" else value
-            df = df.assign(**{column: np.where(df["source"] == "modelled", str(value), "")})
+            df = df.assign(**{column: np.where(modelled, str(value), "")})
         return df
 
     def paper_accuracy(self) -> pd.DataFrame:
