@@ -119,7 +119,7 @@ class Tables:
 
     def with_step(self, df: pd.DataFrame, table: str = "cost") -> pd.DataFrame:
         """The rows, modelled ones with what the steps of ``table`` are of: batch, tokens, optimizer, device."""
-        modelled = df.filter(regex="source$").eq("modelled").any(axis=1) if len(df) else None
+        modelled = (df.filter(regex="source$") == "modelled").any(axis=1).to_numpy()
         told = [column for column in ("batch", "tokens", "optimizer", "device") if column in getattr(self, table)]
         for column in told if len(df) and len(getattr(self, table)) else ():
             value = getattr(self, table)[column].iloc[0]
