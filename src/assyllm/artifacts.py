@@ -1,23 +1,23 @@
 """Files that are whole or absent: sha256 manifests, atomic writes under unique temporary names.
 
-A killed job leaves at most a hidden temporary beside its output; a job that outlived its parent and finishes
-late cannot harm the output that a second run has meanwhile made (it is replaced by equal bytes or discarded).
+A killed job leaves at most a hidden temporary beside its output, which the next job that makes this output removes; a
+job that outlived its parent and finishes late cannot harm the output that a second run has meanwhile made (it is
+replaced by equal bytes or discarded).
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 MANIFEST = "manifest.json"
-STALE_AFTER_S = 24 * 3600
 
 
 class ArtifactError(Exception):
@@ -147,8 +147,7 @@ def output_folder(folder: Path, unlisted: tuple[str, ...] = ()) -> Iterator[Path
     except OSError as error:
         raise ArtifactError(f"{folder.parent}: {error.strerror}; nothing is written") from None
     _sweep(folder)
-    temporary = _temporary(folder)
-    temporary.mkdir()
+    temporary, mark = _held(folder)
     try:
         yield temporary
         files = {
@@ -171,14 +170,40 @@ def output_folder(folder: Path, unlisted: tuple[str, ...] = ()) -> Iterator[Path
         raise ArtifactError(f"{folder}: something else keeps writing there; stop it and run again")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(mark)
+
+
+def _held(folder: Path) -> tuple[Path, int]:
+    """A new temporary of ``folder``, and a file descriptor that locks it until this process ends, however it ends."""
+    while True:
+        temporary = _temporary(folder)
+        temporary.mkdir()
+        with contextlib.suppress(FileNotFoundError):
+            mark = os.open(temporary, os.O_RDONLY)
+            if _lock(mark) is not False and temporary.exists():
+                return temporary, mark
+            os.close(mark)
 
 
 def _sweep(folder: Path) -> None:
-    """Remove temporaries of ``folder`` that killed jobs left behind more than a day ago."""
+    """Remove the temporaries of ``folder`` that killed jobs left behind: nobody locks them."""
     for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - leftover.stat().st_mtime > STALE_AFTER_S:
+            mark = os.open(leftover, os.O_RDONLY)
+            if _lock(mark):
                 shutil.rmtree(leftover, ignore_errors=True)
+            os.close(mark)
+
+
+def _lock(mark: int) -> bool | None:
+    """Whether a folder could be locked: not where another process has; None where the file system locks no folders."""
+    try:
+        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def verify_folder(folder: Path) -> dict[str, dict]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,25 @@ def test_a_failed_body_leaves_the_old_output_as_it_was(tmp_path: Path) -> None:
         fail_halfway()
     assert (out / A.MANIFEST).read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["pool"]
+
+
+def test_what_a_killed_job_left_is_removed_and_what_another_still_writes_is_not(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from assyllm.artifacts import output_folder\n"
+        "with output_folder(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'half').touch(); print(folder, flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        half = Path(other.stdout.readline().strip())
+        for outlived in (True, False):
+            with A.output_folder(tmp_path / "out") as folder:
+                (folder / "whole").write_text(str(outlived))
+            assert half.exists() is outlived
+            assert [p.name for p in tmp_path.iterdir() if p != half] == ["out"]
+            other.kill()
+            other.wait()
 
 
 def test_equal_output_is_left_alone_and_other_output_replaced(tmp_path: Path) -> None:
