@@ -391,7 +391,7 @@ def collect(
     size: Annotated[
         str,
         typer.Option(
-            help="A study of params.yaml: default, full, zoos, worlds, ablations, non_iid, dropouts or check."
+            help="A study of params.yaml: default, full, zoos, worlds, choosing, ablations, non_iid, dropouts, check."
         ),
     ],
     runs: Annotated[list[Path], typer.Option("--run", help="Run folders.")],

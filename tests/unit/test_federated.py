@@ -21,6 +21,7 @@ from assyllm.assembly.head import Head, HeadSums, accuracy
 from assyllm.assembly.walk import Walker, edge
 from assyllm.checkpoint import Checkpoint
 from assyllm.comparator.cka import HsicTerms
+from assyllm.comparator.compatibility import blocks_of
 from assyllm.federated.cohort import device_memory, in_time, once_each, sample
 from assyllm.federated.context import Settings
 from assyllm.federated.messages import CandidateSums, ScoreReply, ScoreTask, Vote
@@ -216,8 +217,8 @@ def test_shards_and_threads_do_not_change_the_selection(scored) -> None:
 @pytest.mark.parametrize("rule", ["probe", "probe_random", "probe_one_model"])
 @pytest.mark.parametrize("kind", ["fixed_attention", "linear"])
 def test_every_probing_rule_assembles(scored, rule, kind) -> None:
-    changes = {"selection": {"rule": rule, "max_blocks": 3, "rounds_per_block": 1}, "adapter": {"kind": kind}}
-    run = rounds(scored, method="assyllm", **changes)
+    selection = {"rule": rule, "max_blocks": 3, "rounds_per_block": 1, "enter": "adapter"}
+    run = rounds(scored, method="assyllm", selection=selection, adapter={"kind": kind})
     state = run.run()
     best = reported(state, run.settings.rule)
     models = {block.split(":")[0] for block in best.blocks}
@@ -464,8 +465,13 @@ def test_blocks_enter_with_those_before_them(scored, tmp_path, enter, rule) -> N
             assert alone or enter == "both"
     asked = [name for row in state.rows for _, names in row.get("walk", []) for name in names]
     assert any("+" in name for name in asked)
-    for names in (names for row in state.rows for chain, names in row.get("walk", []) if chain):
-        assert any("+" not in name and pool.info(name).kind != "start" for name in names) or enter == "text"
+    joined = 0
+    for chain, names in (pair for row in state.rows for pair in row.get("walk", []) if pair[0]):
+        held = {pool.info(block).model for block in chain}
+        for first in (blocks_of(name)[0] for name in names):
+            assert (pool.info(first).model in held) == (pool.info(first).kind != "start")
+            joined += first not in chain and pool.info(first).kind != "start" and pool.before(first) != chain[-1]
+    assert (joined > 0) == (enter == "both")
     walker = run.walker(state, "test")
     features = walker.features(best.blocks, "all_blocks", run.settings.head.sketch_dims)
     found = outcome(pool, run.data, run.settings, state, run.judged)

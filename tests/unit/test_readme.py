@@ -29,7 +29,7 @@ def prose(text: str) -> str:
 def known() -> set[str]:
     """Every number that the tables give, as README may write it."""
     found = set()
-    for study in ("", "full", "zoos", "worlds", "non_iid", "dropouts"):
+    for study in ("", "full", "zoos", "worlds", "choosing", "non_iid", "dropouts"):
         for row in read_table(RESULTS / study / "accuracy.csv"):
             found |= {readme.share(float(row[key])) for key in ("mean", "low", "high")}
     for row in read_table(RESULTS / "non_iid" / "non_iid.csv"):
@@ -37,7 +37,7 @@ def known() -> set[str]:
     for folder in (RESULTS, RESULTS / "full", RESULTS / "zoos"):
         for row in read_table(folder / "differences.csv"):
             found |= {readme.points(row[key]) for key in ("difference", "low", "high")}
-    for study in ("zoos", "worlds"):
+    for study in ("zoos", "worlds", "choosing"):
         for row in read_table(RESULTS / study / "zoos.csv"):
             found |= {readme.points(row[key]) for key in ("behind", "low", "high") if row[key]}
     for row in read_table(RESULTS / "full" / "quantizer.csv"):

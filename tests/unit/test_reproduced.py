@@ -20,7 +20,7 @@ COMMITTED = Path(__file__).parents[2] / "data" / "results"
 @pytest.fixture
 def again(tmp_path: Path) -> Path:
     """A copy of the committed tables."""
-    ignored = shutil.ignore_patterns("full", "zoos", "worlds", "ablations", "non_iid", "dropouts")
+    ignored = shutil.ignore_patterns("full", "zoos", "worlds", "choosing", "ablations", "non_iid", "dropouts")
     return Path(shutil.copytree(COMMITTED, tmp_path / "again", ignore=ignored))
 
 

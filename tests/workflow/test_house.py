@@ -256,6 +256,7 @@ def test_readme_names_only_what_is_there() -> None:
         "results/full",
         "results/zoos",
         "results/worlds",
+        "results/choosing",
         "results/ablations",
         "results/non_iid",
         "results/dropouts",

@@ -11,9 +11,10 @@ The candidates of a place race (successive halving, Jamieson and Talwalkar 2016)
 the share ``selection.survivors`` that leads on the sums so far is what the next one is asked of, so that devices spend
 little on blocks that are far behind after one cohort.
 
-A block of another model enters a chain through an adapter, or with the blocks before it in its own model, the first of
-which reads the text itself (``selection.enter``); those that enter together are probed by the last one's states, which
-are what it gives in its own model, and count by what it adds for each block that the chain grows by.
+A block of a model that the chain holds nothing of enters with the blocks before it in its own model, the first of which
+reads the text itself; what else may follow goes through an adapter (``selection.enter``: ``both``). Blocks that enter
+together are probed by the last one's states, which are what it gives in its own model, and count by what it adds for
+each block that the chain grows by.
 
 A chain begins empty; its first candidates are the start blocks. The chains of the beam begin with different ones, so
 that they stay different searches; every chain goes on to the depth limit. Of the finished ones that is reported, and
@@ -104,15 +105,21 @@ def probe_task(run: Context, state: State) -> ProbeTask:
 
 
 def _candidates(run: Context, chain: Chain) -> list[str]:
-    """What may follow a chain: a whole model's next block in the control, else what ``selection.enter`` says."""
+    """What may follow a chain: a whole model's next block in the control, else what ``selection.enter`` says.
+
+    Where blocks enter with those before them, single ones are the natural continuation and, under ``both``, through an
+    adapter, those of models that the chain holds already.
+    """
     chosen, rule = run.settings.selection, run.settings.rule
     found = by.eligible(run.pool, chain.blocks, rule)
     if chosen.enter == "adapter" or rule.one_model:
         return found
     entering = by.entering(run.pool, chain.blocks, chosen.max_blocks - len(chain.blocks))
-    if chosen.enter == "both":
-        return [*(found if chain.blocks else ()), *entering]
-    return [*(block for block in found if chain.blocks and run.pool.before(block) == chain.blocks[-1]), *entering]
+    if not chain.blocks:
+        return entering
+    held = {run.pool.info(block).model for block in chain.blocks} if chosen.enter == "both" else set()
+    follow = [b for b in found if run.pool.before(b) == chain.blocks[-1] or run.pool.info(b).model in held]
+    return [*follow, *entering]
 
 
 def _a_block(probed: Mapping[str, tuple[float, Head]]) -> dict[str, float | None]:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from assyllm.params.names import Method
 from assyllm.params.section import Section, Seed
 
-STUDIES = ("default", "full", "zoos", "worlds", "ablations", "non_iid", "dropouts", "check")
+STUDIES = ("default", "full", "zoos", "worlds", "choosing", "ablations", "non_iid", "dropouts", "check")
 
 
 class PrecisionStudy(Section):
@@ -47,6 +47,7 @@ class Studies(Section):
     full: Study
     zoos: Study | None = None
     worlds: Study | None = None
+    choosing: Study | None = None
     ablations: Study | None = None
     non_iid: Study | None = None
     dropouts: Study | None = None
