@@ -4,7 +4,7 @@
 #   workflow/rules/runs.smk      tasks -> partition -> cost, score -> federate, baseline -> collect: the runs
 #   workflow/rules/figures.smk   figure: the result tables become figures
 #
-# Targets: all (default), pool, results, figures, full, zoos, worlds, ablations, non_iid, dropouts, check, tuning.
+# Targets: all (default), pool, results, figures, full, zoos, worlds, choosing, ablations, non_iid, dropouts, check, tuning.
 
 
 include: "workflow/rules/common.smk"
@@ -32,6 +32,11 @@ rule zoos:
 rule worlds:
     input:
         products("worlds"),
+
+
+rule choosing:
+    input:
+        products("choosing"),
 
 
 rule ablations:
