@@ -32,7 +32,7 @@ PRESET = ROOT / "presets/language/params.yaml"
 TASKS = ("boolq", "openbookqa")
 # the longest first
 METHODS = ("assyllm_paper", "assyllm", "untrained_blocks", "ft_oracle", "ft_practical", "one_model_blocks",
-           "random_blocks", "zero_shot", "one_model_head", "choices_only", "majority")  # fmt: skip
+           "random_blocks", "zero_shot", "all_models_head", "one_model_head", "choices_only", "majority")  # fmt: skip
 GPU_TOKENS = 32768  # of one forward pass
 PROCESS_BYTES = 24e9  # of GPU memory that one process may want
 SAMPLES, LEVEL = 2000, 0.95  # of the bootstrap over questions
