@@ -1,8 +1,8 @@
 """Files that are whole or absent: sha256 manifests, atomic writes under unique temporary names.
 
-A killed job leaves at most a hidden temporary beside its output, which the next job that makes this output removes; a
-job that outlived its parent and finishes late cannot harm the output that a second run has meanwhile made (it is
-replaced by equal bytes or discarded).
+A killed job leaves at most a hidden temporary beside its output; a folder's is removed by the next job that makes this
+output. A job that outlived its parent and finishes late cannot harm the output that a second run has meanwhile made (it
+is replaced by equal bytes or discarded).
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 MANIFEST = "manifest.json"
+STALE_AFTER_S = 24 * 3600  # where the file system locks no folders
 
 
 class ArtifactError(Exception):
@@ -187,10 +189,11 @@ def _held(folder: Path) -> tuple[Path, int]:
 
 def _sweep(folder: Path) -> None:
     """Remove the temporaries of ``folder`` that killed jobs left behind: nobody locks them."""
-    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
+    for leftover in folder.parent.glob(f".{folder.name}.{'[0-9a-f]' * 32}.tmp"):
+        with contextlib.suppress(OSError):  # somebody else's, or gone
             mark = os.open(leftover, os.O_RDONLY)
-            if _lock(mark):
+            locked, age = _lock(mark), time.time() - os.fstat(mark).st_mtime
+            if locked or (locked is None and age > STALE_AFTER_S):
                 shutil.rmtree(leftover, ignore_errors=True)
             os.close(mark)
 

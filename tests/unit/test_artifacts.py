@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +66,20 @@ def test_what_a_killed_job_left_is_removed_and_what_another_still_writes_is_not(
             assert [p.name for p in tmp_path.iterdir() if p != half] == ["out"]
             other.kill()
             other.wait()
+
+
+def test_where_folders_cannot_be_locked_leftovers_go_after_a_day(tmp_path: Path, monkeypatch) -> None:
+    def flock(mark: int, how: int) -> None:
+        raise OSError(errno.EBADF, "no locks here")
+
+    monkeypatch.setattr(A.fcntl, "flock", flock)
+    old, young = (tmp_path / f".out.{digit * 32}.tmp" for digit in "01")
+    for folder in (old, young):
+        folder.mkdir()
+    os.utime(old, (1, 1))
+    with A.output_folder(tmp_path / "out") as folder:
+        (folder / "whole").touch()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [young.name, "out"]
 
 
 def test_equal_output_is_left_alone_and_other_output_replaced(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import math
 import shutil
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,10 +19,12 @@ from assyllm.adapter.sent import block_features
 from assyllm.artifacts import ArtifactError, verify_folder
 from assyllm.assembly.assembled import AssembledModel
 from assyllm.assembly.head import Head, HeadSums, accuracy
+from assyllm.assembly.search import Chain
 from assyllm.assembly.walk import Walker, edge
 from assyllm.checkpoint import Checkpoint
 from assyllm.comparator.cka import HsicTerms
 from assyllm.comparator.compatibility import blocks_of
+from assyllm.federated import probing
 from assyllm.federated.cohort import device_memory, in_time, once_each, sample
 from assyllm.federated.context import Settings
 from assyllm.federated.messages import CandidateSums, ScoreReply, ScoreTask, Vote
@@ -487,6 +490,15 @@ def test_blocks_enter_with_those_before_them(scored, tmp_path, enter, rule) -> N
     )
     start = sum(block_features(pool.info(block).width, run.settings.head.sketch_dims) for block in best.blocks[:last])
     assert torch.equal(features[..., start : start + native.shape[-1]], native)
+
+
+def test_a_long_race_leaves_chains_of_the_beam_that_begin_apart(scored) -> None:
+    gains = {"a:0-1": 5.0, "a:0-1+a:1-2": 9.0, "a:0-1+a:1-2+a:2-3": 12.0, "b:0-1": 1.0, "b:0-1+b:1-2": 1.8}
+    selection = {"survivors": 0.5, "enter": "both", "kept_per_round": 2, "beam": 2}
+    run = rounds(scored, method="assyllm", selection=selection)
+    state = State(rows=[{"walk": [[[], list(gains)]], "participants": 45}], tried=1)
+    state.probed = {("", n): SimpleNamespace(evidence=lambda grid, g=g: (g, None)) for n, g in gains.items()}
+    assert probing._racing(run, state, Chain(()), list(gains)) == ["a:0-1", "a:0-1+a:1-2", "b:0-1"]
 
 
 def test_entering_with_the_text_resumes(scored) -> None:

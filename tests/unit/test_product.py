@@ -145,6 +145,9 @@ def test_card_names_blocks_licences_and_limits(saved, tiny_pool) -> None:
     recipe = Recipe.read(saved / "recipe.yaml")
     odd = Recipe(**{**vars(recipe), "licence": "my own", "licences": {"opt": "my own", "bert": "MIT"}})
     assert "license_name: my own" in card(odd)
+    starts = [{**row, "kind": "start"} for row in recipe.slices]
+    text = card(Recipe(**{**vars(recipe), "slices": starts}))
+    assert f"; {len(starts)} of them read the text themselves" in text
     assert "taken to be the strictest: my own" in card(odd)
 
 

@@ -23,7 +23,7 @@ from assyllm.swapper.ablation import PIPELINES
 from assyllm.swapper.models import under_budget
 from assyllm.swapper.plan import POLICIES
 from assyllm.swapper.swapper import Swapper, lend
-from assyllm.swapper.walks import walk
+from assyllm.swapper.walks import passed, walk
 from conftest import tiny_params
 from tiny import zoo
 
@@ -303,3 +303,9 @@ def test_the_stage_times_pipelines_and_counts_reads(tiny_folder: Path, tmp_path:
     assert {row["policy"] for row in reads} == {*POLICIES, "plan_window"}
     events = read_table(tmp_path / "out" / "swap_timeline.csv")
     assert {row["kind"] for row in events} == {"load", "wait", "compute", "evict"}
+
+
+def test_blocks_that_read_the_text_are_passed_once_whatever_chains_asked() -> None:
+    asked = [(["a:0-1"], ["a:1-2", "b:0-1", "b:0-1+b:1-2"]), (["c:0-1"], ["b:0-1", "d:0-1", "c:2-3"])]
+    alone = [(["b:0-1", "b:1-2"], []), (["d:0-1"], [])]
+    assert passed(asked) == [(["a:0-1"], ["a:1-2"]), (["c:0-1"], ["c:2-3"]), *alone]

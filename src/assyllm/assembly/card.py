@@ -78,10 +78,12 @@ def card(recipe: Recipe) -> str:
 def _joined(recipe: Recipe) -> str:
     """How its blocks are joined, in words."""
     kinds = [row["adapter"]["kind"] for row in recipe.slices if row.get("adapter")]
+    reading = sum(row["kind"] == "start" for row in recipe.slices)
     trained = kinds.count("cross_attention")
+    aside = f"; {reading} of them read the text themselves" if reading > 1 else ""
     if not kinds:
-        return "as they stood in their own model"
+        return f"without adapters, as they stood in their own models{aside}"
     if not trained:
-        return "by adapters in closed form"
+        return f"by adapters in closed form before {len(kinds)} of them{aside}"
     rest = ", the others in closed form" if trained < len(kinds) else ""
-    return f"by adapters ({trained} of {len(kinds)} trained on the clients' data{rest})"
+    return f"by adapters ({trained} of {len(kinds)} trained on the clients' data{rest}){aside}"

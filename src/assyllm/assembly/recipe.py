@@ -171,7 +171,7 @@ def recipe_of(
     """The recipe of a chain.
 
     Args:
-        adapters: one per block; the first is None, others None where a block follows in its own model.
+        adapters: one per block; None where it reads the text (the first does) or follows in its own model.
         head: scope, ridge and so on, as they shall stand in the recipe.
     """
     slices = []

@@ -148,7 +148,7 @@ def _memory(table: Claims, cost: list[Mapping[str, Any]]) -> None:
     lightest = min((peaks[m, "llama-7b"] for m in PEFT if (m, "llama-7b") in peaks), default=None)
     for method in METHODS:
         mine = peaks.get((method, "pool"))
-        why = "scoring with two parts of the pool in memory at its precision, an adapter before each"
+        why = "scoring with two parts of the pool in memory at its precision, each behind an adapter at most"
         why += ", or training its adapters layer by layer, whichever is more" if method == METHODS[0] else ""
         for claim, metric, base in (
             ("Peak memory below full fine-tuning", "memory_reduction_vs_full_ft", full),

@@ -180,7 +180,7 @@ WHOLE = ("zero_shot", "one_model_head", "all_models_head", "choices_only")
 STREAMED = (*ASSEMBLING, *WHOLE)
 FORWARD = (*STREAMED, "fwdllm")  # no optimizer state
 TUNING = "adapter_tuning"  # what devices of `assyllm_paper` do after blocks are chosen
-JOINED = "joined_scoring"  # scoring by `assyllm`, an adapter before every block
+JOINED = "joined_scoring"  # scoring by `assyllm`, an adapter before every block: the most that it takes
 METHODS = (*STEPS, *STREAMED, TUNING, JOINED)
 
 

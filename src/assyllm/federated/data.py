@@ -165,8 +165,8 @@ class Cohort:
     def tried(self, chain: tuple[str, ...], block: str) -> Tensor:
         """The head's features ``[n, C, F]`` of a candidate on the chain; of its last block, where several enter."""
         entering = by.blocks_of(block)
-        if len(entering) > 1:
-            chain = ()  # what stands before them changes nothing
+        if self.pool.info(entering[0]).kind == "start":
+            chain = ()  # what stands before blocks that read the text changes nothing
         if (chain, block) not in self._tried:
             if len(entering) > 1:
                 vectors = self.walker.vectors(entering)

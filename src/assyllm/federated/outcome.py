@@ -120,7 +120,7 @@ def size_bytes(pool: Pool, chain: Chain, state: State) -> int:
 
 
 def adapters_of(chain: Chain, state: State) -> list[Adapter | None]:
-    """One adapter per block, None before the first and at natural continuations."""
+    """One adapter per block, None before what reads the text and at natural continuations."""
     return [None, *(state.joined[name] for name in edges(chain.blocks))]
 
 

@@ -130,7 +130,8 @@ def _a_block(probed: Mapping[str, tuple[float, Head]]) -> dict[str, float | None
 def _racing(run: Context, state: State, chain: Chain, found: list[str]) -> list[str]:
     """Which of a chain's candidates ``found`` this round's cohort is asked of, in their order.
 
-    Where not all of a cohort answered, candidates leave the more slowly; as many stay as may be stacked.
+    Where not all of a cohort answered, candidates leave the more slowly; as many stay as may be stacked, and of a
+    chain's first ones as many that begin with different blocks.
     """
     chosen, rule = run.settings.selection, run.settings.rule
     if not state.tried or rule.random or rule.one_model:
@@ -141,7 +142,9 @@ def _racing(run: Context, state: State, chain: Chain, found: list[str]) -> list[
     if left >= len(asked) or not told:
         return asked
     grid = run.settings.head.ridge_grid
-    leading = set(by.best(_a_block({name: sums.evidence(grid) for name, sums in told.items()}), left))
+    order = by.best(_a_block({name: sums.evidence(grid) for name, sums in told.items()}), len(told))
+    apart = [] if chain.blocks else _begin_apart(order)[: min(chosen.kept_per_round, chosen.beam)]
+    leading = {*order[:left], *apart}
     return [block for block in asked if block in leading]
 
 

@@ -21,7 +21,10 @@ BARS = {
     ("assyllm", "enter_adapter"): "ours, fixed\nattention",
     ("assyllm", "base"): "ours, own\ncontext first",
 }
-AGAINST = {("assyllm_paper", "base"): "join_projection"}  # what is trained as long, without attention
+AGAINST = {
+    ("assyllm_paper", "base"): "join_projection",  # what is trained as long, without attention
+    ("assyllm", "base"): "",  # which is no matter of joins alone
+}
 PLAIN = {"assyllm_paper": "join_linear", "assyllm": "enter_projection"}  # the closed-form projection alone
 
 

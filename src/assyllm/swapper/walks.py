@@ -51,11 +51,17 @@ def passed(asked: Iterable[tuple[Sequence[str], Sequence[str]]]) -> Chains:
     chains: Chains = []
     entering: dict[str, list[str]] = {}
     for chain, candidates in asked:
-        chains.append((list(chain), [name for name in candidates if "+" not in name]))
-        for blocks in (name.split("+") for name in candidates if "+" in name):
+        follow = [name for name in candidates if not _reads_text(name)]
+        chains.append((list(chain), follow))
+        for blocks in (name.split("+") for name in candidates if name not in follow):
             if len(blocks) > len(entering.get(blocks[0], [])):
                 entering[blocks[0]] = blocks
     return [*chains, *((blocks, []) for blocks in entering.values())]
+
+
+def _reads_text(candidate: str) -> bool:
+    """Whether it begins with its model's first layer (``model:0-1``)."""
+    return candidate.partition(":")[2].startswith("0-")
 
 
 def units_of(blocks: Iterable[str], sizes: Mapping[str, int]) -> list[str]:
