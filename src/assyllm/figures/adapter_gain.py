@@ -13,9 +13,9 @@ READS = ("ablations", "paper")
 BARS = {
     ("assyllm_paper", "join_linear"): "paper's rule,\nprojection",
     ("assyllm_paper", "join_projection"): "projection\ntrained",
-    ("assyllm_paper", "join_untrained"): "+ attention,\nuntrained",
-    ("assyllm_paper", "join_local"): "+ attention,\nlocal loss",
-    ("assyllm_paper", "base"): "+ attention,\nend to end",
+    ("assyllm_paper", "join_untrained"): "untrained\nattention",
+    ("assyllm_paper", "join_local"): "attention,\nlocal loss",
+    ("assyllm_paper", "base"): "attention,\nend to end",
     ("assyllm_paper", "join_fixed_attention"): "fixed\nattention",
     ("assyllm", "enter_projection"): "ours,\nprojection",
     ("assyllm", "enter_adapter"): "ours, fixed\nattention",

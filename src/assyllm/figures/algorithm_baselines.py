@@ -133,4 +133,4 @@ def panels(df: pd.DataFrame, look: Figures, text: str) -> Figure:
 def _span(rows: pd.DataFrame) -> tuple[float, float]:
     if rows.empty:
         return 0.0, 100.0
-    return float(np.floor(rows["low"].min() / 10) * 10), 100.0
+    return float(np.floor(rows["low"].min() / 10) * 10), 103.0
