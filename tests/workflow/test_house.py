@@ -219,7 +219,7 @@ def test_dvc_is_in_step_with_params_and_tables() -> None:
 
 
 # states of a stage's code that give equal numbers: the last one made a run of every method again, cell by cell the
-# same as the others' (EXPERIMENTS, "Zoos and ablations made again", "Reading the text again")
+# same as the others' (EXPERIMENTS, "Zoos and ablations made again", "Reading the text again", "Own context first")
 EQUAL_STATES = [
     {"d8a6a0fb5da1", "3efe0a89564d", "4d6eb8794390", "5b3ea61746d9", "a210449ad868", "31914cf13843"},  # baselines
     {"574036d200db", "d71a05460002"},  # assyllm and its controls
