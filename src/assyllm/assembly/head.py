@@ -6,7 +6,8 @@ learns w with  w'(f_c - mean f)  ~  [c is the answer] - 1 / C. Scores are f'w; t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -128,17 +129,23 @@ class HeadSums:
             raise ArtifactError("a head cannot be fitted to no questions")
         if not bool(torch.isfinite(self.xx).all() and torch.isfinite(self.xy).all()):
             raise ArtifactError("head sums are not finite")
-        scale = (self.xx.diagonal() / self.n).clamp(min=1e-12).sqrt()
-        xx, xy = self.xx / self.n / torch.outer(scale, scale), self.xy / self.n / scale
-        along, heads = xx.diagonal().clone(), []
+        return [Head((weight / self._scale()).float()) for _, _, weight in self._solved(grid)]
+
+    def _scale(self) -> Tensor:
+        """Columns' root mean squares ``[F]``, which the ridge is relative to."""
+        return (self.xx.diagonal() / self.n.clamp(min=1)).clamp(min=1e-12).sqrt()
+
+    def _solved(self, grid: Sequence[float]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """At every ridge: Cholesky factor of the scaled X'X with it, scaled X'y, weights of the scaled columns."""
+        n, scale = self.n.clamp(min=1), self._scale()
+        xx, xy = self.xx / n / torch.outer(scale, scale), self.xy / n / scale
+        along = xx.diagonal().clone()
         for ridge in grid:
             xx.diagonal().copy_(along + ridge)
             factor, failed = torch.linalg.cholesky_ex(xx)
             if int(failed):
                 raise ArtifactError(f"no head at ridge {ridge}: fewer independent rows than features")
-            found = torch.cholesky_solve(xy[:, None], factor)[:, 0]
-            heads.append(Head((found / scale).float()))
-        return heads
+            yield factor, xy, torch.cholesky_solve(xy[:, None], factor)[:, 0]
 
     def evidence(self, grid: Sequence[float]) -> tuple[float, Head]:
         """How much more probable the features make the labels, and the ridge head that says so.
@@ -152,20 +159,19 @@ class HeadSums:
             The log Bayes factor in nats a row, best over ``grid`` (above 0: the features tell something), and the
             head at that ridge.
         """
-        n, rows = self.n.clamp(min=1), (self.n - self.questions).clamp(min=1)
-        scale = (self.xx.diagonal() / n).clamp(min=1e-12).sqrt()
-        values, vectors = torch.linalg.eigh(self.xx / n / torch.outer(scale, scale))
-        values = values.clamp(min=0)
-        along = vectors.T @ (self.xy / n / scale)
-        variance = (self.yy / n).clamp(min=1e-12)
+        rows = (self.n - self.questions).clamp(min=1)
+        variance = (self.yy / self.n.clamp(min=1)).clamp(min=1e-12)
         found = []
-        for ridge in grid:
-            weight = along / (values + ridge)
+        for ridge, (factor, along, weight) in zip(grid, self._solved(grid), strict=True):
             left = ((variance - along @ weight) / variance).clamp(min=1e-12)
-            nats = -0.5 * rows * left.log() - 0.5 * (1 + values / ridge).log().sum()
-            found.append((float(nats / rows), ridge, weight))
+            freedom = 2 * factor.diagonal().log().sum() - len(weight) * math.log(ridge)
+            found.append((float(-0.5 * left.log() - 0.5 * freedom / rows), ridge, weight))
         best = max(found, key=lambda entry: entry[:2])
-        return best[0], Head((vectors @ best[2] / scale).float())
+        return best[0], Head((best[2] / self._scale()).float())
+
+    def of_columns(self, index: Tensor) -> HeadSums:
+        """The sums of some of the features, ``index`` ``[f]`` int64: what devices that have these alone would send."""
+        return HeadSums(self.xx[index][:, index], self.xy[index], self.yy, self.n, self.questions)
 
     def loss(self, head: Head) -> float:
         """Mean squared error of a head per choice on these sums."""
