@@ -101,6 +101,25 @@ def tiny_folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def scored(tiny_folder):
+    """Scores in one shard and in two, and the cost table."""
+    from assyllm import params as P
+    from assyllm.results import write_table
+    from assyllm.stages import score
+
+    p = tiny_params()
+    where = (tiny_folder / "pool8", tiny_folder / "tasks", tiny_folder / "partition", 0)
+    text = P.sections_json(p, score.SECTIONS)
+    score.run(text, "code", *where, 0, tiny_folder / "scores")
+    two = P.sections_json(tiny_params(comparator={"shards": 2}), score.SECTIONS)
+    for shard in (0, 1):
+        score.run(two, "code", *where, shard, tiny_folder / f"scores{shard}")
+    everyone = [{"model": "pool", "memory_gb": gb, "participates": 1} for gb in p.fleet.memory_gb]
+    write_table(tiny_folder / "cost.csv", everyone)
+    return tiny_folder
+
+
 @pytest.fixture(scope="session")
 def tiny_pool(tiny_folder):
     """The tiny pool at float32."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections import Counter
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,35 +13,30 @@ import torch
 
 from assyllm import params as P
 from assyllm.adapter.linear import LinearSums
-from assyllm.adapter.sent import block_features
 from assyllm.artifacts import ArtifactError, verify_folder
 from assyllm.assembly.assembled import AssembledModel
-from assyllm.assembly.head import Head, HeadSums, accuracy
-from assyllm.assembly.search import Chain
-from assyllm.assembly.walk import Walker, edge
+from assyllm.assembly.head import HeadSums
 from assyllm.checkpoint import Checkpoint
 from assyllm.comparator.cka import HsicTerms
-from assyllm.comparator.compatibility import blocks_of
-from assyllm.federated import probing
 from assyllm.federated.cohort import device_memory, in_time, once_each, sample
-from assyllm.federated.context import Settings
 from assyllm.federated.messages import CandidateSums, ScoreReply, ScoreTask, Vote
-from assyllm.federated.outcome import assemble, outcome
-from assyllm.federated.rounds import Rounds, reported
+from assyllm.federated.rounds import Rounds
 from assyllm.federated.secure_sum import secure_sum
 from assyllm.federated.server import Tally, decide, server_step
 from assyllm.federated.state import State
 from assyllm.federated.task import open_task
 from assyllm.quantizer.pool import open_pool
-from assyllm.results import Metric, Prediction, Run, check_columns, read_table, write_table
+from assyllm.results import Metric, Prediction, Run, check_columns, read_table
 from assyllm.stages import federate, score
 from assyllm.swapper.walks import read_walk
 from conftest import tiny_params
+from tiny.rounds import rounds, summary
 
 CHAIN, NAME = ("a:0-1",), "a:0-1"
 TASK = ScoreTask(round=1, candidates={CHAIN: ("b:1-2", "c:1-2", "d:1-2")}, kept=2, weight=1.0, batch=32,
                  cor={(NAME, b): 0.5 for b in ("b:1-2", "c:1-2", "d:1-2")}, estimator="unbiased",
                  adapter_bytes=0)  # fmt: skip
+WAYS = [("assyllm_paper", {}), ("assyllm", {}), ("assyllm", {"rule": "probe"})]  # method, its selection
 
 
 def reply(client: int, *votes: tuple[str, float], examples: int = 4, xy: float = 1.0) -> ScoreReply:
@@ -141,45 +134,13 @@ def test_rounds_of_sums_end_when_everybody_was_heard_once() -> None:
     assert once_each(0, range(7, 10), [], 20, 0.0, counted) == []
 
 
-@pytest.fixture(scope="module")
-def scored(tiny_folder):
-    """Scores in one shard and in two, and the cost table."""
-    p = tiny_params()
-    where = (tiny_folder / "pool8", tiny_folder / "tasks", tiny_folder / "partition", 0)
-    text = P.sections_json(p, score.SECTIONS)
-    score.run(text, "code", *where, 0, tiny_folder / "scores")
-    two = P.sections_json(tiny_params(comparator={"shards": 2}), score.SECTIONS)
-    for shard in (0, 1):
-        score.run(two, "code", *where, shard, tiny_folder / f"scores{shard}")
-    everyone = [{"model": "pool", "memory_gb": gb, "participates": 1} for gb in p.fleet.memory_gb]
-    write_table(tiny_folder / "cost.csv", everyone)
-    return tiny_folder
-
-
-def rounds(
-    folder, task: str = "piqa", scores: tuple[str, ...] = ("scores",), method: str = "assyllm_paper", **changes
-) -> Rounds:
-    p = tiny_params(method, **changes)
-    own = p.assembling.of(method)
-    settings = Settings(own.selection, p.comparator, own.adapter, own.head, p.federated)
-    pool = open_pool(folder / "pool8")
-    data = open_task(pool, task, p, folder / "tasks", folder / "partition", [folder / s for s in scores])
-    return Rounds(pool, data, settings, 0, range(12))
-
-
-def summary(state: State) -> tuple:
-    tensors, raw = state.dump()
-    raw = {key: value for key, value in raw.items() if key != "seconds"}
-    return raw, {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
-
-
 def test_a_run_assembles_models_and_only_cohorts_contribute(scored) -> None:
     run = rounds(scored)
     state = run.run()
     assert state.finished
     assert all(len(chain.blocks) >= 2 for chain in state.finished)
     assert all(row["participants"] <= 5 for row in state.rows)
-    assert sum(1 for row in state.rows if row["head"]) == 3
+    assert sum(1 for row in state.rows if row["phase"] == "head") == 3
     assert all(row["bytes_up"] > 0 and row["bytes_down"] > 0 for row in state.rows)
     first = sample(0, 1, run.eligible, 5)
     np.testing.assert_array_equal(state.hsic, run.data.hsic[first].sum(0))
@@ -215,109 +176,6 @@ def test_shards_and_threads_do_not_change_the_selection(scored) -> None:
     assert selected(1, ("scores",)) == selected(1, ("scores1", "scores0")) == selected(2, ("scores",))
     with pytest.raises(ArtifactError, match="shards"):
         rounds(scored, scores=("scores1",))
-
-
-@pytest.mark.parametrize("rule", ["probe", "probe_random", "probe_one_model"])
-@pytest.mark.parametrize("kind", ["fixed_attention", "linear"])
-def test_every_probing_rule_assembles(scored, rule, kind) -> None:
-    selection = {"rule": rule, "max_blocks": 3, "rounds_per_block": 1, "enter": "adapter"}
-    run = rounds(scored, method="assyllm", selection=selection, adapter={"kind": kind})
-    state = run.run()
-    best = reported(state, run.settings.rule)
-    models = {block.split(":")[0] for block in best.blocks}
-    if rule == "probe_one_model":
-        assert len(models) == 1
-        assert all(run.pool.before(b) == a for a, b in zip(best.blocks, best.blocks[1:], strict=False))
-        deepest = {info.model: info.id for m in run.pool.models for info in run.pool.of_model(m)}
-        assert {chain.blocks[-1] for chain in state.finished} == set(deepest.values()), "every model, to its end"
-    else:
-        assert len(best.blocks) == 3
-    selecting = [row for row in state.rows if not row["head"] and row.get("walk") and any(b for _, b in row["walk"])]
-    assert len(selecting) == max(len(chain.blocks) for chain in state.finished)
-    assert all((row["bytes_up_sums"] > 0) == (rule != "probe_random") for row in selecting)
-    assert all(row["bytes_up_votes"] == 0 for row in selecting)
-
-
-def test_chains_begin_apart_go_to_the_end_and_dev_chooses(scored) -> None:
-    changes = {"selection": {"max_blocks": 3, "rounds_per_block": 1, "beam": 2, "kept_per_round": 2}}
-    run = rounds(scored, method="assyllm", **changes)
-    state = run.run()
-    assert [chain.ended for chain in state.finished] == ["depth", "depth"]
-    assert len({chain.blocks[0] for chain in state.finished}) == 2
-    dev = run.data.encoded(run.pool, next(iter(run.pool.models)), "dev")
-    right = {}
-    for chain in state.finished:
-        features = run.walker(state, "dev").features(chain.blocks, "all_blocks", run.settings.head.sketch_dims)
-        right[chain.id] = accuracy(Head(state.probes[chain.id]), features, dev.choice_mask, dev.answer)
-    assert right[reported(state, run.settings.rule).id] == max(right.values())
-    state.best = min(right, key=lambda name: (right[name], name))
-    assert outcome(run.pool, run.data, run.settings, state).reported.chain.id == state.best
-
-
-def test_the_best_whole_model_is_that_of_its_rounds(scored) -> None:
-    changes = {"selection": {"rule": "probe_one_model", "max_blocks": 4, "rounds_per_block": 1}}
-    run = rounds(scored, method="assyllm", **changes)
-    found = outcome(run.pool, run.data, run.settings, run.run(), run.judged)
-    last = found.state.rows[-1]
-    assert found.reported.dev == max(model.dev for model in found.models)
-    assert (last["dev"], last["test"]) == (found.reported.dev, found.reported.test)
-
-
-def test_probing_resumes_after_any_round(scored) -> None:
-    states: list[tuple] = []
-    changes = {"selection": {"max_blocks": 3, "rounds_per_block": 2, "survivors": 0.5}}
-    whole = rounds(scored, method="assyllm", **changes).run(save=lambda s: states.append(s.dump()))
-    for tensors, raw in states[:-1:2]:
-        again = rounds(scored, method="assyllm", **changes).run(State.load(tensors, raw))
-        assert summary(again) == summary(whole)
-
-
-def test_candidates_race(scored) -> None:
-    """Every cohort but the first is asked of the leading share; those that left were behind when they left."""
-    changes = {"selection": {"max_blocks": 3, "rounds_per_block": 3, "survivors": 0.4, "kept_per_round": 1}}
-    run, asked, state = rounds(scored, method="assyllm", **changes), [], State()
-    while state.phase != "head":
-        state = run.step(state)
-        for chain, blocks in state.rows[-1]["walk"]:
-            asked.append((state.stage, "+".join(chain), blocks))
-    for at in range(2, len(asked), 3):  # one chain: three rounds a place
-        first, second, third = (blocks for _, _, blocks in asked[at - 2 : at + 1])
-        assert [len(second), len(third)] == [math.ceil(0.4 * len(first)), math.ceil(0.16 * len(first))]
-        assert set(third) <= set(second) <= set(first)
-    again = rounds(scored, method="assyllm", **changes)
-    leading = again.step(State())
-    gains = {block: sums.evidence(again.settings.head.ridge_grid)[0] for (_, block), sums in leading.probed.items()}
-    assert set(asked[1][2]) == set(sorted(gains, key=lambda block: -gains[block])[: len(asked[1][2])])
-
-
-def test_what_left_the_race_wins_nothing(scored) -> None:
-    """However well the cohorts that were asked of it said it did."""
-    run = rounds(scored, method="assyllm", selection={"max_blocks": 2, "rounds_per_block": 3, "survivors": 0.4})
-    state = run.step(run.step(State()))
-    [[_, asked]] = state.rows[-1]["walk"]
-    left = {key for key in state.probed if key[1] not in asked}
-    assert left
-    state.probed |= {
-        key: HeadSums(s.xx, 0 * s.xy, s.yy, s.n, s.questions) for key, s in state.probed.items() if key not in left
-    }
-    state = run.step(state)
-    assert state.stage == 1
-    assert {chain.blocks[0] for chain in state.open} <= set(asked)
-
-
-def test_a_race_waits_for_answers_and_controls_do_not_race(scored) -> None:
-    slow = {"selection": {"max_blocks": 2, "rounds_per_block": 3, "survivors": 0.4}, "federated": {"dropout": 0.3}}
-    few = rounds(scored, method="assyllm", **slow)
-    state = few.step(few.step(State()))
-    (_, first), (_, second) = (row["walk"][0] for row in state.rows)
-    answered = state.rows[0]["participants"]
-    assert 0 < answered < 5
-    assert len(second) == math.ceil(len(first) * 0.4 ** (answered / 5)) > math.ceil(0.4 * len(first))
-    for rule in ("probe_random", "probe_one_model"):
-        changes = {"selection": slow["selection"] | {"rule": rule}}
-        control = rounds(scored, method="assyllm", **changes)
-        rows = control.step(control.step(State())).rows
-        assert rows[0]["walk"] == rows[1]["walk"]
 
 
 @pytest.mark.parametrize("tuning", ["local", "end_to_end"])
@@ -356,38 +214,6 @@ def test_a_trained_projection_keeps_its_attention_silent(scored) -> None:
         assert not torch.equal(one.weight, other.weight)
 
 
-def test_random_blocks_report_the_finished_chain_that_is_best_on_dev(scored) -> None:
-    changes = {
-        "selection": {"rule": "probe_random", "max_blocks": 2, "rounds_per_block": 1, "beam": 3, "kept_per_round": 3}
-    }
-    run = rounds(scored, method="assyllm", **changes)
-    state = run.run()
-    told = {chain.id: run._evaluate(state, chain)["dev"] for chain in state.finished}
-    assert len(told) > 1
-    assert told[reported(state, run.settings.rule).id] == max(told.values())
-
-
-def test_a_probe_gains_what_a_head_on_all_blocks_would() -> None:
-    """Probes on what the chain leaves unexplained add up to nearly the joint fit on independent features."""
-    generator = torch.Generator().manual_seed(0)
-    mask = torch.ones(400, 4, dtype=torch.bool)
-    x = torch.randn(400, 4, 12, generator=generator)
-    answer = (x @ torch.randn(12, generator=generator)).argmax(-1)
-    first, second = x[..., :6], x[..., 6:]
-    grid = [0.001, 0.01, 0.1, 1.0, 10.0]
-    one, head = HeadSums.of(first, mask, answer).evidence(grid)
-    explained = first @ head.weight
-    more, _ = HeadSums.of(second, mask, answer, explained).evidence(grid)
-    joint, _ = HeadSums.of(x, mask, answer).evidence(grid)
-    assert min(one, more) > 0
-    assert one + more == pytest.approx(joint, rel=0.1)
-    few = slice(0, 30)  # 90 rows: fewer than the columns of noise
-    noise = torch.randn(400, 4, 100, generator=generator)
-    useless, _ = HeadSums.of(noise[few], mask[few], answer[few], explained[few]).evidence(grid)
-    useful, _ = HeadSums.of(second[few], mask[few], answer[few], explained[few]).evidence(grid)
-    assert useless < 0.02 < useful
-
-
 @pytest.mark.parametrize("rule", ["paper", "paper_other_model", "cka_only", "cor_only", "random"])
 def test_every_rule_assembles(scored, rule) -> None:
     state = rounds(scored, selection={"rule": rule, "max_blocks": 3}, head={"rounds": 1, "scope": "all_blocks"}).run()
@@ -407,10 +233,10 @@ def test_stragglers_are_asked_and_not_counted(scored) -> None:
     np.testing.assert_array_equal(state.hsic, run.data.hsic[counted].sum(0))
 
 
-@pytest.mark.parametrize("method", ["assyllm_paper", "assyllm"])
-def test_a_place_is_not_decided_by_nobody(scored, method) -> None:
+@pytest.mark.parametrize(("method", "rule"), [("assyllm_paper", {}), ("assyllm", {"rule": "probe"})])
+def test_a_place_is_not_decided_by_nobody(scored, method, rule) -> None:
     """Seven in ten drop out of cohorts of five: nobody is left of the second, so the third is asked for its block."""
-    changes = {"selection": {"max_blocks": 3, "rounds_per_block": 1}, "head": {"rounds": 12}}
+    changes = {"selection": rule | {"max_blocks": 3, "rounds_per_block": 1}, "head": {"rounds": 12}}
     state = rounds(scored, method=method, **changes, federated={"dropout": 0.7, "least_clients": 1}).run()
     assert state.finished
     _, lost, asked = state.rows[:3]
@@ -449,67 +275,6 @@ def test_sums_of_other_candidates_than_were_asked_for_are_refused_whole() -> Non
     assert tally.votes == {(NAME, "b:1-2"): 2}
 
 
-@pytest.mark.parametrize("enter", ["text", "both"])
-@pytest.mark.parametrize("rule", ["probe", "probe_random"])
-def test_blocks_enter_with_those_before_them(scored, tmp_path, enter, rule) -> None:
-    """They compute what they do in their own model; the model is saved, read again and counts its own tokens."""
-    run = rounds(
-        scored, method="assyllm", selection={"rule": rule, "max_blocks": 4, "rounds_per_block": 1, "enter": enter}
-    )
-    state = run.run()
-    pool, best = run.pool, reported(state, run.settings.rule)
-    assert all(len(chain.blocks) == 4 == len(chain.scores) for chain in state.finished)
-    assert len({chain.blocks[0] for chain in state.finished}) == len(state.finished)
-    for chain in state.finished:
-        for i, block in enumerate(chain.blocks):
-            alone = pool.info(block).kind == "start" or (i and pool.before(block) == chain.blocks[i - 1])
-            adapter = state.joined[edge(chain.blocks[:i], block)] if i else None
-            assert (adapter is None) == bool(alone)
-            assert alone or enter == "both"
-    asked = [name for row in state.rows for _, names in row.get("walk", []) for name in names]
-    assert any("+" in name for name in asked)
-    joined = 0
-    for chain, names in (pair for row in state.rows for pair in row.get("walk", []) if pair[0]):
-        held = {pool.info(block).model for block in chain}
-        for first in (blocks_of(name)[0] for name in names):
-            assert (pool.info(first).model in held) == (pool.info(first).kind != "start")
-            joined += first not in chain and pool.info(first).kind != "start" and pool.before(first) != chain[-1]
-    assert (joined > 0) == (enter == "both")
-    walker = run.walker(state, "test")
-    features = walker.features(best.blocks, "all_blocks", run.settings.head.sketch_dims)
-    found = outcome(pool, run.data, run.settings, state, run.judged)
-    product = assemble(pool, found, run.settings, "abc", {"run": "test"})
-    product.save_pretrained(tmp_path / "model")
-    again = AssembledModel.from_pretrained(tmp_path / "model")
-    encoded = again.encode(run.data.splits["test"])
-    assert torch.allclose(again.features(encoded), features, atol=1e-5)
-    last = max(i for i, block in enumerate(best.blocks) if pool.info(block).kind == "start")
-    depth = next((i for i in range(last + 1, 4) if pool.before(best.blocks[i]) != best.blocks[i - 1]), 4)
-    native = Walker(pool, walker.readings, {}).features(
-        best.blocks[last:depth], "all_blocks", run.settings.head.sketch_dims
-    )
-    start = sum(block_features(pool.info(block).width, run.settings.head.sketch_dims) for block in best.blocks[:last])
-    assert torch.equal(features[..., start : start + native.shape[-1]], native)
-
-
-def test_a_long_race_leaves_chains_of_the_beam_that_begin_apart(scored) -> None:
-    gains = {"a:0-1": 5.0, "a:0-1+a:1-2": 9.0, "a:0-1+a:1-2+a:2-3": 12.0, "b:0-1": 1.0, "b:0-1+b:1-2": 1.8}
-    selection = {"survivors": 0.5, "enter": "both", "kept_per_round": 2, "beam": 2}
-    run = rounds(scored, method="assyllm", selection=selection)
-    state = State(rows=[{"walk": [[[], list(gains)]], "participants": 45}], tried=1)
-    state.probed = {("", n): SimpleNamespace(evidence=lambda grid, g=g: (g, None)) for n, g in gains.items()}
-    assert probing._racing(run, state, Chain(()), list(gains)) == ["a:0-1", "a:0-1+a:1-2", "b:0-1"]
-
-
-def test_entering_with_the_text_resumes(scored) -> None:
-    changes = {"selection": {"max_blocks": 4, "rounds_per_block": 2, "enter": "both"}}
-    whole = rounds(scored, method="assyllm", **changes).run()
-    kept: list[tuple] = []
-    rounds(scored, method="assyllm", **changes).run(save=lambda state: kept.append(state.dump()))
-    for at in (0, 2, len(kept) // 2):
-        assert summary(rounds(scored, method="assyllm", **changes).run(State.load(*kept[at]))) == summary(whole)
-
-
 def test_clients_with_too_few_examples_for_cka_are_said_to_have_them(scored) -> None:
     run = rounds(scored)
     run.data.hsic[:] = 0
@@ -517,9 +282,9 @@ def test_clients_with_too_few_examples_for_cka_are_said_to_have_them(scored) -> 
         run.run()
 
 
-@pytest.mark.parametrize("method", ["assyllm_paper", "assyllm"])
-def test_bounds_that_nothing_breaks_change_no_bit(scored, method) -> None:
-    changes = {"selection": {"max_blocks": 3}, "method": method}
+@pytest.mark.parametrize(("method", "rule"), WAYS)
+def test_bounds_that_nothing_breaks_change_no_bit(scored, method, rule) -> None:
+    changes = {"selection": rule | {"max_blocks": 3}, "method": method}
     default = rounds(scored, **changes).run()
     free = rounds(scored, **changes, federated={"row_norm": None, "max_examples": None}).run()
     assert summary(default) == summary(free)
@@ -528,10 +293,10 @@ def test_bounds_that_nothing_breaks_change_no_bit(scored, method) -> None:
     assert summary(tight)[1] != summary(free)[1]
 
 
-@pytest.mark.parametrize("method", ["assyllm_paper", "assyllm"])
-def test_liars_in_sums_are_refused_by_nobody_and_move_every_sum(scored, method) -> None:
+@pytest.mark.parametrize(("method", "rule"), WAYS)
+def test_liars_in_sums_are_refused_by_nobody_and_move_every_sum(scored, method, rule) -> None:
     """They keep the bounds they know; so all that bounds can do is to make them small."""
-    changes = {"selection": {"max_blocks": 3}, "method": method}
+    changes = {"selection": rule | {"max_blocks": 3}, "method": method}
     lying = rounds(scored, **changes, federated={"liars": 0.4, "lie": "sums"})
     assert len(lying.liars.in_sums) == 5
     assert not lying.liars.in_votes
@@ -544,7 +309,7 @@ def test_liars_in_sums_are_refused_by_nobody_and_move_every_sum(scored, method) 
 
 @pytest.mark.parametrize("method", ["assyllm", "assyllm_paper"])
 def test_a_block_waits_for_as_many_answers_as_whole_cohorts_would_give(scored, method) -> None:
-    selection = {"rounds_per_block": 2, "max_blocks": 2}
+    selection = {"rounds_per_block": 2, "max_blocks": 2} | ({"rule": "probe"} if method == "assyllm" else {})
     adapter = {} if method == "assyllm" else {"kind": "linear", "tuning": "none"}
     counts = {}
     for least in (0.0, 1.0):
@@ -555,9 +320,9 @@ def test_a_block_waits_for_as_many_answers_as_whole_cohorts_would_give(scored, m
         counts[least] = len(asked)
         if least:
             assert sum(asked) >= 2 * 5
-        heard = sum(row["participants"] for row in state.rows if row["head"])
+        heard = sum(row["participants"] for row in state.rows if row["phase"] == "head")
         assert len(run.eligible) - 1 <= heard <= len(run.eligible)  # all were counted once, but for a last one alone
-        assert sum(row["head"] for row in state.rows) < 40
+        assert sum(row["phase"] == "head" for row in state.rows) < 40
     assert counts[0.0] < counts[1.0] <= counts[0.0] + 10 * 2
 
 
@@ -578,9 +343,9 @@ def test_untrained_blocks_are_not_joined_by_what_trained_ones_give(scored, tmp_p
                      tmp_path / "run")  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["assyllm_paper", "assyllm"])
-def test_the_stage_writes_whole_tables_and_a_model_twice_alike(scored, tmp_path, method) -> None:
-    p = tiny_params(method, tasks={"names": ["piqa"]}, selection={"max_blocks": 3})
+@pytest.mark.parametrize(("method", "rule"), WAYS)
+def test_the_stage_writes_whole_tables_and_a_model_twice_alike(scored, tmp_path, method, rule) -> None:
+    p = tiny_params(method, tasks={"names": ["piqa"]}, selection=rule | {"max_blocks": 3})
     text = P.sections_json(p, federate.SECTIONS)
     for name in ("one", "two"):
         federate.run(text, "code", method, "base", "", scored / "pool8", scored / "tasks",
@@ -617,11 +382,12 @@ def test_the_stage_writes_whole_tables_and_a_model_twice_alike(scored, tmp_path,
     assert [m["metric"] for m in metrics].count("collapsed") == 1
 
 
-@pytest.mark.parametrize("method", ["assyllm_paper", "assyllm"])
-def test_a_budget_for_the_pool_changes_no_bit_of_a_run(scored, tmp_path, method) -> None:
+@pytest.mark.parametrize(("method", "rule"), WAYS)
+def test_a_budget_for_the_pool_changes_no_bit_of_a_run(scored, tmp_path, method, rule) -> None:
     made = []
     for budget in (None, 0.000180):
-        p = tiny_params(method, tasks={"names": ["piqa"]}, selection={"max_blocks": 3}, swapper={"budget_gb": budget})
+        p = tiny_params(method, tasks={"names": ["piqa"]}, selection=rule | {"max_blocks": 3},
+                        swapper={"budget_gb": budget})  # fmt: skip
         text = P.sections_json(p, score.SECTIONS)
         where = (scored / "pool8", scored / "tasks", scored / "partition")
         score.run(text, "code", *where, 0, 0, tmp_path / f"scores{budget}")

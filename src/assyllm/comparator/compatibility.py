@@ -25,6 +25,8 @@ class Rule:
         random: ignore the measurements.
         probe: choose by what a candidate's pooled states add to a head on the labels, not by compatibility. Every
             block then counts by what it tells, so that an end block may stand anywhere in a chain.
+        survey: choose all blocks at once, by what a head on them would make of the labels; ``probe`` is set too, as
+            gains add up alike.
         one_model: only the natural continuation may be chosen (a control: one model with the same head).
     """
 
@@ -33,6 +35,7 @@ class Rule:
     same_model: bool = True
     random: bool = False
     probe: bool = False
+    survey: bool = False
     one_model: bool = False
 
 
@@ -43,6 +46,9 @@ RULES: dict[str, Rule] = {
     "cka_only": Rule(cka_weight=1.0),
     "cor_only": Rule(cka_weight=0.0),
     "random": Rule(same_model=False, random=True),
+    "survey": Rule(natural=True, probe=True, survey=True),
+    "survey_random": Rule(natural=True, probe=True, survey=True, random=True),
+    "survey_one_model": Rule(natural=True, probe=True, survey=True, one_model=True),
     "probe": Rule(natural=True, probe=True),
     "probe_random": Rule(natural=True, probe=True, random=True),
     "probe_one_model": Rule(natural=True, probe=True, one_model=True),

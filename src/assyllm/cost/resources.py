@@ -95,7 +95,7 @@ def resources_table(
             work = batches * place.walks * ROWS_PER_CHOICE[task]
             traffic, up, down = place.traffic, place.up, place.down
             chosen = p.assembling.of(method)
-            rereads = chosen.adapter.kind == "fixed_attention" and chosen.selection.enter != "text"
+            rereads = chosen.adapter.kind == "fixed_attention" and chosen.selection.joins
             oneoff = pool_bytes(p.zoo, p.blocks, float(point["pool_bits"]), rereads, weight)
         else:
             epochs = tuning.local_epochs if tuning and method not in HEADS else 1

@@ -120,6 +120,11 @@ class Prices:
         """Of the head on a chain."""
         return sum(block_features(self.width(block), self.chosen.head.sketch_dims) for block in blocks)
 
+    def surveyed(self, blocks: Sequence[Block]) -> float:
+        """Features of a survey."""
+        dims = self.chosen.selection.survey_dims
+        return sum(self.candidates(block) * block_features(self.width(block), dims) for block in blocks)
+
     def voting(self, chain: Sequence[Block], found: Sequence[Sequence[Block]]) -> tuple[float, float]:
         """Bytes (up, down) of a client that votes for candidates on a chain (``federated.messages``).
 
@@ -172,7 +177,7 @@ def spent(walk: Sequence[Mapping[str, str]], reported: str, trained: int, prices
         trained: how many of its joins were trained.
     """
     chosen, model = prices.chosen, [Block.of(name) for name in reported.split()]
-    probes = chosen.selection.rule.startswith("probe")
+    probes = chosen.selection.by_labels
     rounds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])  # walks, bytes up, bytes down
     for (number, name), end in _alone(walk, compared=not probes).items():
         rounds[number][0] += prices.work([Block(name, 0, end)])
@@ -186,6 +191,10 @@ def spent(walk: Sequence[Mapping[str, str]], reported: str, trained: int, prices
             passed = [block for block, own in zip(chain, natively(chain), strict=True) if not own]
             work[0] += prices.work([*passed, *tried], sum(prices.chain(chain, prices.join)) + sum(joins))
             up, down = (prices.probing if probes else prices.voting)(chain, found) if found else (0.0, 0.0)
+        elif row["phase"] == "survey":  # one row a round: all models
+            blocks = [block for own in found for block in own]
+            work[0] += prices.work(blocks)
+            up, down = head_sums(round(prices.surveyed(blocks))), ID * sum(map(prices.candidates, blocks))
         elif row["phase"] == "native":  # terms of all pairs of blocks up; histograms of a few kB are left out
             work[0] += prices.work(chain)
             up = NUMBER * sum(map(prices.candidates, chain)) * (sum(prices.cut.values()) + 1) / 2

@@ -11,14 +11,14 @@ from assyllm.artifacts import ArtifactError
 from assyllm.assembly.walk import Walker
 from assyllm.blocks.pool import Pool
 from assyllm.comparator import compatibility as by
-from assyllm.federated.cohort import in_time, sample
+from assyllm.federated.cohort import in_time, once_each, sample
 from assyllm.federated.data import Cohort, TaskData
 from assyllm.federated.joins import Joins
 from assyllm.federated.liars import Liars
 from assyllm.federated.limits import Limits
 from assyllm.federated.state import Phase, State
 
-SPARE = 10  # further rounds for a block where too few have answered, or nobody has told anything of any candidate
+SPARE = 10  # further rounds for a choice where too few have answered, or nobody has told anything of any candidate
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,20 @@ class Context:
             return [], sorted([*clients, *late])
         return clients, late
 
+    def turn(self, state: State) -> tuple[list[int], list[int], bool]:
+        """Of rounds that ask every client once (:func:`once_each`), the one that ``state`` is at, counted by its phase.
+
+        Returns:
+            Clients whose reply counts, clients whose does not, and whether it is the phase's last round.
+        """
+        turn = sum(1 for row in state.rows if row["phase"] == state.phase)
+        first, federated = state.round - turn, self.settings.federated
+        turns = once_each(
+            self.seed, range(first, first + self.settings.head.rounds), self.eligible, federated.clients_per_round,
+            federated.dropout, self.counted, federated.least_clients,
+        )  # fmt: skip
+        return *turns[turn], turn + 1 == len(turns)
+
     def cohort(self, state: State, clients: Sequence[int]) -> Cohort:
         """The clients' questions, their forward passes batched."""
         return Cohort(
@@ -109,22 +123,20 @@ class Context:
         return Walker(self.pool, readings(self.pool, encoded), state.joined)
 
     def cohorts(self, state: State) -> float:
-        """How many whole cohorts have answered for the block that is being chosen."""
+        """How many whole cohorts have answered for what is being chosen."""
         answers = sum(row["participants"] for row in state.rows[len(state.rows) - state.tried :])
         return answers / min(self.settings.federated.clients_per_round, len(self.eligible))
 
-    def decided(self, state: State, told: bool, asked: bool) -> bool:
-        """Whether the rounds of a block are over.
+    def decided(self, state: State, told: bool, asked: bool, rounds: int) -> bool:
+        """Whether the rounds of a choice are over.
 
-        That is after ``rounds_per_block``, but not while nobody has told anything, nor while fewer have answered than
+        That is after ``rounds``, but not while nobody has told anything, nor while fewer have answered than
         ``least_answers`` of as many whole cohorts, within :data:`SPARE` rounds more.
 
         Args:
             told: whether any vote or sum came in; ``asked``: whether there is any candidate.
         """
-        selection = self.settings.selection
-        rounds = selection.rounds_per_block
-        enough = told and self.cohorts(state) >= selection.least_answers * rounds
+        enough = told and self.cohorts(state) >= self.settings.selection.least_answers * rounds
         return state.tried >= (rounds if enough or not asked else rounds + SPARE)
 
     @staticmethod
@@ -135,7 +147,6 @@ class Context:
         up_votes: float = 0.0,
         up_sums: float = 0.0,
         down: float = 0.0,
-        head: int = 0,
     ) -> None:
         """Add a round's row: who took part, who was late, and mean bytes a client by channel (late ones as many).
 
@@ -151,7 +162,6 @@ class Context:
                 "bytes_up_sums": float(up_sums),
                 "bytes_up": float(up_votes + up_sums),
                 "bytes_down": float(down),
-                "head": head,
             }
         )
         if late:

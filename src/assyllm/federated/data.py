@@ -191,6 +191,14 @@ class Cohort:
             self._features[chain] = self.walker.features(chain, self.head.scope, self.head.sketch_dims)
         return self._features[chain]
 
+    def surveyed(self, models: Sequence[Sequence[str]], dims: int) -> Tensor:
+        """Features ``[n, C, F]`` of all blocks of whole models side by side, at most ``dims`` of each."""
+        parts = []
+        for blocks in models:
+            parts.append(self.walker.features(blocks, "all_blocks", dims))
+            self.walker.forget()
+        return torch.cat(parts, dim=-1)
+
     def view(self, client: int) -> ClientView:
         """One client's part of the cohort."""
         return ClientView(self, client)
@@ -231,6 +239,10 @@ class ClientView:
     def features(self, chain: tuple[str, ...]) -> Tensor:
         """The head's features ``[n, C, F]`` of a chain."""
         return self._cohort.features(chain)[self._place]
+
+    def surveyed(self, models: Sequence[Sequence[str]], dims: int) -> Tensor:
+        """Features ``[n, C, F]`` of all blocks of whole models side by side."""
+        return self._cohort.surveyed(models, dims)[self._place]
 
     def explained(self, chain: tuple[str, ...], head: Tensor) -> Tensor:
         """Scores ``[n, C]`` of the chain's head so far."""

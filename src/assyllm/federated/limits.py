@@ -29,15 +29,16 @@ class Limits:
         self._long = math.inf if federated.row_norm is None else federated.row_norm
         self.examples = math.inf if federated.max_examples is None else float(federated.max_examples)
         self._choices = max(len(question.choices) for question in data.splits["train"])
-        self._typical: dict[tuple[str, bool], float] = {}
+        self._typical: dict[str, float] = {}  # norms of a block's states
+        self._read: dict[tuple[str, int | None], float] = {}  # of what a head reads of them
 
     def probe(self, block: str) -> Limit:
         """Of a candidate's sums for a head."""
         return self.head([block])
 
-    def head(self, blocks: Sequence[str]) -> Limit:
-        """Of the sums of a head that reads ``blocks`` side by side."""
-        x = math.hypot(*(self._features(block) for block in blocks))
+    def head(self, blocks: Sequence[str], dims: int | None = None) -> Limit:
+        """Of the sums of a head that reads ``blocks`` side by side, ``dims`` numbers of each (None: the head's)."""
+        x = math.hypot(*(self._features(block, dims or self._head.sketch_dims) for block in blocks))
         choices = self._choices * self.examples
         return Limit(self._long * x, self._long, choices, self.examples, choices)
 
@@ -50,16 +51,16 @@ class Limits:
         x, y = self._long * self._states(last), self._long * self._states(before)
         return Limit(x, y, choices * vectors, self.examples, choices)
 
-    def _features(self, block: str) -> float:
-        if (block, True) not in self._typical:
-            found = sketched(combine(self._data.public.pooled[block]), self._head.sketch_dims, block).double()
-            self._typical[block, True] = _rms(centred(found, torch.ones(found.shape[:2], dtype=torch.bool)))
-        return self._typical[block, True]
+    def _features(self, block: str, dims: int | None) -> float:
+        if (block, dims) not in self._read:
+            found = sketched(combine(self._data.public.pooled[block]), dims, block).double()
+            self._read[block, dims] = _rms(centred(found, torch.ones(found.shape[:2], dtype=torch.bool)))
+        return self._read[block, dims]
 
     def _states(self, block: str) -> float:
-        if (block, False) not in self._typical:
-            self._typical[block, False] = _rms(self._data.public.pooled[block].double())
-        return self._typical[block, False]
+        if block not in self._typical:
+            self._typical[block] = _rms(self._data.public.pooled[block].double())
+        return self._typical[block]
 
 
 def _rms(rows: Tensor) -> float:

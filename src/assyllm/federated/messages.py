@@ -98,6 +98,27 @@ class ProbeTask:
 
 
 @dataclass(frozen=True, slots=True)
+class SurveyTask:
+    """Send the head's statistics of all blocks side by side.
+
+    Attributes:
+        models: the blocks of every model, first to last.
+        dims: features of a block at most; wider ones are sketched.
+        limit: bounds on a client's sums.
+    """
+
+    round: int
+    models: tuple[tuple[str, ...], ...]
+    dims: int
+    limit: Limit = field(default_factory=Limit)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes down to one client."""
+        return ID * sum(len(blocks) for blocks in self.models)
+
+
+@dataclass(frozen=True, slots=True)
 class Vote:
     """One of a client's K best blocks on one chain, with its compatibility on the client's data."""
 

@@ -1,4 +1,4 @@
-"""Choosing blocks by what they add to a head on the labels: the rule of ``assyllm``, forward passes only.
+"""Choosing blocks by what they add to a head on the labels: the rule ``probe``, forward passes only.
 
 For every candidate on every chain of the beam a cohort sends the head's statistics of the candidate's pooled
 states against what the chain's own head leaves unexplained; they add up over clients. The server fits a ridge
@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +40,7 @@ from assyllm.comparator import compatibility as by
 from assyllm.federated.context import Context
 from assyllm.federated.data import ClientView
 from assyllm.federated.messages import ProbeTask
-from assyllm.federated.simulate import head_totals, probe_cohort
+from assyllm.federated.simulate import head_totals, probe_cohort, refusals
 from assyllm.federated.state import State
 from assyllm.swapper.walks import passed, walk
 
@@ -69,14 +68,10 @@ def select(run: Context, state: State) -> State:
     run.log(state, clients, late, up_sums=up, down=task.bytes)
     state.rows[-1]["walk"] = [[list(chain), list(blocks)] for chain, blocks in task.candidates.items()]
     state.tried += 1
-    if run.decided(state, bool(state.probed or task.random), any(task.candidates.values())):
+    asked, rounds = any(task.candidates.values()), run.settings.selection.rounds_per_block
+    if run.decided(state, bool(state.probed or task.random), asked, rounds):
         return _stack(run, state, task)
     return state
-
-
-def refusals(round_: int, refused: Mapping[int, str]) -> list[dict[str, Any]]:
-    """Rows of clients whose sums were refused, as ``State.dropped`` has them."""
-    return [{"round": round_, "client": c, "chain": "", "block": "", "why": why} for c, why in refused.items()]
 
 
 def probe_task(run: Context, state: State) -> ProbeTask:

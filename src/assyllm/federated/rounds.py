@@ -1,9 +1,9 @@
 """The round loop of the methods that assemble blocks; a checkpoint a round.
 
-First rounds choose one block after another (:mod:`voting` as the paper does, :mod:`probing` by what a block adds
-to a head). Then adapters may be trained (:mod:`tuning`). Last come rounds in which cohorts send the head's statistics,
-until every client has been heard once, at most ``head.rounds``: all finished models get theirs, so that the figure of
-assembled models can be drawn; the traffic counted is the reported one's.
+First rounds choose blocks: one after another (:mod:`voting` as the paper does, :mod:`probing` by what a block adds
+to a head), or all from one survey (:mod:`surveying`). Then adapters may be trained (:mod:`tuning`). Last come rounds in
+which cohorts send the head's statistics, until every client has been heard once, at most ``head.rounds``: all finished
+models get theirs, so that the figure of assembled models can be drawn; the traffic counted is the reported one's.
 
 A round's data are its cohort's alone. All functions are deterministic: clients in ascending order, sums in
 float64, scores rounded before they are compared.
@@ -25,11 +25,10 @@ from assyllm.assembly.search import Chain
 from assyllm.assembly.walk import edges
 from assyllm.blocks.pool import Pool
 from assyllm.comparator.compatibility import Rule
-from assyllm.federated import probing, tuning, voting
-from assyllm.federated.cohort import once_each
+from assyllm.federated import probing, surveying, tuning, voting
 from assyllm.federated.context import Context, Settings
 from assyllm.federated.data import TaskData
-from assyllm.federated.simulate import CohortHeadSums, head_totals
+from assyllm.federated.simulate import CohortHeadSums, head_totals, refusals
 from assyllm.federated.state import State
 
 Save = Callable[[State], None]
@@ -59,6 +58,10 @@ class Rounds(Context):
     def step(self, state: State) -> State:
         """One round."""
         state = replace(state, round=state.round + 1, rows=list(state.rows), dropped=list(state.dropped))
+        if self.settings.rule.survey and state.phase == "native":
+            state = surveying.start(self, state)
+        if state.phase == "survey":
+            return surveying.survey(self, state)
         if state.phase == "head":
             return self._head(state)
         if state.phase == "tune":
@@ -68,13 +71,7 @@ class Rounds(Context):
         return voting.native(self, state) if state.phase == "native" else voting.select(self, state)
 
     def _head(self, state: State) -> State:
-        turn = sum(1 for row in state.rows if row["head"])
-        first, federated = state.round - turn, self.settings.federated
-        turns = once_each(
-            self.seed, range(first, first + self.settings.head.rounds), self.eligible, federated.clients_per_round,
-            federated.dropout, self.counted, federated.least_clients,
-        )  # fmt: skip
-        clients, late = turns[turn]
+        clients, late, last = self.turn(state)
         limits = {chain.id: self.limits.head(self._read(chain)) for chain in state.finished}
         sums: dict[str, CohortHeadSums] = {}
         if clients:
@@ -83,8 +80,8 @@ class Rounds(Context):
                 features = cohort.features(chain.blocks)
                 sums[chain.id] = CohortHeadSums.of(cohort, features, limit=limits[chain.id])
                 cohort.walker.forget(chain.blocks)
-        totals, refused = head_totals(sums, self.liars, federated.least_clients)
-        state.dropped += probing.refusals(state.round, refused)
+        totals, refused = head_totals(sums, self.liars, self.settings.federated.least_clients)
+        state.dropped += refusals(state.round, refused)
         heads = dict(state.heads)
         for name, total in totals.items():
             heads[name] = heads[name] + total if name in heads else total
@@ -99,10 +96,10 @@ class Rounds(Context):
         up = heads[best.id].bytes if best.id in heads else 0
         own = [state.joined[name] for name in edges(best.blocks)]
         down = ID * len(best.blocks) + sum(a.sent_bytes for a in own if a is not None)
-        self.log(state, clients, late, up_sums=up, down=down, head=1)
+        self.log(state, clients, late, up_sums=up, down=down)
         if best.id in heads:
             state.rows[-1] |= judged or self._evaluate(state, best)
-        if turn + 1 == len(turns):
+        if last:
             if not heads:
                 raise ArtifactError(f"{self.data.task}: no client answered in the head's rounds")
             state.phase = "done"

@@ -14,7 +14,7 @@ from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, pairwise
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -192,6 +192,11 @@ def head_totals(
     answered = {client for own in sums.values() for client in own.places}
     enough = len(answered - refused.keys()) >= least
     return {key: own.total(refused) for key, own in sums.items() if enough}, refused
+
+
+def refusals(round_: int, refused: Mapping[int, str]) -> list[dict[str, Any]]:
+    """Rows of clients whose sums were refused, as ``State.dropped`` has them."""
+    return [{"round": round_, "client": c, "chain": "", "block": "", "why": why} for c, why in refused.items()]
 
 
 def cuts(sizes: Iterable[Tensor | int]) -> list[slice]:

@@ -19,7 +19,7 @@ from assyllm.assembly.walk import edges
 from assyllm.comparator.cka import HsicTerms
 from assyllm.federated.server import Tally
 
-Phase = Literal["native", "select", "tune", "head", "done"]
+Phase = Literal["native", "survey", "select", "tune", "head", "done"]
 PLAIN = ("phase", "round", "stage", "tried", "rows", "dropped", "seconds", "chosen", "best")
 
 
@@ -46,6 +46,7 @@ class State:
     hsic: np.ndarray | None = None
     histograms: dict[str, np.ndarray] = field(default_factory=dict)
     joined: dict[str, Adapter | None] = field(default_factory=dict)
+    survey: HeadSums | None = None  # of all blocks of the pool, while the clients are being asked
     heads: dict[str, HeadSums] = field(default_factory=dict)
     probed: dict[tuple[str, str], HeadSums] = field(default_factory=dict)  # of the block that is being chosen
     probes: dict[str, Tensor] = field(default_factory=dict)  # chain -> head weights [F] of its blocks so far
@@ -79,6 +80,8 @@ class State:
                 tensors |= {f"adapter/{name}/{part}": tensor for part, tensor in adapter.state_dict().items()}
         for (chain, block), sums in self.tally.adapter.items():
             tensors |= {f"sums/{chain}>{block}/{i}": part for i, part in enumerate(sums.parts())}
+        if self.survey is not None:
+            tensors |= {f"survey/{i}": part for i, part in enumerate(self.survey.parts())}
         for name, head in self.heads.items():
             tensors |= {f"head/{name}/{i}": part for i, part in enumerate(head.parts())}
         for (chain, block), head in self.probed.items():
@@ -93,7 +96,7 @@ class State:
     def load(cls, tensors: dict[str, Tensor], raw: dict[str, Any]) -> State:
         """The inverse of :meth:`dump`."""
         groups: dict[str, dict[str, dict[str, Tensor]]] = {
-            kind: {} for kind in ("adapter", "sums", "head", "probed", "probe", "tuned", "moment0", "moment1")
+            kind: {} for kind in ("adapter", "sums", "survey", "head", "probed", "probe", "tuned", "moment0", "moment1")
         }
         for name in sorted(tensors):
             kind, _, rest = name.partition("/")
@@ -128,6 +131,7 @@ class State:
                 if name.startswith("histogram/")
             },
             joined=joined,
+            survey=HeadSums(*groups["survey"][""].values()) if groups["survey"] else None,
             heads={name: HeadSums(*parts.values()) for name, parts in groups["head"].items()},
             probed={_pair(name): HeadSums(*parts.values()) for name, parts in groups["probed"].items()},
             probes={name: parts["weight"] for name, parts in groups["probe"].items()},

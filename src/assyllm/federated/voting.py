@@ -58,7 +58,8 @@ def select(run: Context, state: State) -> State:
     run.log(state, clients, late, up_votes=votes, up_sums=sums, down=task.bytes)
     state.rows[-1]["walk"] = [[list(chain), list(blocks)] for chain, blocks in task.candidates.items()]
     state.tried += 1
-    if run.decided(state, bool(state.tally.votes), any(task.candidates.values())):
+    asked, rounds = any(task.candidates.values()), run.settings.selection.rounds_per_block
+    if run.decided(state, bool(state.tally.votes), asked, rounds):
         return _stack(run, state, task)
     return state
 

@@ -17,8 +17,9 @@ def walk_rows(run_id: str, task: str, pool: Pool, state: State, adding: bool) ->
 
     ``adding``: how finished chains rank (:func:`search.ranked`).
 
-    A first round passes through every model of the pool, a select round through each open chain and the candidates
-    put on it, a round that trains adapters through the reported chain, a head round through every finished chain.
+    A first round, or one of a survey, passes through every model of the pool, a select round through each open chain
+    and the candidates put on it, a round that trains adapters through the reported chain, a head round through every
+    finished chain.
     """
     whole: Walked = [([info.id for info in pool.of_model(model)], []) for model in pool.models]
     finished: Walked = [(list(chain.blocks), []) for chain in sorted(state.finished, key=lambda chain: chain.id)]
@@ -26,7 +27,7 @@ def walk_rows(run_id: str, task: str, pool: Pool, state: State, adding: bool) ->
     rows = []
     for row in state.rows:
         phase = row["phase"]
-        walked = {"native": whole, "select": row.get("walk", []), "tune": tuned, "head": finished}[phase]
+        walked = {"native": whole, "tune": tuned, "head": finished}.get(phase, row.get("walk", []))
         for chain, candidates in walked if row["participants"] else ():
             rows.append(
                 {

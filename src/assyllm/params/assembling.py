@@ -47,8 +47,10 @@ class Selection(Section):
 
     rule: Literal[
         "paper", "paper_distinct", "paper_other_model", "cka_only", "cor_only", "random",
-        "probe", "probe_random", "probe_one_model",
+        "survey", "survey_random", "survey_one_model", "probe", "probe_random", "probe_one_model",
     ]  # fmt: skip
+    survey_rounds: Count | None = 4
+    survey_dims: Count = 64
     evaluated_per_round: Count | None
     kept_per_round: Count
     beam: Count
@@ -59,16 +61,26 @@ class Selection(Section):
     enter: Literal["adapter", "text", "both"] = "adapter"
     max_blocks: Annotated[int, Field(ge=2)]
 
+    @property
+    def by_labels(self) -> bool:
+        """Whether the rule chooses by what blocks tell of the labels."""
+        return self.rule.startswith(("survey", "probe"))
+
+    @property
+    def joins(self) -> bool:
+        """Whether adapters may stand between blocks."""
+        return not self.rule.startswith("survey") and self.enter != "text"
+
     @model_validator(mode="after")
     def _kept_fits(self) -> Selection:
         if self.evaluated_per_round is not None and self.kept_per_round > self.evaluated_per_round:
             raise ValueError(
                 f"kept_per_round: {self.kept_per_round} is more than evaluated_per_round ({self.evaluated_per_round})"
             )
-        if self.survivors < 1 and not self.rule.startswith("probe"):
-            raise ValueError(f"survivors: {self.survivors} goes with a rule that probes, not with {self.rule}")
-        if self.enter != "adapter" and not self.rule.startswith("probe"):
-            raise ValueError(f"enter: {self.enter} goes with a rule that probes, not with {self.rule}")
+        if self.survivors < 1 and not self.by_labels:
+            raise ValueError(f"survivors: {self.survivors} goes with a rule that reads labels, not with {self.rule}")
+        if self.enter != "adapter" and not self.by_labels:
+            raise ValueError(f"enter: {self.enter} goes with a rule that reads labels, not with {self.rule}")
         return self
 
 
@@ -90,7 +102,7 @@ class Assembling(Section):
 
     @model_validator(mode="after")
     def _probes_read_all_blocks(self) -> Assembling:
-        if self.selection.rule.startswith("probe") and self.head.scope != "all_blocks":
+        if self.selection.by_labels and self.head.scope != "all_blocks":
             rule = self.selection.rule
             raise ValueError(
                 f"head.scope: {self.head.scope} does not go with rule {rule}, whose gains are of all blocks"
@@ -112,7 +124,8 @@ class Assemblings(Section):
             raise ParamsError(f"assembling.{name}: missing")
         if rule is None:
             return found
-        return found.model_copy(update={"selection": found.selection.model_copy(update={"rule": rule})})
+        varied = f"{found.selection.rule}_{rule}"
+        return found.model_copy(update={"selection": found.selection.model_copy(update={"rule": varied})})
 
 
 class Federated(Section):

@@ -25,9 +25,9 @@ FROZEN_BASE = ("lora", "lora_all", "fedadapter", "fwdllm")
 HEADS = ("one_model_head", "all_models_head", "choices_only")
 BASELINES = ("majority", "zero_shot", *HEADS, *TUNED, *SHARES)
 ASSEMBLING = ("assyllm_paper", "assyllm", "random_blocks", "untrained_blocks", "one_model_blocks")
-# controls: a method's settings with another selection rule, or on untrained blocks
+# controls: a method's settings with a variant of its selection rule, or on untrained blocks
 CONTROLS = {
-    "random_blocks": ("assyllm", "probe_random"),
+    "random_blocks": ("assyllm", "random"),
     "untrained_blocks": ("assyllm", None),
-    "one_model_blocks": ("assyllm", "probe_one_model"),
+    "one_model_blocks": ("assyllm", "one_model"),
 }
