@@ -516,7 +516,8 @@ def test_the_figure_of_robustness_sorts_settings_into_panels(tmp_path: Path) -> 
     for m in ("assyllm", "assyllm_paper"):
         assert lines["sums", m, "no bound"] == lines["sums", m, "bounded"] == [0, 0.2, 0.4]
         assert lines["answering", m, ""] == pytest.approx([0.1, 0.4, 0.6, 1])
-    assert lines["rounds", "assyllm", ""][:-1] == [1, 2, 4, 5, 8, 10]
+    assert lines["rounds", "assyllm", ""][:-1] == [1, 2, 5, 10]
+    assert lines["surveyed", "assyllm", ""][:-1] == [1, 2, np.inf]
     assert lines["items", "assyllm", ""] == lines["items", "ft_oracle", ""] == [1, 2, np.inf]
     assert {m for panel, m, _ in lines if panel == "votes"} == {"assyllm_paper"}
     for attempt in ("a", "b"):
@@ -526,21 +527,22 @@ def test_the_figure_of_robustness_sorts_settings_into_panels(tmp_path: Path) -> 
         assert first.read_bytes() == second.read_bytes()
 
 
-def test_the_figure_of_accuracy_against_energy_joins_the_rounds_a_block(tmp_path: Path) -> None:
+def test_the_figure_of_accuracy_against_energy_joins_the_cohorts_surveyed(tmp_path: Path) -> None:
     rows = [
         {"setting": setting, "method": method, "task": "boolq", "world": "embedded", "what": what, "value": value,
          "low": value, "high": value, "runs": 1, "source": source}
         for method, setting, energy in (
             ("ft_oracle", "", 1.0), ("assyllm", "", 0.7), ("assyllm", "assembling.assyllm.selection.beam=1", 0.4),
-            ("assyllm", "assembling.assyllm.selection.rounds_per_block=1", 0.2),
+            ("assyllm", "assembling.assyllm.selection.survey_rounds=1", 0.2),
+            ("assyllm", "assembling.assyllm.selection.survey_rounds=null", 1.2),
         )
         for what, value, source in (("accuracy", 0.9, "measured"), ("energy_of_full", energy, "modelled"))
     ]  # fmt: skip
     write_table(tmp_path / "tradeoff.csv", rows)
     df = tradeoff.data(Tables(tmp_path))
-    found = {(r.method, r.way, r.rounds): r.energy for r in df.itertuples()}
-    assert found == {("ft_oracle", "", 0): 100, ("assyllm", "", 0): 70, ("assyllm", "other", 0): 40,
-                     ("assyllm", "rounds", 1): 20}  # fmt: skip
+    found = {(r.method, r.way, r.cohorts): r.energy for r in df.itertuples()}
+    assert found == {("ft_oracle", "", ""): 100, ("assyllm", "", ""): 70, ("assyllm", "other", ""): 40,
+                     ("assyllm", "surveyed", "1"): 20, ("assyllm", "surveyed", "all"): 120}  # fmt: skip
     for attempt in ("a", "b"):
         figure.run(P.sections_json(PARAMS, figure.SECTIONS), "0", "tradeoff", tmp_path, tmp_path / attempt)
     assert (tmp_path / "a" / "tradeoff.png").read_bytes() == (tmp_path / "b" / "tradeoff.png").read_bytes()

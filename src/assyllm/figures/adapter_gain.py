@@ -17,15 +17,15 @@ BARS = {
     ("assyllm_paper", "join_local"): "attention,\nlocal loss",
     ("assyllm_paper", "base"): "attention,\nend to end",
     ("assyllm_paper", "join_fixed_attention"): "fixed\nattention",
-    ("assyllm", "enter_projection"): "ours,\nprojection",
-    ("assyllm", "enter_adapter"): "ours, fixed\nattention",
-    ("assyllm", "base"): "ours, own\ncontext first",
+    ("assyllm", "grown_projection"): "place by place,\nprojection",
+    ("assyllm", "grown_adapter"): "place by place,\nfixed attention",
+    ("assyllm", "base"): "ours: own\ncontext, none",
 }
 AGAINST = {
     ("assyllm_paper", "base"): "join_projection",  # what is trained as long, without attention
     ("assyllm", "base"): "",  # which is no matter of joins alone
 }
-PLAIN = {"assyllm_paper": "join_linear", "assyllm": "enter_projection"}  # the closed-form projection alone
+PLAIN = {"assyllm_paper": "join_linear", "assyllm": "grown_projection"}  # the closed-form projection alone
 
 
 def data(tables: Tables) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Accuracy against liars, clients that do not answer, rounds a block and examples a client."""
+"""Accuracy against liars, clients that do not answer, clients asked which blocks to take, and examples a client."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ PANELS = {
     "votes": "share of clients that lie in votes",
     "sums": "share of clients that lie in sums",
     "answering": "share that answers in time",
-    "rounds": "rounds a block",
+    "surveyed": "cohorts surveyed",
+    "rounds": "rounds a block, place by place",
     "items": "questions a client",
 }
 SAID = {  # in the caption, where there is such a panel
     "votes": "Liars rank the worst block first, or send sums of labels turned round, as much as bounds allow.",
     "answering": "Who drops out and who is late count alike; methods that assemble ask again.",
-    "rounds": "Dotted in the panel of rounds: the base setting.",
+    "surveyed": "Dotted in the panels of cohorts and rounds: the base setting.",
 }
 LINES = {"": "-", "no bound": "-", "bounded": "--", "weighted": "-", "median": "--", "borda": ""}
 ASIDE = {"median": 0.08, "bounded": 0.08, "borda": 0.16}  # so that equal values do not hide each other
 LIE, BOUND = {"federated.liars", "federated.lie"}, {"federated.row_norm", "federated.max_examples"}
-BASE = {"votes": 0.0, "sums": 0.0, "answering": 1.0, "rounds": math.nan, "items": math.inf}  # x of the base setting
+# x of the base setting
+BASE = {"votes": 0.0, "sums": 0.0, "answering": 1.0, "surveyed": math.nan, "rounds": math.nan, "items": math.inf}
 COLUMNS = ["panel", "task", "world", "method", "rule", "x", "value", "low", "high", "runs", "source"]
 
 
@@ -41,7 +43,7 @@ def data(tables: Tables) -> pd.DataFrame:
     """Test accuracy in percent with its interval by panel, method, rule against liars ("" elsewhere) and x.
 
     The base setting is where a panel's lines begin or end: no liars, all answer, all questions (infinitely many).
-    In the panel of rounds its x is empty, as no table says how many rounds it has.
+    In the panels of cohorts and rounds its x is empty, as no table says how many it asks.
     """
     rows = [
         {
@@ -65,7 +67,10 @@ def places(changed: str) -> list[tuple[str, str, float]]:
     value = {key: json.loads(text) for key, _, text in pairs}
     keys = set(value)
     vote = next((key for key in keys if key.endswith("selection.vote")), "")
-    rounds = next((key for key in keys if key.endswith("selection.rounds_per_block")), "")
+    rounds, surveyed, rule = (
+        next((key for key in keys if key.endswith(f"selection.{name}")), "")
+        for name in ("rounds_per_block", "survey_rounds", "rule")
+    )
     if not keys:
         return [(panel, {"votes": "weighted", "sums": "no bound"}.get(panel, ""), x) for panel, x in BASE.items()]
     lying = float(value.get("federated.liars", 0.0))
@@ -77,7 +82,10 @@ def places(changed: str) -> list[tuple[str, str, float]]:
         return [("answering", "", round(1 - float(*value.values()), 6))]
     if keys == {"partition.items_per_client"}:
         return [("items", "", float(*value.values()))]
-    return [("rounds", "", float(*value.values()))] if keys == {rounds} else []
+    if keys == {surveyed}:
+        return [("surveyed", "", math.inf if value[surveyed] is None else float(value[surveyed]))]
+    place_by_place = value.get(rule) == "probe" and keys == {rule, rounds}
+    return [("rounds", "", float(value[rounds]))] if place_by_place else []
 
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:

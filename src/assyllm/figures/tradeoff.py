@@ -1,4 +1,4 @@
-"""Accuracy against a client's energy: what a further round of choosing blocks buys, beside the baselines."""
+"""Accuracy against a client's energy: what a further cohort asked which blocks to take buys, beside the baselines."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
 READS = ("tradeoff",)
-ROUNDS = re.compile(r"assembling\.\w+\.selection\.rounds_per_block=(\d+)")
+SURVEYED = re.compile(r"assembling\.\w+\.selection\.survey_rounds=(\d+|null)")
 LEFT_OUT = ("choices_only",)  # reads no question
 COLUMNS = [
     "task",
     "world",
     "method",
     "way",
-    "rounds",
+    "cohorts",
     "energy",
     "value",
     "low",
@@ -36,7 +36,7 @@ COLUMNS = [
 def data(tables: Tables) -> pd.DataFrame:
     """Per task, method and way of selecting: test accuracy (percent) and energy over FT-oracle's (percent).
 
-    ``way`` is "" (base), "rounds" (only ``rounds_per_block`` differs, to ``rounds``) or "other". Accuracy is measured,
+    ``way`` is "" (base), "surveyed" (only ``survey_rounds`` differs, to ``cohorts``) or "other". Accuracy is measured,
     energy modelled.
     """
     rows = []
@@ -45,20 +45,20 @@ def data(tables: Tables) -> pd.DataFrame:
         if method in LEFT_OUT:
             continue
         what = found.set_index("what")
-        told = ROUNDS.fullmatch(str(setting))
+        told = SURVEYED.fullmatch(str(setting))
         rows.append({
-            "task": task, "world": world, "method": method, "way": "rounds" if told else "other" if setting else "",
-            "rounds": int(told.group(1)) if told else 0,
+            "task": task, "world": world, "method": method, "way": "surveyed" if told else "other" if setting else "",
+            "cohorts": told.group(1).replace("null", "all") if told else "",
             "energy": 100 * float(what.at["energy_of_full", "value"]),
             **{name: 100 * float(what.at["accuracy", name]) for name in ("value", "low", "high")},
             "runs": int(what.at["accuracy", "runs"]), "source": "measured", "energy_source": "modelled",
         })  # fmt: skip
     df = pd.DataFrame(rows, columns=COLUMNS)
-    return df.sort_values(["task", "method", "way", "rounds", "energy"], ignore_index=True)
+    return df.sort_values(["task", "method", "way", "energy"], ignore_index=True)
 
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
-    """A panel a task; ours as a line over rounds a block, its other settings small and hollow."""
+    """A panel a task; ours as a line over cohorts surveyed, its other settings small and hollow."""
     tasks = style.tasks(df["task"])
     figure, axes = plt.subplots(
         1, len(tasks), sharey=True, squeeze=False, layout="constrained", figsize=(look.width_inches, 2.7)
@@ -75,8 +75,9 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         for m in methods
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
-    numbered = "Numbers: rounds a block; without one: the default. " if (df["way"] == "rounds").any() else ""
-    hollow = "Small and hollow: other ways of selecting blocks. " if (df["way"] == "other").any() else ""
+    numbered = "Numbers: cohorts surveyed; without one: the default. " if (df["way"] == "surveyed").any() else ""
+    other = "Small and hollow: fewer or more blocks, or blocks chosen place by place. "
+    hollow = other if (df["way"] == "other").any() else ""
     style.caption(
         figure, df,
         "Accuracy is measured at tiny scale; energy is of one client's place in the cohort until the method's accuracy "
@@ -91,7 +92,7 @@ def _panel(ax: Axes, df: pd.DataFrame) -> None:
     ax.axvline(100, color="0.6", lw=0.8, ls=":")
     for method in [method for method in style.METHODS if method in set(df["method"])]:
         mine = df[df["method"] == method]
-        swept = mine[mine["way"] == "rounds"]
+        swept = mine[mine["way"] == "surveyed"]
         line = mine[mine["way"] != "other"].sort_values("energy") if len(swept) else mine[mine["way"] == ""]
         ax.errorbar(
             line["energy"], line["value"], yerr=[line["value"] - line["low"], line["high"] - line["value"]],
@@ -100,7 +101,7 @@ def _panel(ax: Axes, df: pd.DataFrame) -> None:
         )  # fmt: skip
         for place, row in enumerate(swept.itertuples()):  # above and below in turn, so that they do not meet
             ax.annotate(
-                str(row.rounds), (row.energy, row.high if place % 2 else row.low), (0, 2 if place % 2 else -8),
+                row.cohorts, (row.energy, row.high if place % 2 else row.low), (0, 2 if place % 2 else -8),
                 textcoords="offset points", ha="center", fontsize=7, color=style.colour(method), annotation_clip=False,
             )  # fmt: skip
         other = mine[mine["way"] == "other"]

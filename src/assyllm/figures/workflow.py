@@ -48,8 +48,8 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     figure = diagram.draw(df, look, 52)
     style.caption(
         figure, df, "One round of the search: devices only pass forward. A chain is finished when a terminating block "
-        "ends it or it is as deep as it may be. assyllm_paper scores as drawn; assyllm scores by what a candidate "
-        "adds to a head on the labels, from sums alone. assyllm_paper then trains its adapters on the devices, with "
-        "backward passes (not drawn).", scale="none, a diagram",
+        "ends it or it is as deep as it may be. assyllm_paper scores as drawn; assyllm asks some cohorts once what all "
+        "blocks tell a head of the labels, by sums alone, and joins nothing. assyllm_paper then trains its adapters on "
+        "the devices, with backward passes (not drawn).", scale="none, a diagram",
     )  # fmt: skip
     return figure
