@@ -7,10 +7,11 @@ A pool under ``--keep`` is taken as it is; else it is made.
 For each model: random weights into shards, split, quantized to INT4 (groups of 128, tables INT8), the 16-bit files
 deleted as soon as they have been read (about 45 GB of disk at once). Then, with every block in GPU memory and with
 budgets of 8 and 4 GB through the swapper (1 GB of each kept for activations): a pass of all models over public
-rows, an adapter fitted for every candidate on the chain of Llama's first block, and one selection round by what a
-candidate adds to a head on the labels (``federated.probing``): 20 clients together as the simulator does it, and one
-client alone as a device would. Peaks stand beside the cost model's, bytes read beside the least that any
-schedule reads. Adapters and the server's eigenvalue problems are solved on the GPU in float64.
+rows, a survey of all blocks (``federated.surveying``, the rule of ``assyllm``) with the server's choice among all sets
+of eight, an adapter fitted for every candidate on the chain of Llama's first block, and one selection round by what a
+candidate adds to a head on the labels (``federated.probing``); survey and round with 20 clients together as the
+simulator does it, and with one client alone as a device would. Peaks stand beside the cost model's, bytes read beside
+the least that any schedule reads. Adapters and the server's evidence are solved on the GPU in float64.
 Needs torch, transformers, accelerate, pydantic.
 ``--tiny`` runs the same on a CPU at toy width.
 """
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from assyllm.adapter.linear import LinearAdapter, LinearSums
 from assyllm.artifacts import output_folder, read_json
+from assyllm.assembly import depths
 from assyllm.assembly.head import HeadSums, sketched
 from assyllm.blocks.pool import Pool, write_model, write_pool
 from assyllm.comparator import compatibility as by
@@ -39,9 +41,10 @@ from assyllm.cost.point import measure_point
 from assyllm.cost.selection import Residency
 from assyllm.cost.shapes import CONFIGS
 from assyllm.cost.step import WORKSPACE, Reading
-from assyllm.federated.messages import ProbeTask
+from assyllm.federated.messages import ProbeTask, SurveyTask
 from assyllm.federated.probing import probe_step
 from assyllm.federated.secure_sum import secure_sum
+from assyllm.federated.surveying import survey_step
 from assyllm.params import Blocks, Quantize, read_yaml
 from assyllm.quantizer import packed as packed_layers
 from assyllm.quantizer.packed import PackedEmbedding
@@ -59,6 +62,7 @@ GROUP, BITS = 128, 4
 CLIENTS, QUESTIONS, CHOICES, TOKENS = 20, 8, 2, 256  # 16 rows of 256 tokens a client, as the paper's batch
 PUBLIC = 128  # rows of public text
 THREADS = 4  # a machine's cores may be shared, and a matrix of 256 columns gains nothing from more
+SURVEY, MOST = 64, 8  # numbers a block in a survey, blocks that a chain takes
 SKETCH, GRID, RIDGE = 256, (0.001, 0.01, 0.1, 1.0, 10.0), 0.01
 RESERVE = 1e9  # of a budget, for activations
 TINY = {"hidden_size": 64, "intermediate_size": 128, "ffn_dim": 128, "word_embed_proj_dim": 64, "vocab_size": 500,
@@ -163,7 +167,7 @@ def vectors(states: list[Tensor], batches: list[Batch]) -> list[Tensor]:
 
 
 class View:
-    """What :func:`probe_step` asks of a client's data."""
+    """What :func:`probe_step` and :func:`survey_step` ask of a client's data."""
 
     def __init__(self, features: dict[str, Tensor], seed: int) -> None:
         self.features = features  # block -> [N, C, F]
@@ -178,6 +182,10 @@ class View:
     def candidate(self, chain: tuple[str, ...], block: str) -> Tensor:
         """Features [N, C, F] of a candidate's output."""
         return self.features[block]
+
+    def surveyed(self, models: tuple[tuple[str, ...], ...], dims: int) -> Tensor:
+        """Features [N, C, F] of all blocks side by side."""
+        return torch.cat([self.features[block] for blocks in models for block in blocks], dim=-1)
 
 
 class Device:
@@ -215,6 +223,18 @@ class Device:
                 found[info.id] = vectors(states, [public])[0].flatten(0, 1)
         return found
 
+    def survey(self, batches: list[Batch]) -> dict[str, list[Tensor]]:
+        """Every block's features [N, C, F] inside its own model, a list entry a client."""
+        found = {}
+        self.plan(self.pool.ids)
+        for model in self.pool.models:
+            states = [b.ids[model] for b in batches]
+            for info in self.pool.of_model(model):
+                states = self.run(info.id, states, batches)
+                parts = [combine(v.unflatten(0, (QUESTIONS, CHOICES))) for v in vectors(states, batches)]
+                found[info.id] = [sketched(part, SURVEY, info.id) for part in parts]
+        return found
+
     def round(
         self, task: ProbeTask, batches: list[Batch], adapters: dict[str, LinearAdapter]
     ) -> tuple[dict[str, list[Tensor]], dict[str, float]]:
@@ -249,7 +269,7 @@ def fitted(x: Tensor, y: Tensor, device: str) -> LinearAdapter:
 
 
 def evidence(sums: HeadSums, device: str) -> float:
-    """Nats a row that a candidate adds; the eigenvalue problem on the device, in float64."""
+    """Nats a row that features tell; solved on the device, in float64."""
     return HeadSums(*(part.to(device) for part in sums.parts())).evidence(GRID)[0]
 
 
@@ -300,6 +320,9 @@ def _searched(
     start = time.perf_counter()
     native = at.native(public)
     row |= {"native_s": time.perf_counter() - start, "native_bytes_read": at.swapper.bytes_read}
+    for clients in cohorts:
+        row[f"survey_{clients}"] = _surveyed(at, budget_gb, device, clients)
+        say(budget_gb, json.dumps(row[f"survey_{clients}"]))
     chain = (next(b for b in pool.ids if pool.info(b).kind == "start" and pool.info(b).model == "llama"),)
     candidates = tuple(by.eligible(pool, chain, by.rule("probe")))
     start = time.perf_counter()
@@ -352,6 +375,37 @@ def _searched(
         say(budget_gb, json.dumps(brief))
         del batches, features
     return row
+
+
+def _surveyed(at: Device, budget_gb: float | None, device: str, clients: int) -> dict[str, Any]:
+    """One round of a survey, and the server's choice from its total."""
+    pool, batches = at.pool, [batch(at.pool, c, QUESTIONS * CHOICES, device) for c in range(clients)]
+    models = tuple(tuple(info.id for info in pool.of_model(model)) for model in pool.models)
+    task = SurveyTask(0, models, SURVEY)
+    peak(device, reset=True)
+    read, start = at.swapper.bytes_read, time.perf_counter()
+    features = at.survey(batches)
+    walked = time.perf_counter() - start
+    views = [View({b: parts[c] for b, parts in features.items()}, c) for c in range(clients)]
+    replies = [(c, {"survey": survey_step(task, view)}) for c, view in enumerate(views)]  # type: ignore[arg-type]
+    totals, refused = secure_sum(replies)
+    whole, measured = time.perf_counter() - start, peak(device)
+    sizes = [features[block][0].shape[-1] for blocks in models for block in blocks]
+    columns = dict(zip((b for blocks in models for b in blocks), torch.arange(sum(sizes)).split(sizes), strict=True))
+
+    def worth(found: depths.Depths) -> float:
+        index = torch.cat([columns[b] for blocks, n in zip(models, found, strict=True) for b in blocks[:n]])
+        return evidence(totals["survey"].of_columns(index), device)
+
+    start = time.perf_counter()
+    chosen = depths.best([len(blocks) for blocks in models], MOST, worth)
+    return {
+        "clients": clients, "features": sum(sizes), "refused": refused, "chosen": chosen, "seconds": whole,
+        "walk_s": walked, "s_per_client": whole / clients, "choice_s": time.perf_counter() - start,
+        "bytes_read": at.swapper.bytes_read - read, "bytes_up_a_client": replies[0][1]["survey"].bytes,
+        "bytes_down_a_client": task.bytes, "weights_peak_bytes": at.swapper.peak_bytes, "peak_bytes": measured,
+        "within_budget": budget_gb is None or measured <= budget_gb * GB,
+    }  # fmt: skip
 
 
 def prediction(tiny: bool) -> dict[str, float]:
