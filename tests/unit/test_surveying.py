@@ -18,6 +18,7 @@ from assyllm.federated import surveying
 from assyllm.federated.outcome import assemble, outcome
 from assyllm.federated.rounds import Rounds, reported
 from assyllm.federated.state import State
+from assyllm.federated.walk import walk_rows
 from tiny.rounds import rounds, summary
 
 
@@ -128,6 +129,17 @@ def test_blocks_stand_in_their_own_context_and_the_model_is_saved_and_read(score
     assemble(run.pool, found, run.settings, "abc", {"run": "test"}).save_pretrained(tmp_path / "model")
     again = AssembledModel.from_pretrained(tmp_path / "model")
     assert torch.allclose(again.features(again.encode(run.data.splits["test"])), features, atol=1e-5)
+
+
+def test_who_was_surveyed_passes_nothing_in_the_rounds_of_the_head(scored) -> None:
+    run = surveying_run(scored, {"survey_rounds": 1}, head={"rounds": 40})
+    state = run.run()
+    first, *later = [row for row in state.rows if row["phase"] == "head"]
+    assert len(state.surveyed) == 5
+    assert first["passing"] == 0, "the same clients are asked first"
+    assert [row["passing"] for row in later] == [row["participants"] for row in later]
+    walked = [row for row in walk_rows("run", "piqa", run.pool, state, True) if row["phase"] == "head"]
+    assert [row["clients"] for row in walked] == [0, *(row["participants"] for row in later)]
 
 
 def test_a_survey_resumes_after_any_round(scored) -> None:

@@ -203,7 +203,8 @@ def spent(walk: Sequence[Mapping[str, str]], reported: str, trained: int, prices
             up = sum(prices.chain(model, lambda *pair: prices.sent(*pair) * pair[2], trained))
             down = ID * len(model) + sum(prices.chain(model, prices.sent, trained))
         elif row["chain"] == reported:
-            work[0] += prices.work(model, sum(prices.chain(model, prices.join, trained)))
+            if int(row["clients"]):  # else all have the states from the survey
+                work[0] += prices.work(model, sum(prices.chain(model, prices.join, trained)))
             read = model if chosen.head.scope == "all_blocks" else model[-1:]
             up = head_sums(prices.features(read))
             down = ID * len(model) + sum(prices.chain(model, prices.sent, trained))

@@ -20,7 +20,7 @@ from assyllm.comparator.cka import HsicTerms
 from assyllm.federated.server import Tally
 
 Phase = Literal["native", "survey", "select", "tune", "head", "done"]
-PLAIN = ("phase", "round", "stage", "tried", "rows", "dropped", "seconds", "chosen", "best")
+PLAIN = ("phase", "round", "stage", "tried", "rows", "dropped", "seconds", "chosen", "surveyed", "best")
 
 
 @dataclass
@@ -41,6 +41,7 @@ class State:
     dropped: list[dict[str, Any]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     chosen: dict[str, int] = field(default_factory=dict)  # times a family won a place
+    surveyed: list[int] = field(default_factory=list)  # clients that keep the pooled states of all blocks
     best: str = ""  # id of the finished model that is reported; "": that of highest worth
     tally: Tally = field(default_factory=Tally)
     hsic: np.ndarray | None = None

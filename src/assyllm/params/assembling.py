@@ -49,7 +49,7 @@ class Selection(Section):
         "paper", "paper_distinct", "paper_other_model", "cka_only", "cor_only", "random",
         "survey", "survey_random", "survey_one_model", "probe", "probe_random", "probe_one_model",
     ]  # fmt: skip
-    survey_rounds: Count | None = 4
+    survey_rounds: Count | None = 6
     survey_dims: Count = 64
     evaluated_per_round: Count | None
     kept_per_round: Count
