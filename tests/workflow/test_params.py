@@ -87,7 +87,7 @@ def changed(tmp_path: Path, dotted: str, value: object) -> Path:
         ("federated.least_clients", 30, "federated.least_clients: 30 is more than federated.clients_per_round (20)"),
         ("tasks.max_tokens.piqa", 65, "tasks.max_tokens.piqa: 65 is more than the 64 positions of bert"),
         ("partition.alpha", float("inf"), "partition.alpha: Input should be a finite number"),
-        ("assembling.assyllm_paper.selection.survivors", 0.5, "survivors: 0.5 goes with a rule that probes"),
+        ("assembling.assyllm_paper.selection.survivors", 0.5, "survivors: 0.5 goes with a rule that reads labels"),
         ("blocks.members", [], "blocks.members: List should have at least 1 item"),
         ("sensitivity.moments", False, "sensitivity.moments: false, but quantize.rounding: compensated takes them"),
         ("settings.a b", {}, "settings.a b.[key]: String should match pattern"),
