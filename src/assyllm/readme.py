@@ -36,7 +36,7 @@ METHODS = {
     "recomputation": "recomputation", "swapping": "swapping", "lora": "LoRA", "qlora": "QLoRA",
     "fedadapter": "FedAdapter", "fwdllm": "FwdLLM", "qlora_recomputation": "QLoRA + recomputation (not in the paper)",
     "lora_all": "LoRA, all clients (not in the paper)", "assyllm_paper": "`assyllm_paper`", "assyllm": "**`assyllm`**",
-    "random_blocks": "control: random blocks, joined and read alike",
+    "random_blocks": "control: random blocks, read alike",
     "one_model_blocks": "control: one model's blocks, same head", "untrained_blocks": "control: untrained blocks",
 }  # fmt: skip
 ALL_CLIENTS = ("ft_oracle", "lora_all", *SHARED)

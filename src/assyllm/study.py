@@ -205,9 +205,10 @@ class Plan:
         for size in P.STUDIES:
             study: P.Study | None = getattr(self.params.study, size)
             for setting, methods in study.runs.items() if study is not None else ():
-                if "untrained_blocks" not in methods:
-                    continue
-                if self.at(setting).assembling.of("untrained_blocks").adapter.kind == "linear":
+                for method in sorted(set(P.CONTROLS) & set(methods)):
+                    own = self.at(setting).assembling.of(method)
+                    if method != "untrained_blocks" or own.adapter.kind != "linear" or not own.selection.joins:
+                        continue
                     raise P.ParamsError(
                         f"study.{size}.runs.{setting}: untrained_blocks does not go with "
                         "assembling.assyllm.adapter.kind: linear, which is fitted to the states of trained blocks"

@@ -253,7 +253,7 @@ def write_params(options: argparse.Namespace) -> Path:
         raw["federated"]["clients_per_round"] = 5
         raw["comparator"]["public_texts"] = 24
         raw["assembling"]["assyllm_paper"]["adapter"]["tuning_rounds"] = 3
-        raw["assembling"]["assyllm"]["selection"] |= {"rounds_per_block": 1, "max_blocks": 3}
+        raw["assembling"]["assyllm"]["selection"] |= {"survey_rounds": 1, "max_blocks": 3}
         for part in raw["assembling"].values():
             part["head"]["rounds"] = 2
         raw["baselines"]["closed_form"]["rounds"] = 2

@@ -349,7 +349,6 @@ def test_a_recorded_walk_is_priced_round_by_round() -> None:
         {"round": "4", "phase": "head", "chain": "opt:0-1 opt:2-3", "candidates": ""},
         {"round": "4", "phase": "head", "chain": reported, "candidates": ""},
     ]
-    rows = [{**row, "clients": "20"} for row in rows]
     each = [spent([row], reported, 1, found) for row in rows]
     own, join, trained = found.work(model), found.join(*model), found.join(*model, trained=True)
     tried = found.work([Block.of("bert:1-2")], join * 4 / 3)  # four real blocks of BERT for three tiny ones
@@ -357,8 +356,9 @@ def test_a_recorded_walk_is_priced_round_by_round() -> None:
     passes = [1, tried + natively, TRAINING * found.work(model, trained), 0]
     assert [place.walks for place in each] == pytest.approx([*passes, found.work(model, trained)])
     assert own < passes[1]
-    kept = spent([{**rows[4], "clients": "0"}], reported, 1, found)
-    assert (kept.walks, kept.up) == (0, each[4].up), "who was surveyed sends its sums and passes nothing"
+    kept = spent([{**rows[4], "passing": "0.4"}], reported, 1, found)
+    assert kept.walks == pytest.approx(0.4 * each[4].walks), "who was surveyed passes nothing"
+    assert kept.up == each[4].up, "and sends its sums"
     probed = spent([rows[1]], reported, 0, prices("assyllm"))
     assert probed.walks < tried + natively, "a rule that probes compares with nothing"
     both = [dict(rows[1], chain=chain, candidates="bert:0-1 bert:0-1+bert:1-2 opt:2-3") for chain in POOL[:2]]
@@ -373,7 +373,7 @@ def test_a_recorded_walk_is_priced_round_by_round() -> None:
         ours.candidates(Block.of(b)) * 4 * (256 * 257 / 2 + 256 + 3) for b in ("bert:0-1", "bert:1-2", "opt:2-3")
     )
     asked = "+".join(POOL[:4]) + " bert:0-1+bert:1-2+bert:2-3"
-    survey = spent([{"round": "1", "phase": "survey", "chain": "", "candidates": asked, "clients": "20"}], "", 0, ours)
+    survey = spent([{"round": "1", "phase": "survey", "chain": "", "candidates": asked}], "", 0, ours)
     assert survey.walks == pytest.approx(ours.work([Block("llama", 0, 4), Block("bert", 0, 3)]))
     assert survey.up == HeadSums.zeros((6 + 4) * 64).bytes, "real blocks, 64 numbers of each"
     assert survey.down == 2 * (6 + 4)

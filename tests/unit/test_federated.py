@@ -336,7 +336,9 @@ def test_dropouts_and_lost_cohorts_are_survived(scored) -> None:
 
 
 def test_untrained_blocks_are_not_joined_by_what_trained_ones_give(scored, tmp_path) -> None:
-    text = P.sections_json(tiny_params("assyllm", adapter={"kind": "linear"}), federate.SECTIONS)
+    text = P.sections_json(
+        tiny_params("assyllm", adapter={"kind": "linear"}, selection={"rule": "probe"}), federate.SECTIONS
+    )
     with pytest.raises(ArtifactError, match=r"^assembling.assyllm.adapter.kind: linear .* untrained_blocks$"):
         federate.run(text, "code", "untrained_blocks", "base", "", scored / "pool8", scored / "tasks",
                      scored / "partition", [scored / "scores"], scored / "cost.csv", 0, 0, None,

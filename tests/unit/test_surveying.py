@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -88,7 +89,7 @@ def test_the_chosen_set_is_the_best_of_all_or_near(scored) -> None:
     [chosen] = after.finished
     mine = worth(surveying._depths(task.models, chosen.blocks))
     assert mine == pytest.approx(sum(chosen.scores), abs=5e-4)
-    assert mine > best - 0.1 * abs(best)
+    assert mine > best - 0.03 * abs(best)
     assert mine >= max(worth(found) for found in every if sum(found) == 1)
 
 
@@ -98,7 +99,7 @@ def test_depths_are_grown_changed_and_end(scored) -> None:
     assert depths.best([2, 2], 2, lambda found: value[found]) == (0, 2)
     assert depths.best([2, 2], 3, lambda found: value[found]) == (1, 2)
     assert depths.best([2, 2], 9, lambda found: value[found]) == (2, 2)
-    assert depths.best([2, 2], 9, lambda found: -float(sum(found))) in ((1, 0), (0, 1)), "one is always taken"
+    assert depths.best([4, 4], 9, lambda found: -0.1) == (1, 0), "one is always taken, and no more where nothing tells"
     rng = np.random.default_rng(0)
     for _ in range(20):
         assert sum(depths.drawn([2, 3, 1], 4, rng)) == 4
@@ -132,14 +133,50 @@ def test_blocks_stand_in_their_own_context_and_the_model_is_saved_and_read(score
 
 
 def test_who_was_surveyed_passes_nothing_in_the_rounds_of_the_head(scored) -> None:
-    run = surveying_run(scored, {"survey_rounds": 1}, head={"rounds": 40})
-    state = run.run()
-    first, *later = [row for row in state.rows if row["phase"] == "head"]
-    assert len(state.surveyed) == 5
-    assert first["passing"] == 0, "the same clients are asked first"
-    assert [row["passing"] for row in later] == [row["participants"] for row in later]
-    walked = [row for row in walk_rows("run", "piqa", run.pool, state, True) if row["phase"] == "head"]
-    assert [row["clients"] for row in walked] == [0, *(row["participants"] for row in later)]
+    for stragglers in (0.0, 0.4):
+        run = surveying_run(scored, {"survey_rounds": 1}, head={"rounds": 40}, federated={"stragglers": stragglers})
+        state, shares = State(), []
+        while state.phase != "done":
+            before, state = state, run.step(state)
+            if state.rows[-1]["phase"] == "head":
+                clients, late, _ = run.turn(replace(before, round=before.round + 1))
+                new = {*clients, *late} - set(state.surveyed)
+                shares.append(len(new) / max(1, len({*clients, *late})))
+        assert [row["passing"] for row in state.rows if row["phase"] == "head"] == shares
+        assert 0 < sum(shares) < len(shares), "some were surveyed, some were not"
+        walked = walk_rows("run", "piqa", run.pool, state, True)
+        assert {row["passing"] for row in walked if row["phase"] == "survey"} == {1}
+        assert [row["passing"] for row in walked if row["phase"] == "head"] == [
+            row["passing"] for row in state.rows if row["phase"] == "head" and row["participants"]
+        ]
+
+
+def test_cohorts_of_survey_and_head_are_not_the_same_but_for_one(scored) -> None:
+    """Else a client's sums could be had by subtraction where some drop out."""
+    run = surveying_run(scored, head={"rounds": 40}, federated={"clients_per_round": 12})
+    run.eligible = list(range(200))
+    near = 0
+    for seed in range(10):
+        run.seed = seed
+        cohorts = {}
+        for phase in ("survey", "head"):
+            turns, last = [], False
+            while not last:
+                rows = [{"phase": phase}] * len(turns)
+                clients, _, last = run.turn(State(round=len(turns) + 1, phase=phase, rows=rows))
+                turns.append(set(clients))
+            cohorts[phase] = turns
+        near += sum(len(a ^ b) <= 4 for a in cohorts["survey"] for b in cohorts["head"])
+    assert near == 0
+
+
+def test_liars_move_a_survey(scored) -> None:
+    found = []
+    for federated in ({}, {"liars": 0.4, "lie": "sums"}):
+        run = surveying_run(scored, federated=federated)
+        found.append(run.step(run.step(State())).survey)
+    assert not torch.equal(found[0].xy, found[1].xy)
+    assert float(found[1].questions) > 10 * float(found[0].questions)
 
 
 def test_a_survey_resumes_after_any_round(scored) -> None:

@@ -88,6 +88,11 @@ def changed(tmp_path: Path, dotted: str, value: object) -> Path:
         ("tasks.max_tokens.piqa", 65, "tasks.max_tokens.piqa: 65 is more than the 64 positions of bert"),
         ("partition.alpha", float("inf"), "partition.alpha: Input should be a finite number"),
         ("assembling.assyllm_paper.selection.survivors", 0.5, "survivors: 0.5 goes with a rule that reads labels"),
+        (
+            "assembling.assyllm.adapter",
+            {"kind": "cross_attention", "ridge": 0.1, "tuning": "local"},
+            "assembling.assyllm.adapter.tuning: local does not go with a survey, which joins nothing",
+        ),
         ("blocks.members", [], "blocks.members: List should have at least 1 item"),
         ("sensitivity.moments", False, "sensitivity.moments: false, but quantize.rounding: compensated takes them"),
         ("settings.a b", {}, "settings.a b.[key]: String should match pattern"),
@@ -157,10 +162,21 @@ def test_a_members_name_is_that_of_a_module(tmp_path: Path) -> None:
 
 
 def test_what_a_study_asks_of_its_pool_is_checked_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(P.ParamsError, match=r"^features\.pairs: '\w+' is not in blocks\.members$"):
-        Plan(changed(tmp_path, "blocks.members", ["bert"]))
-    with pytest.raises(P.ParamsError, match=r"^study\.default\.runs\.base: untrained_blocks does not go with .*linear"):
-        Plan(changed(tmp_path, "assembling.assyllm.adapter.kind", "linear"))
+    ours = P.read_yaml(ROOT / "params.yaml")["assembling"]["assyllm"]
+    linear = ours | {"selection": ours["selection"] | {"rule": "probe"}, "adapter": {"kind": "linear", "ridge": 0.01}}
+    paper = ours | {"selection": ours["selection"] | {"rule": "paper", "survivors": 1.0, "enter": "adapter"}}
+    for key, value, why in (
+        ("blocks.members", ["bert"], r"^features\.pairs: '\w+' is not in blocks\.members$"),
+        ("assembling.assyllm", linear, r"^study\.default\.runs\.base: untrained_blocks does not go with .*linear"),
+        (
+            "assembling.assyllm",
+            paper,
+            r"selection\.rule: paper has no variant for \w+_blocks, as survey and probe have",
+        ),
+    ):
+        path = changed(tmp_path, key, value)
+        with pytest.raises(P.ParamsError, match=why):
+            Plan(path)
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,10 @@ def best(lengths: Sequence[int], most: int, worth: Callable[[Depths], float]) ->
     found = (0,) * len(lengths)
     while steps := list(longer(found, lengths, most)):
         gain, step = max(((told(step) - told(found)) / (sum(step) - sum(found)), step) for step in steps)
-        if gain <= 0 and any(found):
-            break
+        if gain <= 0:
+            if any(found):
+                break
+            step = max((step for step in steps if sum(step) == 1), key=lambda step: (told(step), step))
         found = step
     while True:
         better = max(_changed(found, lengths, most), key=lambda depths: (told(depths), depths), default=found)

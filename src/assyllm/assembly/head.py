@@ -159,6 +159,8 @@ class HeadSums:
             The log Bayes factor in nats a row, best over ``grid`` (above 0: the features tell something), and the
             head at that ridge.
         """
+        if not bool(torch.isfinite(self.xx).all() and torch.isfinite(self.xy).all()):
+            raise ArtifactError("head sums are not finite")
         rows = (self.n - self.questions).clamp(min=1)
         variance = (self.yy / self.n.clamp(min=1)).clamp(min=1e-12)
         found = []
@@ -170,7 +172,11 @@ class HeadSums:
         return best[0], Head((best[2] / self._scale()).float())
 
     def of_columns(self, index: Tensor) -> HeadSums:
-        """The sums of some of the features, ``index`` ``[f]`` int64: what devices that have these alone would send."""
+        """The sums of some of the features: what devices that have these alone would send, where no limit cuts rows.
+
+        Args:
+            index: ``[f]`` int64.
+        """
         return HeadSums(self.xx[index][:, index], self.xy[index], self.yy, self.n, self.questions)
 
     def loss(self, head: Head) -> float:

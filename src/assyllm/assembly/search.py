@@ -20,7 +20,7 @@ Ended = Literal["open", "terminating", "depth", "exhausted"]
 class Chain:
     """Block ids in order, and the score of each block with what came before it.
 
-    Scores are compatibilities of the joins (none for a root), or under a rule that probes each block's gain in
+    Scores are compatibilities of the joins (none for a root), or under a rule that reads labels each block's gain in
     log evidence.
     """
 

@@ -149,7 +149,11 @@ def _memory(table: Claims, cost: list[Mapping[str, Any]]) -> None:
     for method in METHODS:
         mine = peaks.get((method, "pool"))
         why = "scoring with two parts of the pool in memory at its precision, each behind an adapter at most"
-        why += ", or training its adapters layer by layer, whichever is more" if method == METHODS[0] else ""
+        why += (
+            ", or training its adapters layer by layer, whichever is more"
+            if method == METHODS[0]
+            else " (a survey has none)"
+        )
         for claim, metric, base in (
             ("Peak memory below full fine-tuning", "memory_reduction_vs_full_ft", full),
             ("Peak memory below the lightest PEFT method", "memory_reduction_vs_peft", lightest),
@@ -231,7 +235,7 @@ def _search(table: Claims, models: list[Mapping[str, Any]]) -> None:
             mean,
             "count",
             "measured",
-            "depends on beam, depth and when a chain may end",
+            "depends on beam, depth and when a chain may end" if method == METHODS[0] else "one survey chooses one set",
             table.command(method),
             kind="near",
         )

@@ -9,6 +9,7 @@ speak of.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,7 +55,7 @@ class Prices:
     """Work and bytes of blocks and joins at true shapes.
 
     Args:
-        names: every block id that the run's pool has.
+        names: block ids, those of a model's last blocks among them.
         reference: the member in whose passes work is counted.
         weight_bytes: of a number of an adapter or a gradient; statistics are float32.
     """
@@ -172,7 +173,7 @@ def spent(walk: Sequence[Mapping[str, str]], reported: str, trained: int, prices
     """A client's place in a run on one task.
 
     Args:
-        walk: the task's rows of ``walk.csv``.
+        walk: the task's rows of ``walk.csv``; a head round costs a place the mean over those that pass and the others.
         reported: blocks of the model that the run reports; the others' heads are for the record and not priced.
         trained: how many of its joins were trained.
     """
@@ -203,8 +204,8 @@ def spent(walk: Sequence[Mapping[str, str]], reported: str, trained: int, prices
             up = sum(prices.chain(model, lambda *pair: prices.sent(*pair) * pair[2], trained))
             down = ID * len(model) + sum(prices.chain(model, prices.sent, trained))
         elif row["chain"] == reported:
-            if int(row["clients"]):  # else all have the states from the survey
-                work[0] += prices.work(model, sum(prices.chain(model, prices.join, trained)))
+            passing = float(row.get("passing", 1))  # the others have the states from the survey
+            work[0] += passing * prices.work(model, sum(prices.chain(model, prices.join, trained)))
             read = model if chosen.head.scope == "all_blocks" else model[-1:]
             up = head_sums(prices.features(read))
             down = ID * len(model) + sum(prices.chain(model, prices.sent, trained))
@@ -267,13 +268,17 @@ def priced(
     rows: dict[tuple[str, str], list[Mapping[str, str]]] = defaultdict(list)
     for row in walks:
         rows[row["run_id"], row["task"]].append(row)
+    names = {
+        name for own in rows.values() for row in own for key in ("chain", "candidates")
+        for name in re.split("[ +]", row[key]) if name
+    }  # fmt: skip
     found: dict[tuple[str, str, str], list[Spent]] = defaultdict(list)
     for model in models:
         walk, setting = rows.get((model["run_id"], model["task"])), str(model["setting"])
         if not walk or str(model["reported"]) != "1" or not (is_base(setting) or selects(setting)):
             continue
-        names = {name for row in walk for key in ("chain", "candidates") for name in re.split("[ +]", row[key]) if name}
-        prices = Prices(zoo, blocks, names, reference, assembling.of(model["method"]), weight_bytes)
+        chosen = _changed(assembling, "" if is_base(setting) else setting).of(model["method"])
+        prices = Prices(zoo, blocks, names, reference, chosen, weight_bytes)
         place = spent(walk, model["blocks"], int(model["trained_joins"]), prices)
         found["" if is_base(setting) else setting, model["method"], model["task"]].append(place)
     return {
@@ -285,6 +290,15 @@ def priced(
         )
         for key, places in found.items()
     }
+
+
+def _changed(assembling: Assemblings, setting: str) -> Assemblings:
+    """The sections with what a setting that selects changes (``key=value key=value``, values as JSON)."""
+    raw = assembling.model_dump()
+    for key, value in re.findall(r"(?:^| )assembling\.([\w.]+)=(\S+)", setting):
+        method, section, name = key.split(".")
+        raw[method][section][name] = json.loads(value)
+    return Assemblings.model_validate(raw)
 
 
 def is_base(setting: str) -> bool:

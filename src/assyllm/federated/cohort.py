@@ -63,6 +63,7 @@ def once_each(
     dropout: float,
     counted: Counted,
     least: int = 1,
+    order: str = "once",
 ) -> list[tuple[list[int], list[int]]]:
     """Who answers in rounds of sums that may count nobody twice: those whose reply counts, and those whose does not.
 
@@ -72,8 +73,10 @@ def once_each(
     Args:
         counted: of a round and those that answer, whose reply counts and whose does not.
         least: a reply counts together with so many only.
+        order: which order is drawn. Two kinds of sums over the same cohorts, less who drops out, would tell one
+            client's by subtraction.
     """
-    waiting = [int(client) for client in seeding.rng("cohort", seed, "once").permutation(np.asarray(eligible))]
+    waiting = [int(client) for client in seeding.rng("cohort", seed, order).permutation(np.asarray(eligible))]
     turns = []
     for round_ in rounds:
         if len(waiting) < least:

@@ -95,10 +95,13 @@ class Context:
             Clients whose reply counts, clients whose does not, and whether it is the phase's last round.
         """
         turn = sum(1 for row in state.rows if row["phase"] == state.phase)
-        first, federated = state.round - turn, self.settings.federated
+        first, federated, most = state.round - turn, self.settings.federated, self.settings.head.rounds
+        order = "once" if state.phase == "head" else state.phase
+        if state.phase == "survey":
+            most = max(most, (self.settings.selection.survey_rounds or 0) + SPARE)
         turns = once_each(
-            self.seed, range(first, first + self.settings.head.rounds), self.eligible, federated.clients_per_round,
-            federated.dropout, self.counted, federated.least_clients,
+            self.seed, range(first, first + most), self.eligible, federated.clients_per_round, federated.dropout,
+            self.counted, federated.least_clients, order,
         )  # fmt: skip
         return *turns[turn], turn + 1 == len(turns)
 

@@ -2,8 +2,8 @@
 
 Liars are the same clients all through a run. They know each other, the task and its bounds. In **votes** they agree
 on the block that is worst on their common data, give it the greatest score allowed and the others none, and claim as
-many examples as they may. In **sums** (of probes, heads, adapters; HSIC terms of candidates; gradients of tuning)
-they send what their own rows would give with labels or targets turned round, rows as long and as many as the
+many examples as they may. In **sums** (of surveys, probes, heads, adapters; HSIC terms of candidates; gradients of
+tuning) they send what their own rows would give with labels or targets turned round, rows as long and as many as the
 bounds allow. What blocks are like in their own models (the first round) they tell truly.
 """
 

@@ -97,7 +97,8 @@ class Rounds(Context):
         own = [state.joined[name] for name in edges(best.blocks)]
         down = ID * len(best.blocks) + sum(a.sent_bytes for a in own if a is not None)
         self.log(state, clients, late, up_sums=up, down=down)
-        state.rows[-1]["passing"] = len(set(clients) - set(state.surveyed))
+        answered = {*clients, *late}
+        state.rows[-1]["passing"] = len(answered - set(state.surveyed)) / max(1, len(answered))
         if best.id in heads:
             state.rows[-1] |= judged or self._evaluate(state, best)
         if last:

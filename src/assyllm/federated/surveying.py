@@ -72,7 +72,7 @@ def survey(run: Context, state: State) -> State:
         state.survey = total if state.survey is None else state.survey + total
     run.log(state, clients, late, up_sums=sum(part.bytes for part in sums.values()), down=task.bytes)
     state.rows[-1]["walk"] = [[[], asked]]
-    state.surveyed = sorted({*state.surveyed, *clients})
+    state.surveyed = sorted({*state.surveyed, *clients, *late})
     state.tried += 1
     rounds = run.settings.selection.survey_rounds
     enough = rounds is not None and run.decided(state, state.survey is not None, True, rounds)

@@ -9,7 +9,7 @@ from assyllm.blocks.pool import Pool
 from assyllm.federated.state import State
 
 Walked = list[tuple[list[str], list[str]]]
-COLUMNS = ("run_id", "task", "round", "phase", "clients", "chain", "candidates")
+COLUMNS = ("run_id", "task", "round", "phase", "clients", "passing", "chain", "candidates")
 
 
 def walk_rows(run_id: str, task: str, pool: Pool, state: State, adding: bool) -> list[dict[str, Any]]:
@@ -19,7 +19,7 @@ def walk_rows(run_id: str, task: str, pool: Pool, state: State, adding: bool) ->
 
     A first round, or one of a survey, passes through every model of the pool, a select round through each open chain
     and the candidates put on it, a round that trains adapters through the reported chain, a head round through every
-    finished chain. ``clients`` is how many pass: in a head round those alone that were not surveyed.
+    finished chain. ``passing`` is the share of the clients that pass: in a head round those that were not surveyed.
     """
     whole: Walked = [([info.id for info in pool.of_model(model)], []) for model in pool.models]
     finished: Walked = [(list(chain.blocks), []) for chain in sorted(state.finished, key=lambda chain: chain.id)]
@@ -28,12 +28,12 @@ def walk_rows(run_id: str, task: str, pool: Pool, state: State, adding: bool) ->
     for row in state.rows:
         phase = row["phase"]
         walked = {"native": whole, "tune": tuned, "head": finished}.get(phase, row.get("walk", []))
-        passing = row.get("passing", row["participants"])
         for chain, candidates in walked if row["participants"] else ():
             rows.append(
                 {
                     "run_id": run_id, "task": task, "round": row["round"], "phase": phase,
-                    "clients": passing, "chain": " ".join(chain), "candidates": " ".join(candidates),
+                    "clients": row["participants"], "passing": row.get("passing", 1),
+                    "chain": " ".join(chain), "candidates": " ".join(candidates),
                 }
             )  # fmt: skip
     return rows

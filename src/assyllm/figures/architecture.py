@@ -25,7 +25,7 @@ def data(tables: Tables) -> pd.DataFrame:
         Box("zoo", f"Pre-trained models\n{models} models of four families\nzoo/", 2, 34, 24, 11, "data"),
         Box("split", "Blocks\nstart, middle, end\nblocks/", 2, 19, 24, 11, "offline"),
         Box("quant", f"Block Quantizer\nmixed widths; {blocks} blocks\nquantizer/", 2, 4, 24, 11, "offline"),
-        Box("search", "Search\nbeam of chains", 36, 31, 18, 10, "server"),
+        Box("search", "Search\nchains, or a survey", 36, 31, 18, 10, "server"),
         Box("vote", "Votes\nrobust, visible", 58, 31, 18, 10, "server"),
         Box("head", "Joins and head\nfrom sums", 80, 31, 18, 10, "server"),
         Box("swapper", "Block Swapper\nplan, read, evict\nswapper/", 36, 3, 18, 12, "device"),

@@ -29,13 +29,13 @@ PANELS = {
 SAID = {  # in the caption, where there is such a panel
     "votes": "Liars rank the worst block first, or send sums of labels turned round, as much as bounds allow.",
     "answering": "Who drops out and who is late count alike; methods that assemble ask again.",
-    "surveyed": "Dotted in the panels of cohorts and rounds: the base setting.",
+    "surveyed": "Dotted in the panel of cohorts: the base setting.",
 }
 LINES = {"": "-", "no bound": "-", "bounded": "--", "weighted": "-", "median": "--", "borda": ""}
 ASIDE = {"median": 0.08, "bounded": 0.08, "borda": 0.16}  # so that equal values do not hide each other
 LIE, BOUND = {"federated.liars", "federated.lie"}, {"federated.row_norm", "federated.max_examples"}
 # x of the base setting
-BASE = {"votes": 0.0, "sums": 0.0, "answering": 1.0, "surveyed": math.nan, "rounds": math.nan, "items": math.inf}
+BASE = {"votes": 0.0, "sums": 0.0, "answering": 1.0, "surveyed": math.nan, "items": math.inf}
 COLUMNS = ["panel", "task", "world", "method", "rule", "x", "value", "low", "high", "runs", "source"]
 
 
@@ -43,7 +43,7 @@ def data(tables: Tables) -> pd.DataFrame:
     """Test accuracy in percent with its interval by panel, method, rule against liars ("" elsewhere) and x.
 
     The base setting is where a panel's lines begin or end: no liars, all answer, all questions (infinitely many).
-    In the panels of cohorts and rounds its x is empty, as no table says how many it asks.
+    In the panel of cohorts its x is empty, as no table says how many it asks; rounds a block are another rule's.
     """
     rows = [
         {

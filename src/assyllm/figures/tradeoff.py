@@ -76,7 +76,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
     numbered = "Numbers: cohorts surveyed; without one: the default. " if (df["way"] == "surveyed").any() else ""
-    other = "Small and hollow: fewer or more blocks, or blocks chosen place by place. "
+    other = "Small and hollow: other ways of selecting blocks. "
     hollow = other if (df["way"] == "other").any() else ""
     style.caption(
         figure, df,

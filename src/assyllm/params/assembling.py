@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -101,12 +101,14 @@ class Assembling(Section):
     head: Head
 
     @model_validator(mode="after")
-    def _probes_read_all_blocks(self) -> Assembling:
+    def _labels_tell_of_all_blocks(self) -> Assembling:
         if self.selection.by_labels and self.head.scope != "all_blocks":
             rule = self.selection.rule
             raise ValueError(
                 f"head.scope: {self.head.scope} does not go with rule {rule}, whose gains are of all blocks"
             )
+        if self.selection.rule.startswith("survey") and self.adapter.tuning != "none":
+            raise ValueError(f"adapter.tuning: {self.adapter.tuning} does not go with a survey, which joins nothing")
         return self
 
 
@@ -124,7 +126,13 @@ class Assemblings(Section):
             raise ParamsError(f"assembling.{name}: missing")
         if rule is None:
             return found
-        varied = f"{found.selection.rule}_{rule}"
+        base = found.selection.rule.removesuffix("_random").removesuffix("_one_model")
+        varied = f"{base}_{rule}"
+        if varied not in get_args(Selection.model_fields["rule"].annotation):
+            raise ParamsError(
+                f"assembling.{name}.selection.rule: {found.selection.rule} has no variant for {method}, "
+                "as survey and probe have"
+            )
         return found.model_copy(update={"selection": found.selection.model_copy(update={"rule": varied})})
 
 

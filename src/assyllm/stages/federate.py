@@ -53,7 +53,7 @@ def run(
     from assyllm.swapper.swapper import lend
 
     own = p.assembling.of(method)
-    if method == "untrained_blocks" and own.adapter.kind == "linear":
+    if method == "untrained_blocks" and own.adapter.kind == "linear" and own.selection.joins:
         raise ArtifactError(
             "assembling.assyllm.adapter.kind: linear is fitted to the states of trained blocks, so it does not go "
             "with untrained_blocks"
