@@ -32,6 +32,10 @@ def known() -> set[str]:
     for study in ("", "full", "zoos", "worlds", "choosing", "non_iid", "dropouts"):
         for row in read_table(RESULTS / study / "accuracy.csv"):
             found |= {readme.share(float(row[key])) for key in ("mean", "low", "high")}
+    for row in read_table(ROOT / "benchmarks" / "language_zoo_fifth_seeds.csv"):
+        found.add(readme.share(float(row["test"])))
+    for row in read_table(RESULTS / "ablations" / "ablations.csv"):
+        found.add(readme.share(float(row["mean"])))
     for row in read_table(RESULTS / "non_iid" / "non_iid.csv"):
         found |= {readme.points(row[key]) for key in ("drop", "drop_low", "drop_high") if row[key]}
     for folder in (RESULTS, RESULTS / "full", RESULTS / "zoos"):
