@@ -17,9 +17,9 @@ BARS = {
     ("assyllm_paper", "join_local"): "attention,\nlocal loss",
     ("assyllm_paper", "base"): "attention,\nend to end",
     ("assyllm_paper", "join_fixed_attention"): "fixed\nattention",
-    ("assyllm", "grown_projection"): "place by place,\nprojection",
-    ("assyllm", "grown_adapter"): "place by place,\nfixed attention",
-    ("assyllm", "base"): "ours: own\ncontext, none",
+    ("assyllm", "grown_projection"): "by places,\nprojection",
+    ("assyllm", "grown_adapter"): "by places,\nattention",
+    ("assyllm", "base"): "ours,\nno join",
 }
 AGAINST = {
     ("assyllm_paper", "base"): "join_projection",  # what is trained as long, without attention
