@@ -127,8 +127,6 @@ class HeadSums:
         """:meth:`fit` at every ridge of a grid."""
         if float(self.n) < 1:
             raise ArtifactError("a head cannot be fitted to no questions")
-        if not bool(torch.isfinite(self.xx).all() and torch.isfinite(self.xy).all()):
-            raise ArtifactError("head sums are not finite")
         return [Head((weight / self._scale()).float()) for _, _, weight in self._solved(grid)]
 
     def _scale(self) -> Tensor:
@@ -137,6 +135,8 @@ class HeadSums:
 
     def _solved(self, grid: Sequence[float]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """At every ridge: Cholesky factor of the scaled X'X with it, scaled X'y, weights of the scaled columns."""
+        if not bool(torch.isfinite(self.xx).all() and torch.isfinite(self.xy).all()):
+            raise ArtifactError("head sums are not finite")
         n, scale = self.n.clamp(min=1), self._scale()
         xx, xy = self.xx / n / torch.outer(scale, scale), self.xy / n / scale
         along = xx.diagonal().clone()
@@ -159,8 +159,6 @@ class HeadSums:
             The log Bayes factor in nats a row, best over ``grid`` (above 0: the features tell something), and the
             head at that ridge.
         """
-        if not bool(torch.isfinite(self.xx).all() and torch.isfinite(self.xy).all()):
-            raise ArtifactError("head sums are not finite")
         rows = (self.n - self.questions).clamp(min=1)
         variance = (self.yy / self.n.clamp(min=1)).clamp(min=1e-12)
         found = []

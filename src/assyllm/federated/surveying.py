@@ -98,14 +98,13 @@ def _chosen(run: Context, state: State) -> State:
     models, grid = _models(run), run.settings.head.ridge_grid
     total, columns = state.survey, _columns(run, models)
 
-    def worth(found: Depths) -> float:
-        index = torch.cat([columns[block] for block in _blocks(models, found)])
+    def told(blocks: Sequence[str]) -> float:
+        index = torch.cat([columns[block] for block in blocks])
         return round(total.of_columns(index).evidence(grid)[0], DECIMALS)
 
     most = run.settings.selection.max_blocks
-    found = depths.best([len(blocks) for blocks in models], most, worth)
-    chain = _blocks(models, found)
-    so_far = [0.0, *(worth(_depths(models, chain[: i + 1])) for i in range(len(chain)))]
+    chain = _blocks(models, depths.best([len(own) for own in models], most, lambda found: told(_blocks(models, found))))
+    so_far = [0.0, *(told(chain[: i + 1]) for i in range(len(chain)))]
     gains = tuple(round(b - a, DECIMALS) for a, b in pairwise(so_far))
     for block in chain:
         family = run.pool.info(block).family
@@ -131,11 +130,6 @@ def _models(run: Context) -> list[tuple[str, ...]]:
 def _blocks(models: Sequence[Sequence[str]], found: Depths) -> tuple[str, ...]:
     """The blocks that depths stand for, model after model."""
     return tuple(block for blocks, depth in zip(models, found, strict=True) for block in blocks[:depth])
-
-
-def _depths(models: Sequence[Sequence[str]], chain: Sequence[str]) -> Depths:
-    """The inverse of :func:`_blocks`."""
-    return tuple(len(set(blocks) & set(chain)) for blocks in models)
 
 
 def _columns(run: Context, models: Sequence[Sequence[str]]) -> dict[str, torch.Tensor]:
