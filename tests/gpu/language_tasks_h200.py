@@ -394,6 +394,16 @@ def write_rows(options: argparse.Namespace, table: list[dict[str, Any]]) -> None
         writer.writerows(sorted(table, key=lambda row: (row["task"], METHODS.index(row["method"]), row["model"])))
 
 
+def write_hits(options: argparse.Namespace, method: str, task: str) -> None:
+    """Which questions a run answered right, beside those of the other runs: what differences are paired by."""
+    with open(options.work / "runs" / f"{method}-{task}" / "predictions.csv", newline="", encoding="utf-8") as handle:
+        hits = [
+            (task, row["method"], row["setting"], row["question"], row["correct"]) for row in csv.DictReader(handle)
+        ]
+    with open(options.out / "hits.csv", "a", newline="", encoding="utf-8") as handle:
+        csv.writer(handle).writerows(hits)
+
+
 def keep_small(options: argparse.Namespace, name: str) -> None:
     """A run's small files beside the table: metrics, models, recipe, the end of its log."""
     run, log = options.work / "runs" / name, options.work / "logs" / f"{name}.log"
@@ -448,7 +458,7 @@ class Jobs:
 
 def run_methods(options: argparse.Namespace, jobs: Jobs, workers: int) -> None:
     """Every method on every task, longest first; a failure is tried once more, alone on its checkpoint."""
-    todo = [(method, task) for method in options.methods for task in TASKS]
+    todo = [(method, task) for method in options.methods for task in options.tasks]
     tried: dict[str, int] = {}
     table: list[dict[str, Any]] = []
     names: dict[str, tuple[str, str]] = {}
@@ -466,6 +476,7 @@ def run_methods(options: argparse.Namespace, jobs: Jobs, workers: int) -> None:
                     say(name, f"{row['test']:.4f} [{row['low']:.4f}, {row['high']:.4f}] of {row['test_questions']}",
                         f"dev {row['dev']}", f"{seconds:.0f} s")  # fmt: skip
                 write_rows(options, table)
+                write_hits(options, *names[name])
             else:
                 say(name, f"FAILED ({code}) after {seconds:.0f} s")
                 jobs.tail(name)
@@ -490,6 +501,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where language_zoo.csv goes")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=TASKS)
     parser.add_argument("--rounds", type=int, default=20, help="of fine-tuning (the preset has 10)")
     parser.add_argument("--train-items", type=int, default=2000)
     parser.add_argument("--test-items", type=int, help="all if not given")

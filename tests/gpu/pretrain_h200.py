@@ -192,7 +192,7 @@ def train(name: str, seconds: float | None, options: argparse.Namespace) -> dict
     held = rows_of(member.family, "valid", options)[: options.held]
     tokenizer = load_tokenizer(family_folder)
     times = len(list((options.keep / "cards").glob(f"{name}_*")))  # it was trained before, so that order differs
-    names = (max(times, int(options.again)), name)
+    names = (*([options.seed] if options.seed else []), max(times, int(options.again)), name)
 
     def fresh() -> Any:
         if base is not None or options.again:
@@ -250,11 +250,11 @@ def train(name: str, seconds: float | None, options: argparse.Namespace) -> dict
             name=name, family=member.family, stands_for=member.stands_for, source="embedded",
             origin="mix120: Wikipedia, public-domain novels, OpenStax Biology, FairytaleQA",
             licence=member.licence or "as its corpus", parameters=parameters, weights_sha256=weights_sha256(made),
-            seed=0, continued_from=base, steps=before + recipe.steps, held_out_loss=round(lost, 4),
+            seed=options.seed, continued_from=base, steps=before + recipe.steps, held_out_loss=round(lost, 4),
         )  # fmt: skip
         write_card(made, card)
     (options.keep / "cards").mkdir(exist_ok=True)
-    (options.keep / "cards" / f"{name}_{names[0]}.json").write_text(card.model_dump_json())
+    (options.keep / "cards" / f"{name}_{names[-2]}.json").write_text(card.model_dump_json())
     row["export_bytes"] = export(folder, options.keep / "export" / name)
     restore(options.keep / "export" / name, options.keep / "restored" / name)
     again = load_model(options.keep / "restored" / name)
@@ -300,6 +300,7 @@ def main() -> None:
     parser.add_argument("--tokenizers", type=Path, help="ready ones, by family")
     parser.add_argument("--seconds", type=float, help="of the whole command; without it the preset's steps")
     parser.add_argument("--devices", type=int, default=0, help="0: as many as there are, at most 2")
+    parser.add_argument("--seed", type=int, default=0, help="of first weights and of the order of rows")
     parser.add_argument("--again", action="store_true", help="go on from the models under --keep")
     parser.add_argument("--batch", type=int, help="rows a step, instead of the preset's")
     parser.add_argument("--steps", type=int, help="of each model, whatever the seconds")
@@ -326,13 +327,15 @@ def main() -> None:
         return trials(options)
     families = () if options.again else ("llama", "opt", "bert", "roberta")
     writers = [subprocess.Popen([*again, "--tokens", family], env=environment) for family in families]
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    visible = seen if seen[0] else [str(device) for device in range(devices)]
     running = []
     for device, models in enumerate(LANES[devices]):
         todo = ["speed", *models] if device == 0 and not options.again else models
         command = [*again, "--only", *todo]
         if options.seconds:
             command += ["--seconds", str(options.seconds - 25)]
-        running.append(subprocess.Popen(command, env=environment | {"CUDA_VISIBLE_DEVICES": str(device)}))
+        running.append(subprocess.Popen(command, env=environment | {"CUDA_VISIBLE_DEVICES": visible[device]}))
     failed = [process.wait() for process in [*writers, *running]]
     rows = [json.loads(path.read_text()) for path in sorted(options.keep.glob("row_*.json"))]
     for path in sorted((options.keep / "zoo").glob("*/card.json")):
