@@ -325,7 +325,8 @@ def main() -> None:
         if not (options.keep / "tokens/llama/train.npy").is_file():
             subprocess.run([*again, "--tokens", "llama"], env=environment, check=True)
         return trials(options)
-    families = () if options.again else ("llama", "opt", "bert", "roberta")
+    ready = {path.parent.name for path in options.keep.glob("tokens/*/train.npy")}
+    families = () if options.again else [f for f in ("llama", "opt", "bert", "roberta") if f not in ready]
     writers = [subprocess.Popen([*again, "--tokens", family], env=environment) for family in families]
     seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     visible = seen if seen[0] else [str(device) for device in range(devices)]
