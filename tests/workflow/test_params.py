@@ -214,3 +214,6 @@ def test_settings_apply_and_name_themselves() -> None:
     assert P.setting_text(raw, "opt") == 'baselines.model="opt"'
     assert P.setting_text(raw, "opt", zoo_seed=2) == 'baselines.model="opt" zoo.seed=2'
     assert P.setting_text(raw, "base") == ""
+    raw["settings"]["lists"] = {"assembling.assyllm.head.ridge_grid": [0.1, 1.0], "zoo.pretrain.corpus": "a b=c.txt"}
+    for setting in raw["settings"]:
+        assert P.setting_values(P.setting_text(raw, setting)) == (raw["settings"][setting] or {})

@@ -9,7 +9,6 @@ speak of.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 from assyllm.adapter.sent import ID, NUMBER, arriving_sums, block_features, head_sums, linear_sums
 from assyllm.blocks.segment import segments
 from assyllm.cost.shapes import Shape, shape_of
-from assyllm.params import Assembling, Assemblings, Blocks, Zoo
+from assyllm.params import Assembling, Assemblings, Blocks, Zoo, setting_values
 
 # a training step walks the chain, walks it again layer by layer, and passes gradients to the inputs of frozen layers
 TRAINING = 3
@@ -293,11 +292,11 @@ def priced(
 
 
 def _changed(assembling: Assemblings, setting: str) -> Assemblings:
-    """The sections with what a setting that selects changes (``key=value key=value``, values as JSON)."""
+    """The sections with what a setting that :func:`selects` changes."""
     raw = assembling.model_dump()
-    for key, value in re.findall(r"(?:^| )assembling\.([\w.]+)=(\S+)", setting):
-        method, section, name = key.split(".")
-        raw[method][section][name] = json.loads(value)
+    for key, value in setting_values(setting).items():
+        _, method, section, name = key.split(".")
+        raw[method][section][name] = value
     return Assemblings.model_validate(raw)
 
 
@@ -308,7 +307,7 @@ def is_base(setting: str) -> bool:
 
 def selects(setting: str) -> bool:
     """Whether a setting changes nothing but how blocks are selected."""
-    keys = re.findall(r"(?:^| )([\w.]+)=", setting)
+    keys = setting_values(setting)
     return bool(keys) and all(re.fullmatch(r"assembling\.\w+\.selection\.\w+", key) for key in keys)
 
 

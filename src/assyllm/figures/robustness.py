@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from assyllm.figures import style
 from assyllm.figures.tables import Tables
-from assyllm.params import Figures
+from assyllm.params import Figures, setting_values
 
 READS = ("ablations",)
 PANELS = {
@@ -63,8 +61,7 @@ def data(tables: Tables) -> pd.DataFrame:
 
 def places(changed: str) -> list[tuple[str, str, float]]:
     """Panel, rule and x of a setting, given as the tables write it (``key=value key=value``); none for most."""
-    pairs = (pair.partition("=") for pair in re.split(r" (?=[\w.]+=)", changed) if pair)
-    value = {key: json.loads(text) for key, _, text in pairs}
+    value = setting_values(changed)
     keys = set(value)
     vote = next((key for key in keys if key.endswith("selection.vote")), "")
     rounds, surveyed, rule = (

@@ -43,6 +43,7 @@ from assyllm.params.reading import (
     schema,
     sections_json,
     setting_text,
+    setting_values,
     with_setting,
 )
 from assyllm.params.section import Count, Fraction, Name, ParamsError, Part, Positive, Section, Seed, nearest, validate
@@ -121,6 +122,7 @@ __all__ = [
     "schema",
     "sections_json",
     "setting_text",
+    "setting_values",
     "validate",
     "with_setting",
 ]

@@ -87,6 +87,16 @@ def setting_text(raw: dict[str, Any], setting: str, zoo_seed: int = 0) -> str:
     return " ".join(f"{key}={json.dumps(value, sort_keys=True)}" for key, value in sorted(pairs.items()))
 
 
+def setting_values(text: str) -> dict[str, Any]:
+    """Keys and values of a setting's text (:func:`setting_text`)."""
+    found, decoder = {}, json.JSONDecoder()
+    while text:
+        key, _, rest = text.partition("=")
+        found[key], end = decoder.raw_decode(rest)
+        text = rest[end + 1 :]
+    return found
+
+
 def sections_json(params: Params, names: Iterable[str]) -> str:
     """The named sections as canonical JSON: what a stage gets, and what its re-runs depend on."""
     return json.dumps({name: getattr(params, name).model_dump(mode="json") for name in names}, sort_keys=True)
