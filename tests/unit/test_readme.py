@@ -60,6 +60,7 @@ def wrong(text: str) -> list[str]:
     return [number for number in DECIMAL.findall(prose(text)) if number not in known()]
 
 
+@pytest.mark.committed
 def test_generated_parts_are_in_step_with_the_tables() -> None:
     assert set(re.findall(r"<!-- (\w+): from the tables -->", TEXT)) == set(readme.PARTS)
     assert readme.filled(TEXT, RESULTS) == TEXT, "run `make readme`"
@@ -73,10 +74,12 @@ def test_parameters_are_in_step() -> None:
     assert "| `clients` | `200` |  | 200 |" in made
 
 
+@pytest.mark.committed
 def test_numbers_in_the_prose_are_the_tables() -> None:
     assert not wrong(TEXT)
 
 
+@pytest.mark.committed
 @pytest.mark.parametrize("rounds", ["", "=2", "=1"])
 def test_shares_of_energy_in_the_prose_are_those_of_five_seeds(rounds: str) -> None:
     rows = {
@@ -88,6 +91,7 @@ def test_shares_of_energy_in_the_prose_are_those_of_five_seeds(rounds: str) -> N
     assert f"{first}, {second} and {third} %" in " ".join(prose(TEXT).split())
 
 
+@pytest.mark.committed
 def test_a_wrong_number_is_found() -> None:
     assert wrong(TEXT.replace("## Results\n", "## Results\n\nabove by 77.7 points, .0123\n")) == ["77.7", ".0123"]
     first = re.search(r"\| \.\d{3} \(", TEXT)

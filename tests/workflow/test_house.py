@@ -228,6 +228,7 @@ EQUAL_STATES = [
 ]
 
 
+@pytest.mark.committed
 @pytest.mark.parametrize("table", sorted((ROOT / "data" / "results").glob("**/runs.csv")), ids=lambda p: p.parent.name)
 def test_a_study_is_of_one_state_of_the_code(table: Path) -> None:
     states: dict[str, set[str]] = {}
