@@ -2,10 +2,10 @@
 
     python benchmarks/language_zoos.py --hits benchmarks/language_zoos_hits.csv --out benchmarks/language_zoos.csv
 
-``--hits`` holds a row a run: the zoo's ``--seed`` of `tests/gpu/pretrain_h200.py`, the task, the run's seed, the
-method, and 0 or 1 for every test question in order of their names (out of `hits.csv`, which
-`tests/gpu/language_tasks_h200.py` writes). Out come each method's accuracy, and what `assyllm` is above it by, a zoo
-and over all of them, on the seeds that both have; differences resample runs and questions
+``--hits`` is the ``hits.csv`` that `tests/gpu/language_tasks_h200.py` writes, those of several zoos and seeds one after
+the other: a row a run, with the zoo's ``--seed`` of `tests/gpu/pretrain_h200.py` and 0 or 1 for every test question in
+order of their names. Out come each method's accuracy, and what `assyllm` is above it by, a zoo and over all of them, on
+the seeds that both have; differences resample runs and questions
 (:func:`assyllm.evaluate.paired_bootstrap`). All numbers are measured.
 """
 

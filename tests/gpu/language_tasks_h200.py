@@ -395,13 +395,19 @@ def write_rows(options: argparse.Namespace, table: list[dict[str, Any]]) -> None
 
 
 def write_hits(options: argparse.Namespace, method: str, task: str) -> None:
-    """Which questions a run answered right, beside those of the other runs: what differences are paired by."""
+    """Add a run to ``hits.csv``, which `benchmarks/language_zoos.py` reads: right or not, by name of the question."""
+    from assyllm.zoo.cards import read_card
+
+    found: dict[str, dict[str, str]] = {}
     with open(options.work / "runs" / f"{method}-{task}" / "predictions.csv", newline="", encoding="utf-8") as handle:
-        hits = [
-            (task, row["method"], row["setting"], row["question"], row["correct"]) for row in csv.DictReader(handle)
-        ]
-    with open(options.out / "hits.csv", "a", newline="", encoding="utf-8") as handle:
-        csv.writer(handle).writerows(hits)
+        for row in csv.DictReader(handle):
+            found.setdefault(f"{method} {row['setting']}".strip(), {})[row["question"]] = row["correct"]
+    seed, path = read_card(options.zoo / "llama").seed, options.out / "hits.csv"
+    with open(path, "a", newline="", encoding="utf-8") as handle:
+        if not handle.tell():
+            csv.writer(handle).writerow(("pretrain_seed", "task", "seed", "method", "hits"))
+        for name, hits in found.items():
+            csv.writer(handle).writerow((seed, task, options.seed, name, "".join(hits[q] for q in sorted(hits))))
 
 
 def keep_small(options: argparse.Namespace, name: str) -> None:

@@ -192,7 +192,8 @@ def train(name: str, seconds: float | None, options: argparse.Namespace) -> dict
     held = rows_of(member.family, "valid", options)[: options.held]
     tokenizer = load_tokenizer(family_folder)
     times = len(list((options.keep / "cards").glob(f"{name}_*")))  # it was trained before, so that order differs
-    names = (*([options.seed] if options.seed else []), max(times, int(options.again)), name)
+    times = max(times, int(options.again))
+    names = (options.seed, times, name)
 
     def fresh() -> Any:
         if base is not None or options.again:
@@ -254,7 +255,7 @@ def train(name: str, seconds: float | None, options: argparse.Namespace) -> dict
         )  # fmt: skip
         write_card(made, card)
     (options.keep / "cards").mkdir(exist_ok=True)
-    (options.keep / "cards" / f"{name}_{names[-2]}.json").write_text(card.model_dump_json())
+    (options.keep / "cards" / f"{name}_{times}.json").write_text(card.model_dump_json())
     row["export_bytes"] = export(folder, options.keep / "export" / name)
     restore(options.keep / "export" / name, options.keep / "restored" / name)
     again = load_model(options.keep / "restored" / name)
