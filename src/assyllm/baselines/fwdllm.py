@@ -11,7 +11,7 @@ exact gradient needs the last states only, no backward pass through the model, a
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,19 +40,23 @@ def slopes(
         step: the central difference's, in multiples of a direction.
     """
 
-    def one(direction: Weights, part: dict[str, Tensor], used: Tensor) -> tuple[Tensor, Tensor]:
-        def at(tensors: Weights) -> Tensor:
-            return loss(tensors, type(batch)(**part), used)
+    def at(tensors: Weights, part: dict[str, Tensor], used: Tensor) -> Tensor:
+        return loss(tensors, type(batch)(**part), used)
 
-        if estimator == "jvp":
-            pair = torch.func.jvp(at, (weights,), (direction,))
-            return pair[1], pair[0]
-        ahead = at({name: t + step * direction[name] for name, t in weights.items()})
-        behind = at({name: t - step * direction[name] for name, t in weights.items()})
-        return (ahead - behind) / (2 * step), (ahead + behind) / 2
+    def sloped(direction: Weights, part: dict[str, Tensor], used: Tensor) -> tuple[Tensor, Tensor]:
+        pair = torch.func.jvp(lambda tensors: at(tensors, part, used), (weights,), (direction,))
+        return pair[1], pair[0]
 
-    per_client = torch.func.vmap(one, in_dims=(0, None, None))
-    return torch.func.vmap(per_client)(directions, batch.tensors(), items)
+    def of_clients(function: Callable[..., Any], along: Weights) -> Any:
+        per_client = torch.func.vmap(function, in_dims=(0, None, None))
+        return torch.func.vmap(per_client)(along, batch.tensors(), items)
+
+    if estimator == "jvp":
+        return of_clients(sloped, directions)
+    moves = {name: step * tensor for name, tensor in directions.items()}
+    both = {name: torch.cat([t + moves[name], t - moves[name]], dim=1) for name, t in weights.items()}
+    ahead, behind = of_clients(at, both).chunk(2, dim=1)
+    return (ahead - behind) / (2 * step), (ahead + behind) / 2
 
 
 def combine(estimates: Tensor, shares: Tensor) -> tuple[Tensor, float]:

@@ -151,7 +151,9 @@ def pooled(base: nn.Module, weights: Mapping[str, Tensor] | None, batch: Packed)
     if weights is None:
         states = base(**arguments).last_hidden_state
     else:
-        states = torch.func.functional_call(base, dict(weights), args=(), kwargs=arguments).last_hidden_state
+        # no weight of a base model is tied to another, and looking for ties is a tenth of a small model's pass
+        call = torch.func.functional_call(base, dict(weights), args=(), kwargs=arguments, tie_weights=False)
+        states = call.last_hidden_state
     return pool_states(states, batch)
 
 
