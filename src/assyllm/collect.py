@@ -20,14 +20,19 @@ from typing import Any
 import numpy as np
 
 from assyllm.artifacts import ArtifactError, write_json
-from assyllm.cost.resources import RESOURCES, TRADEOFF, places_of, resources_table, tradeoff_table
+from assyllm.cost.resources import HOURS, RESOURCES, TRADEOFF, places_of, resources_table, tradeoff_table, with_hours
 from assyllm.evaluate import paired_bootstrap
 from assyllm.params import Evaluate
 from assyllm.results import Metric, Prediction, Run, check_columns, read_table, write_table
 
 # what figures draw as the methods' rows: the base setting; zero_shot's best member is picked on the dev split
 VERSUS = ("ft_practical", "ft_oracle")
-CONTROLS = ("random_blocks", "one_model_blocks", "all_models_head")  # what `assyllm` is compared with beside them
+CONTROLS = (
+    "random_blocks",
+    "one_model_blocks",
+    "all_models_head",
+    "server_head",
+)  # what `assyllm` is compared with beside them
 PER_ROUND = ("participants", "bytes_up", "bytes_down", "bytes_up_votes", "bytes_up_sums")  # see `condensed`
 ROUNDS = ("task", "world", "method", "round", "mean", "low", "high", "runs", "source")
 Rows = list[dict[str, str]]
@@ -458,7 +463,6 @@ def collect(
     out = Path(out)
     columns = [field for field in Metric.__dataclass_fields__]
     write_table(out / "metrics.csv", [*condensed(stored), *cost_metrics(cost, run_rows[0]["world"])], columns)
-    write_table(out / "rounds.csv", round_table(metrics), ROUNDS)
     write_table(out / "runs.csv", run_rows)
     write_table(out / "accuracy.csv", accuracy, ACCURACY)
     write_table(out / "differences.csv", differences, ["task", "method", "versus", "difference", "low", "high",
@@ -478,6 +482,7 @@ def collect(
     write_table(out / "curves.csv", curves, list(curves[0]) if curves else ["method", "stands_for", "varies",
                                                                                                 "source"])  # fmt: skip
     write_table(out / "resources.csv", resources, RESOURCES)
+    write_table(out / "rounds.csv", with_hours(round_table(metrics), resources, places), [*ROUNDS, *HOURS])
     write_table(out / "tradeoff.csv", tradeoff_table(accuracy, resources, places), TRADEOFF)
     write_table(out / "paper.csv", paper_values())
     world = run_rows[0]["world"]

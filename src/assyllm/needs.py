@@ -27,7 +27,7 @@ from assyllm.study import Plan
 from assyllm.tasks.sources import MODULES
 
 LIBRARIES = 0.3e9  # bytes of a process that has done nothing yet
-ONE_MODEL = {"zero_shot", *P.HEADS, *P.TUNED, *P.SHARES}  # hold baselines.model at 32 bit
+ONE_MODEL = {"zero_shot", "server_head", *P.HEADS, *P.TUNED, *P.SHARES}  # hold baselines.model at 32 bit
 TRAINED_BYTES = 16  # a trained weight: itself, its gradient, two moments, all at 32 bit
 PATIENCE = Patience(attempts=2)
 Ask = Callable[[str, str | None], Repository]

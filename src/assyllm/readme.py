@@ -29,6 +29,7 @@ SHARED = ("recomputation", "swapping")  # full fine-tuning's gradients, so its r
 METHODS = {
     "majority": "majority class", "zero_shot": "zero-shot, the member best on dev",
     "zero_shot_llama": "zero-shot, llama, which the baselines fine-tune", "choices_only": "choices only",
+    "server_head": "no client: a closed-form head on all layers of all models, fitted to the server's dev questions",
     "one_model_head": "one model and a closed-form head on all its layers",
     "all_models_head": "all five models as they are, one closed-form head on their last states",
     "ft_practical": "FT-practical", "ft_oracle": "FT-oracle",
@@ -40,7 +41,7 @@ METHODS = {
     "one_model_blocks": "control: one model's blocks, same head", "untrained_blocks": "control: untrained blocks",
 }  # fmt: skip
 ALL_CLIENTS = ("ft_oracle", "lora_all", *SHARED)
-NO_CLIENTS = ("majority", "zero_shot", "zero_shot_llama", "choices_only")
+NO_CLIENTS = ("majority", "server_head", "zero_shot", "zero_shot_llama", "choices_only")
 VERDICTS = ("reproduced", "reproduced in direction", "not reproduced", "not yet measured")
 COLUMNS = ("command", "jobs", "minutes", "max_mb", "source")
 Rows = list[dict[str, str]]

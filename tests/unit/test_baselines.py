@@ -205,14 +205,16 @@ def cost_table(path: Path, name: str, threshold: int) -> Path:
 
 def test_participation_comes_from_the_cost_table(tmp_path: Path) -> None:
     cost = cost_table(tmp_path / "c.csv", "ft_practical", 64)
-    assert eligible_clients(cost, "llama", [64, 4, 64]) == [0, 2]
-    assert budget(cost, "llama") == "64 GB"
-    assert budget(cost_table(tmp_path / "d.csv", "ft_oracle", 0), "llama") == "none"
-    assert budget(cost_table(tmp_path / "e.csv", "ft_practical", 128), "llama") == "no device"
+    assert eligible_clients(cost, "ft_practical", "llama", [64, 4, 64]) == [0, 2]
+    assert budget(cost, "ft_practical", "llama") == "64 GB"
+    assert budget(cost_table(tmp_path / "d.csv", "ft_oracle", 0), "ft_oracle", "llama") == "none"
+    assert budget(cost_table(tmp_path / "e.csv", "ft_practical", 128), "ft_practical", "llama") == "no device"
     with pytest.raises(ArtifactError, match="8 GB"):
-        eligible_clients(cost, "llama", [8])
+        eligible_clients(cost, "ft_practical", "llama", [8])
     with pytest.raises(ArtifactError, match="opt"):
-        eligible_clients(cost, "opt", [64])
+        eligible_clients(cost, "ft_practical", "opt", [64])
+    with pytest.raises(ArtifactError, match=r"c\.csv: the cost table of ft_practical, qlora's is expected"):
+        eligible_clients(cost, "qlora", "llama", [64])
 
 
 def test_majority_answers_alike() -> None:
@@ -283,8 +285,8 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize(
     "name",
-    ["majority", "zero_shot", "ft_practical", "choices_only", "one_model_head", "all_models_head", "lora", "fedadapter",
-     "fwdllm"],
+    ["majority", "server_head", "zero_shot", "ft_practical", "choices_only", "one_model_head", "all_models_head",
+     "lora", "fedadapter", "fwdllm"],
 )  # fmt: skip
 def test_baseline_stage_writes_a_whole_run_twice_alike(files: dict[str, Path], name: str) -> None:
     cost = cost_table(files["root"] / f"{name}.csv", name, 64)
@@ -297,7 +299,7 @@ def test_baseline_stage_writes_a_whole_run_twice_alike(files: dict[str, Path], n
     models = 2 if name == "zero_shot" else 1
     assert [m["task"] for m in final].count("boolq") == models
     assert len(predictions) == 2 * 30 * models
-    assert run["budget"] == ("none" if name in ("majority", "zero_shot") else "64 GB")
+    assert run["budget"] == ("none" if name in (*P.NO_DEVICE, "zero_shot") else "64 GB")
     if name == "zero_shot":
         assert {m["setting"] for m in metrics} == {'model="llama"', 'model="bert"'}
     if name in P.HEADS:
@@ -337,7 +339,9 @@ def test_recomputation_and_swapping_share_the_oracles_run(files: dict[str, Path]
     own = cost_table(files["root"] / "recomputation.csv", "recomputation", 64)
     alone = run_baseline(files, "recomputation", "alone", own, oracle)
     assert check_columns(alone / "run.csv", Run)[0]["shares_trajectory_of"] == ""
-    practical = run_baseline(files, "ft_practical", "practical", cost_table(files["root"] / "p.csv", "x", 64))
+    practical = run_baseline(
+        files, "ft_practical", "practical", cost_table(files["root"] / "p.csv", "ft_practical", 64)
+    )
     chosen = [[row["chosen"] for row in rows(folder / "predictions.csv")] for folder in (alone, practical)]
     assert chosen[0] == chosen[1]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -359,6 +360,8 @@ def test_a_recorded_walk_is_priced_round_by_round() -> None:
     kept = spent([{**rows[4], "passing": "0.4"}], reported, 1, found)
     assert kept.walks == pytest.approx(0.4 * each[4].walks), "who was surveyed passes nothing"
     assert kept.up == each[4].up, "and sends its sums"
+    assert kept.course == pytest.approx((0, 0, 0, each[4].walks)), "but somebody passes, whom the round waits for"
+    assert spent([{**rows[4], "passing": "0"}], reported, 1, found).course[-1] == 0
     probed = spent([rows[1]], reported, 0, prices("assyllm"))
     assert probed.walks < tried + natively, "a rule that probes compares with nothing"
     both = [dict(rows[1], chain=chain, candidates="bert:0-1 bert:0-1+bert:1-2 opt:2-3") for chain in POOL[:2]]
@@ -378,10 +381,11 @@ def test_a_recorded_walk_is_priced_round_by_round() -> None:
     assert survey.up == HeadSums.zeros((6 + 4) * 64).bytes, "real blocks, 64 numbers of each"
     assert survey.down == 2 * (6 + 4)
     assert each[2].up == 2 * trained, "the gradients, at two bytes"
-    assert each[3] == Spent(0, 0, 0, 0), "of the finished models only the reported one's head is asked for"
+    assert each[3] == Spent(0, (0.0,) * 4, 0, 0, 0), "of the finished models only the reported one's head is asked for"
     assert each[4].up == HeadSums.zeros(2 * 768).bytes
     whole = spent(rows, reported, 1, found)
     assert whole.walks == pytest.approx(sum(place.walks for place in each))
+    assert whole.course == pytest.approx(list(accumulate(place.walks for place in (*each[:3], each[4])))), "by round"
     assert whole.traffic == pytest.approx(sum(place.traffic for place in each))
     assert whole.up == max(place.up for place in each)
 
@@ -438,4 +442,4 @@ def test_unknown_names_are_one_line(tmp_path: Path) -> None:
 
 def test_every_method_of_the_study_has_a_step() -> None:
     runs = {m for size in ("default", "full") for ms in getattr(PARAMS.study, size).runs.values() for m in ms}
-    assert runs - {"majority"} <= set(METHODS)
+    assert runs - set(P.NO_DEVICE) <= set(METHODS)

@@ -97,6 +97,23 @@ def test_recipe_and_pool_give_the_same_bytes_again(kind, tiny_folder, tmp_path) 
         assert sorted((tmp_path / other).iterdir()) == held
 
 
+@pytest.mark.parametrize("edit", ["order", "max_tokens", "hash"])
+def test_a_recipe_that_was_edited_is_refused(edit: str, tiny_folder, tmp_path) -> None:
+    """Its head's columns stand in the order of the slices: read in another, they would answer wrongly."""
+    model(open_pool(tiny_folder / "pool")).save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "recipe.yaml"
+    raw = yaml.safe_load(path.read_text())
+    if edit == "order":
+        raw["slices"] = raw["slices"][:1] + raw["slices"][:0:-1]
+    else:
+        raw |= {"max_tokens": raw["max_tokens"] - 1} if edit == "max_tokens" else {"fitted_to": ""}
+    path.write_text(yaml.safe_dump(raw))
+    command = ["assemble", str(path), "--pool", str(tiny_folder / "pool"), "--out", str(tmp_path / "again")]
+    refused = CliRunner().invoke(cli.app, command)
+    assert "recipe.yaml: its slices, head or max_tokens are not those that" in str(refused.exception)
+    assert not (tmp_path / "again").exists()
+
+
 class Scaling(Adapter):
     """A kind of its own: a pool of scales, to see that nothing but the registry knows the kinds."""
 

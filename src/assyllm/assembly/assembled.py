@@ -169,7 +169,9 @@ class AssembledModel(nn.Module):
             self.tokenizer.save_pretrained(out)
             for model in sorted(set(self.tokenizers) - {self.first}):
                 self.tokenizers[model].save_pretrained(out / "tokenizers" / model)
-            replace(self.recipe, fitted_sha256=sha256_file(out / FITTED)).write(out / RECIPE)
+            replace(self.recipe, fitted_sha256=sha256_file(out / FITTED), fitted_to=self.recipe.fits).write(
+                out / RECIPE
+            )
             write_text(out / CARD, card(self.recipe))
 
     @classmethod

@@ -5,6 +5,7 @@ It reads like a merge recipe: ``slices`` in order, each with its source model an
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 
 from assyllm.adapter.base import Adapter
 from assyllm.adapter.registry import describe
-from assyllm.artifacts import MANIFEST, ArtifactError, read_json, write_text
+from assyllm.artifacts import MANIFEST, ArtifactError, read_json, sha256_text, write_text
 from assyllm.blocks.pool import Pool
 from assyllm.zoo.encoding import POOLED
 
@@ -58,11 +59,17 @@ class Recipe:
     params_sha: str
     provenance: dict[str, Any] = field(default_factory=dict)
     fitted_sha256: str = ""  # of the file of adapters and head that it goes with, once that is written
+    fitted_to: str = ""  # what they were fitted to (:attr:`fits`), told with it
 
     @property
     def blocks(self) -> tuple[str, ...]:
         """Block ids in order."""
         return tuple(f"{s['model']}:{s['layer_range'][0]}-{s['layer_range'][1]}" for s in self.slices)
+
+    @property
+    def fits(self) -> str:
+        """A hash of all that adapters and head hang on: the slices and their order, what the head reads, the tokens."""
+        return sha256_text(json.dumps([self.slices, self.head, self.max_tokens], sort_keys=True))[:16]
 
     def to_yaml(self) -> str:
         """The recipe's text, stable for equal content."""
@@ -79,7 +86,7 @@ class Recipe:
             "licences": self.licences,
             "compatibility": self.compatibility,
             "params_sha": self.params_sha,
-            **({"fitted_sha256": self.fitted_sha256} if self.fitted_sha256 else {}),
+            **({"fitted_sha256": self.fitted_sha256, "fitted_to": self.fitted_to} if self.fitted_sha256 else {}),
             "provenance": self.provenance,
         }
         note = (
@@ -120,12 +127,14 @@ class Recipe:
             dims = raw["head"].get("sketch_dims")
             if dims is not None and (type(dims) is not int or dims < 1):
                 raise ArtifactError(f"{path}: head.sketch_dims {dims!r}: a number from 1, or null")
+            if not isinstance(raw["task"], str):
+                raise ArtifactError(f"{path}: task is a name")
             if type(raw["max_tokens"]) is not int or raw["max_tokens"] < 1:
                 raise ArtifactError(f"{path}: max_tokens {raw['max_tokens']!r}: a number from 1 is expected")
             for name in ("licences", "provenance"):
                 if not isinstance(raw.get(name, {}), dict):
                     raise ArtifactError(f"{path}: {name} is a mapping")
-            return cls(
+            found = cls(
                 task=raw["task"],
                 slices=tuple(raw["slices"]),
                 head=raw["head"],
@@ -136,7 +145,13 @@ class Recipe:
                 params_sha=raw["params_sha"],
                 provenance=raw.get("provenance", {}),
                 fitted_sha256=raw.get("fitted_sha256", ""),
+                fitted_to=raw.get("fitted_to", ""),
             )
+            if found.fitted_sha256 and found.fitted_to != found.fits:
+                raise ArtifactError(
+                    f"{path}: its slices, head or max_tokens are not those that adapters and head were fitted to"
+                )
+            return found
         except (yaml.YAMLError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path}: not a recipe ({' '.join(str(error).split())})") from None
 

@@ -103,25 +103,25 @@ def open_base(folder: Path, method: str, base: P.FrozenBase, lengths: Mapping[st
     return (rounded(model) if method in P.FROZEN_BASE and base.bits == 8 else model), tokenizer
 
 
-def eligible_clients(cost: Path, model: str, memory_gb: Sequence[int]) -> list[int]:
-    """Numbers of the clients whose device can run the cost table's method on ``model``.
+def eligible_clients(cost: Path, method: str, model: str, memory_gb: Sequence[int]) -> list[int]:
+    """Numbers of the clients whose device can run ``method`` on ``model``.
 
     Raises:
-        ArtifactError: the table has no row for the model or for a memory class.
+        ArtifactError: the table is another method's, or has no row for the model or for a memory class.
     """
-    classes = participating(cost, model)
+    classes = participating(cost, method, model)
     for memory in sorted(set(memory_gb)):
         if memory not in classes:
             raise ArtifactError(f"{cost}: no row for {model} on devices of {memory} GB")
     return [client for client, memory in enumerate(memory_gb) if classes[memory]]
 
 
-def budget(cost: Path, model: str) -> str:
+def budget(cost: Path, method: str, model: str) -> str:
     """The smallest memory class that takes part, e.g. ``"64 GB"``.
 
     ``"none"`` where memory excludes no one, ``"no device"`` where it excludes everybody.
     """
-    classes = participating(cost, model)
+    classes = participating(cost, method, model)
     inside = [memory for memory, fits in classes.items() if fits]
     if not inside:
         return "no device"

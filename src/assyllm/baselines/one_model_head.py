@@ -1,10 +1,11 @@
-"""Frozen models with the closed-form head: ``one_model_head``, ``all_models_head``, and the control ``choices_only``.
+"""Frozen models with the closed-form head: ``one_model_head``, ``all_models_head``, two controls.
 
 The strong competitors without any fine-tuning: every client sends the sums of the ridge head over pooled states once (a
 forward pass), the server solves and picks the ridge on its development split. As the head of an assembled model reads
 all of its blocks, ``one_model_head`` reads all layers of its model. ``all_models_head`` reads the last states of every
 model of the zoo, one after the other and each as it is: what the zoo knows without cutting, choosing or joining
-anything. ``choices_only`` is the first with the question removed: what the answers alone give away.
+anything. ``choices_only`` is the first with the question removed: what the answers alone give away. ``server_head``
+asks no client: the head on all layers of all models, fitted to the development questions that every server has.
 """
 
 from __future__ import annotations
@@ -125,6 +126,15 @@ class AllModelsHead(ClosedFormHead):
             found[name] = replace(own[0], cached=torch.cat([split.cached for split in own], dim=-1))
         self.data = Data(**found, owned=read[0].owned)
         self.dev, self.grid, self.size = found["dev"], grid, found["dev"].cached.shape[-1]
+
+
+class ServerHead(AllModelsHead):
+    """The control without clients: a head fitted to the development split, its ridge the one of most evidence there."""
+
+    def start(self, seed: int = 0) -> Weights:
+        """The head; no round of sums follows."""
+        sums = HeadSums.of(self.dev.cached, self.dev.choice_mask, self.dev.answer)
+        return {HEAD: sums.evidence(self.grid)[1].weight}
 
 
 class ChoicesOnly(OneModelHead):

@@ -10,7 +10,7 @@ from assyllm.baselines.full import FullFineTuning
 from assyllm.baselines.fwdllm import FwdLLM
 from assyllm.baselines.lora import Lora
 from assyllm.baselines.method import Method
-from assyllm.baselines.one_model_head import ChoicesOnly, OneModelHead
+from assyllm.baselines.one_model_head import AllModelsHead, ChoicesOnly, OneModelHead, ServerHead
 from assyllm.baselines.qlora import QLora
 from assyllm.baselines.qlora_recomputation import QLoraRecomputation
 from assyllm.baselines.recomputation import Recomputation
@@ -28,6 +28,8 @@ METHODS: dict[str, Callable[[Any, Any], Method]] = {  # a model, and the method'
     "recomputation": Recomputation,
     "swapping": Swapping,
     "one_model_head": OneModelHead,
-    "all_models_head": OneModelHead,  # on each model; then stage `baseline` puts what they read together
+    "all_models_head": OneModelHead,  # on each model; TOGETHER is on what they read
+    "server_head": OneModelHead,
     "choices_only": ChoicesOnly,
 }
+TOGETHER: dict[str, type[AllModelsHead]] = {"all_models_head": AllModelsHead, "server_head": ServerHead}

@@ -13,7 +13,7 @@ from assyllm.cost.same_step import SAME_STEP, participates
 from assyllm.cost.selection import Residency
 from assyllm.cost.shapes import config_of
 from assyllm.cost.step import Reading
-from assyllm.params import FROZEN_BASE, Cost, Fleet, FrozenBase, FwdLLMTuning, LoraTuning, Quantize, Zoo
+from assyllm.params import FROZEN_BASE, NO_DEVICE, Cost, Fleet, FrozenBase, FwdLLMTuning, LoraTuning, Quantize, Zoo
 
 MODEL = "llama-7b"  # the shape of the curves
 OPTIMIZERS = ("sgd", "adamw")
@@ -129,7 +129,7 @@ def curves(
     """
     rows: list[dict[str, Any]] = []
     done: dict[Any, Point] = {}
-    if method in (*SAME_STEP, *WHOLE, "majority"):
+    if method in (*SAME_STEP, *WHOLE, *NO_DEVICE):
         return rows
     for what, reading, residency in _readings(method, reading_of(cost, base, adapters), residency_of(cost, quantize)):
         key = (reading, residency)

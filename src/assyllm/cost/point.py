@@ -14,7 +14,7 @@ from assyllm.cost.selection import Residency
 from assyllm.cost.step import Reading, fakes, measure
 from assyllm.cost.trace import CATEGORIES, Operation
 from assyllm.cost.tuning import LAYERS_A_JOIN
-from assyllm.params import CONTROLS
+from assyllm.params import CONTROLS, NO_DEVICE
 
 GB = 1e9
 SHALLOW = 3  # layers of the smaller of the two models that a deep one is extrapolated from
@@ -94,7 +94,7 @@ def measure_point(
         deep: build the model at its full depth. Otherwise the point is extrapolated from two shallow models: layers are
             alike, so bytes and operations grow linearly with them from a few layers on (a test compares).
     """
-    if method == "majority":
+    if method in NO_DEVICE:
         return NOTHING
     layers = int(config["num_hidden_layers"])
     shallow, grown = SHALLOW, 1

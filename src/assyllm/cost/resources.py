@@ -1,7 +1,8 @@
 """Time, energy and traffic to a method's final accuracy: rounds measured at tiny scale x rounds modelled.
 
 No torch: rounds come from the metrics table, steps from the cost tables. Every row says what was multiplied. A round's
-time is that of one client (the cohort works side by side); link time is left out, as the paper's hours leave it out.
+time is that of its slowest client (the cohort works side by side), its energy a client's mean; link time is left out,
+as the paper's hours leave it out.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ RESOURCES = (
     "method", "task", "rounds", "rounds_from", "steps", "step_s", "device", "hours", "energy_kj", "traffic_gb",
     "up_mb", "down_mb", "oneoff_gb", "speedup", "source",
 )  # fmt: skip
+HOURS = ("hours", "hours_source")  # of rounds.csv
 TRADEOFF = ("setting", "method", "task", "world", "what", "value", "low", "high", "runs", "source")
 Rows = Iterable[Mapping[str, Any]]
 
@@ -92,7 +94,7 @@ def resources_table(
             place = places.get(("", method, task))
             if method not in DEPLOYED or place is None:
                 continue
-            work = batches * place.walks * ROWS_PER_CHOICE[task]
+            work, lasts = (batches * walks * ROWS_PER_CHOICE[task] for walks in (place.walks, place.course[-1]))
             traffic, up, down = place.traffic, place.up, place.down
             chosen = p.assembling.of(method)
             rereads = chosen.adapter.kind == "fixed_attention" and chosen.selection.joins
@@ -113,7 +115,7 @@ def resources_table(
                 work *= sum(_passes(shape, whole, task) for shape in shapes)
                 up = float(head_sums(sum(block_features(s.hidden, own.sketch_dims) for s in shapes)))
                 oneoff = float(weight * sum(shape.parameters for shape in shapes))
-            traffic = rounds * (up + down)
+            traffic, lasts = rounds * (up + down), work
         rows.append(
             {
                 "method": method,
@@ -123,7 +125,7 @@ def resources_table(
                 "steps": work,
                 "step_s": float(point["step_s"]),
                 "device": point["device"],
-                "hours": work * float(point["step_s"]) / 3600,
+                "hours": lasts * float(point["step_s"]) / 3600,
                 "energy_kj": work * float(point["step_j"]) / 1e3,
                 "traffic_gb": traffic / 1e9,
                 "up_mb": up / 1e6,
@@ -137,6 +139,27 @@ def resources_table(
     for row in rows:
         if row["task"] in base and row["hours"]:
             row["speedup"] = base[row["task"]] / row["hours"]
+    return rows
+
+
+def with_hours(rounds: Rows, resources: Rows, places: Mapping[tuple[str, str, str], Spent]) -> list[dict[str, Any]]:
+    """Rows of rounds.csv with ``hours``, those of a client until the end of the round (modelled); "" if not known.
+
+    A baseline's rounds are alike. Those of a method that assembles are not: its hours go by its recorded walk.
+
+    Args:
+        resources: of :func:`resources_table`; ``places``: from :func:`places_of`.
+    """
+    known = {(row["method"], row["task"]): row for row in resources}
+    rows = []
+    for row in rounds:
+        key = (row["method"], row["task"])
+        hours: float | str = ""
+        if key in known and known[key]["rounds"]:
+            number, course = int(row["round"]), places[("", *key)].course if key[0] in DEPLOYED else ()
+            gone = course[min(number, len(course)) - 1] / course[-1] if course else number / known[key]["rounds"]
+            hours = known[key]["hours"] * gone
+        rows.append({**row, "hours": hours, "hours_source": "" if hours == "" else "modelled"})
     return rows
 
 

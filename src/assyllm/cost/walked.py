@@ -13,7 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 from assyllm.adapter.sent import ID, NUMBER, arriving_sums, block_features, head_sums, linear_sums
@@ -42,9 +42,14 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """One client's place in every round: passes through the reference model, bytes, and bytes of the largest round."""
+    """One client's place in every round: passes through the reference model, bytes, and bytes of the largest round.
+
+    ``walks`` is a mean over clients, which energy hangs on. A round lasts as long as its slowest client: ``course`` are
+    the passes of the slowest in all rounds so far, after each, which time hangs on.
+    """
 
     walks: float
+    course: tuple[float, ...]
     traffic: float
     up: float
     down: float
@@ -179,6 +184,7 @@ def spent(walk: Sequence[Mapping[str, str]], reported: str, trained: int, prices
     chosen, model = prices.chosen, [Block.of(name) for name in reported.split()]
     probes = chosen.selection.by_labels
     rounds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])  # walks, bytes up, bytes down
+    known: dict[str, float] = defaultdict(float)  # of a round's walks, what clients need not do that have the states
     for (number, name), end in _alone(walk, compared=not probes).items():
         rounds[number][0] += prices.work([Block(name, 0, end)])
     for row in walk:
@@ -204,15 +210,19 @@ def spent(walk: Sequence[Mapping[str, str]], reported: str, trained: int, prices
             down = ID * len(model) + sum(prices.chain(model, prices.sent, trained))
         elif row["chain"] == reported:
             passing = float(row.get("passing", 1))  # the others have the states from the survey
-            work[0] += passing * prices.work(model, sum(prices.chain(model, prices.join, trained)))
+            whole = prices.work(model, sum(prices.chain(model, prices.join, trained)))
+            work[0] += passing * whole
+            known[row["round"]] += (1 - passing) * whole if passing else 0.0
             read = model if chosen.head.scope == "all_blocks" else model[-1:]
             up = head_sums(prices.features(read))
             down = ID * len(model) + sum(prices.chain(model, prices.sent, trained))
         work[1] += up
         work[2] += down
     each = list(rounds.values())
+    slowest = {int(number): work + known[number] for number, (work, _, _) in rounds.items()}
     return Spent(
         walks=sum(w for w, _, _ in each),
+        course=tuple(accumulate(slowest.get(number, 0.0) for number in range(1, max(slowest) + 1))),
         traffic=sum(up + down for _, up, down in each),
         up=max(up for _, up, _ in each),
         down=max(down for _, _, down in each),
@@ -283,12 +293,20 @@ def priced(
     return {
         key: Spent(
             sum(place.walks for place in places) / len(places),
+            _mean_course([place.course for place in places]),
             sum(place.traffic for place in places) / len(places),
             max(place.up for place in places),
             max(place.down for place in places),
         )
         for key, places in found.items()
     }
+
+
+def _mean_course(courses: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    """The mean of several runs' courses; one that is over has what it ended with."""
+    longest = max(map(len, courses))
+    filled = [course + course[-1:] * (longest - len(course)) for course in courses]
+    return tuple(sum(values) / len(values) for values in zip(*filled, strict=True))
 
 
 def _changed(assembling: Assemblings, setting: str) -> Assemblings:

@@ -36,15 +36,17 @@ def device_memory(seed: int, fleet: Fleet, clients: int) -> list[int]:
     return [int(memory) for memory in seeding.rng("fleet", seed).permutation(devices)]
 
 
-def participating(table: Path, model: str) -> Mapping[int, bool]:
-    """Memory class (GB) -> whether it can run the method, from the method's cost table.
+def participating(table: Path, method: str, model: str) -> Mapping[int, bool]:
+    """Memory class (GB) -> whether it can run ``method``, from the method's cost table.
 
     Raises:
-        ArtifactError: no rows for the model.
+        ArtifactError: no rows for the model, or the table is another method's.
     """
     rows = [row for row in read_table(table) if row["model"] == model]
     if not rows:
         raise ArtifactError(f"{table}: no rows for {model!r}")
+    if {row["method"] for row in rows} != {method}:
+        raise ArtifactError(f"{table}: the cost table of {rows[0]['method']}, {method}'s is expected")
     return {int(row["memory_gb"]): row["participates"] == "1" for row in rows}
 
 

@@ -47,14 +47,18 @@ class Context:
     """One task's run but for its state.
 
     Args:
+        seed: names cohorts, dropouts and draws.
         eligible: clients whose memory suffices; those without data are left out.
+        zoo_seed: of the zoo's pre-training; what controls draw from a pool hangs on it too.
 
     Raises:
         ArtifactError: no client is left.
     """
 
-    def __init__(self, pool: Pool, data: TaskData, settings: Settings, seed: int, eligible: Sequence[int]) -> None:
-        self.pool, self.data, self.settings, self.seed = pool, data, settings, seed
+    def __init__(
+        self, pool: Pool, data: TaskData, settings: Settings, seed: int, eligible: Sequence[int], zoo_seed: int = 0
+    ) -> None:
+        self.pool, self.data, self.settings, self.seed, self.zoo_seed = pool, data, settings, seed, zoo_seed
         self.eligible = [client for client in eligible if len(data.owned[client])]
         if not self.eligible:
             raise ArtifactError(f"{data.task}: no client has both the memory and the data to take part")

@@ -37,8 +37,10 @@ Save = Callable[[State], None]
 class Rounds(Context):
     """One task's run. :meth:`step` makes one round; everything it needs from earlier ones is in the state."""
 
-    def __init__(self, pool: Pool, data: TaskData, settings: Settings, seed: int, eligible: Sequence[int]) -> None:
-        super().__init__(pool, data, settings, seed, eligible)
+    def __init__(
+        self, pool: Pool, data: TaskData, settings: Settings, seed: int, eligible: Sequence[int], zoo_seed: int = 0
+    ) -> None:
+        super().__init__(pool, data, settings, seed, eligible, zoo_seed)
         self.judged: dict[str, dict[str, Tensor]] = {}  # model -> dev and test -> its features, where they are needed
 
     def run(self, state: State | None = None, save: Save | None = None, report: Save | None = None) -> State:

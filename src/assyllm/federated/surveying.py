@@ -51,7 +51,7 @@ def start(run: Context, state: State) -> State:
     if rule.one_model:
         chosen = [tuple(n if i == j else 0 for j in range(len(lengths))) for i, n in enumerate(lengths)]
     else:
-        rng = seeding.rng("random depths", run.seed, run.data.task)
+        rng = seeding.rng("random depths", run.zoo_seed, run.seed, run.data.task)
         chosen = [depths.drawn(lengths, run.settings.selection.max_blocks, rng)]
     return _finish(run, state, [Chain(_blocks(models, found)) for found in chosen])
 

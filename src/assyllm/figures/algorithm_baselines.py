@@ -47,16 +47,13 @@ def final_rows(tables: Tables) -> pd.DataFrame:
 
 
 def curve_rows(tables: Tables) -> pd.DataFrame:
-    """Mean test accuracy over rounds; hours are the method's hours shared out evenly over its rounds (modelled)."""
-    a_round = {(r.method, r.task): r.hours / r.rounds for r in tables.resources.itertuples() if r.rounds}
-    rows = []
-    for r in tables.rounds.itertuples():
-        hours = a_round.get((r.method, r.task))
-        rows.append(
-            {"what": "curve", "task": r.task, "world": r.world, "method": r.method, "round": r.round,
-             "hours": "" if hours is None else hours * r.round, "hours_source": "" if hours is None else "modelled",
-             "value": 100 * r.mean, "low": 100 * r.low, "high": 100 * r.high, "source": "measured"}
-        )  # fmt: skip
+    """Mean test accuracy over rounds, and the modelled hours that were gone by then."""
+    rows = [
+        {"what": "curve", "task": r.task, "world": r.world, "method": r.method, "round": r.round, "hours": r.hours,
+         "hours_source": r.hours_source, "value": 100 * r.mean, "low": 100 * r.low, "high": 100 * r.high,
+         "source": "measured"}
+        for r in tables.rounds.fillna("").itertuples()
+    ]  # fmt: skip
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -86,7 +83,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """Columns are tasks. Top: reported accuracy. Middle: accuracy over hours. Bottom: speed-up over FT-practical."""
     return panels(
         df, look, "Top: test accuracy of the reported round (the best on dev), 95 % interval. Middle: its "
-        "course over modelled time, range over seeds; each method's time is spread evenly over its rounds. Bottom: "
+        "course over modelled time, range over seeds. Bottom: "
         "FT-practical's time over the method's, each until accuracy on dev is within half a point of its best. Markers "
         "in bars are the lines'. Stars: the paper (7B models, real tasks).",
     )  # fmt: skip

@@ -15,8 +15,8 @@ from assyllm.params import Figures
 
 READS = ("accuracy",)
 SHOWN = (
-    "majority", "untrained_blocks", "one_model_head", "one_model_blocks", "lora_all", "ft_oracle", "random_blocks",
-    "assyllm", "all_models_head",
+    "majority", "server_head", "untrained_blocks", "one_model_head", "one_model_blocks", "lora_all", "ft_oracle",
+    "random_blocks", "assyllm", "all_models_head",
 )  # fmt: skip
 SPLITS = {"test_seen": "facts in the clients' training data", "test_unseen": "facts in nobody's"}
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from assyllm.cost.same_step import SAME_STEP
 from assyllm.figures import style
 from assyllm.figures.tables import Tables
-from assyllm.params import HEADS, Figures
+from assyllm.params import HEADS, NO_DEVICE, Figures
 
 READS = ("cost", "curves", "paper")
 CATEGORIES = {
@@ -39,7 +39,7 @@ def data(tables: Tables) -> pd.DataFrame:
     paper = paper_peaks(tables.paper)
     rows = []
     for row in cost.itertuples():
-        if row.method in SAME_STEP or row.method in ("majority", "zero_shot", *HEADS):
+        if row.method in SAME_STEP or row.method in (*NO_DEVICE, "zero_shot", *HEADS):
             continue
         for category in CATEGORIES:
             rows.append(

@@ -13,8 +13,8 @@ from assyllm.params import Figures
 READS = ("cost", "paper")
 MODELS = {"llama-7b": "Llama-7B", "opt-6.7b": "OPT-6.7B"}
 LEFT_OUT = (
-    "majority", "zero_shot", "ft_oracle", "lora_all", "choices_only", "one_model_head", "all_models_head",
-    "random_blocks", "untrained_blocks", "one_model_blocks",
+    "majority", "server_head", "zero_shot", "ft_oracle", "lora_all", "choices_only", "one_model_head",
+    "all_models_head", "random_blocks", "untrained_blocks", "one_model_blocks",
 )  # fmt: skip
 
 

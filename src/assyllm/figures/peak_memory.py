@@ -17,7 +17,7 @@ READS = ("curves", "paper")
 CLASSES = (4, 8, 16, 32, 64)
 SCORING = "assyllm"  # whose step is scoring alone
 PANELS = {"tokens": "tokens of a row", "batch": "rows of a batch"}
-LEFT_OUT = ("majority", "zero_shot", "one_model_head", "all_models_head", "choices_only")
+LEFT_OUT = ("majority", "server_head", "zero_shot", "one_model_head", "all_models_head", "choices_only")
 
 
 def data(tables: Tables) -> pd.DataFrame:

@@ -33,6 +33,7 @@ METHODS = {
     "swapping": ("Swapping (streamed)", "#9E9AC8", "d"),
     "one_model_head": ("One model + head", "#666666", "."),
     "all_models_head": ("All models + head", "#444444", "+"),
+    "server_head": ("Server alone + head", "#7F7F7F", "H"),
     "choices_only": ("Choices only", "#BBBBBB", "x"),
     "untrained_blocks": ("Untrained blocks", "#C7B299", "1"),
     "one_model_blocks": ("One model's blocks", "#8FAADC", "2"),

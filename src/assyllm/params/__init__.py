@@ -20,12 +20,14 @@ from assyllm.params.baselines import (
 )
 from assyllm.params.devices import Cost, Fleet
 from assyllm.params.names import (
+    ALL_MODELS,
     ASSEMBLING,
     BASELINES,
     CONTROLS,
     FROZEN_BASE,
     HEADS,
     LOW_RANK,
+    NO_DEVICE,
     PUBLISHED,
     SHARES,
     TUNED,
@@ -53,12 +55,14 @@ from assyllm.params.whole import SECTIONS, Params
 from assyllm.params.zoo import Member, Partition, Pretrain, Tasks, World, Zoo
 
 __all__ = [
+    "ALL_MODELS",
     "ASSEMBLING",
     "BASELINES",
     "CONTROLS",
     "FROZEN_BASE",
     "HEADS",
     "LOW_RANK",
+    "NO_DEVICE",
     "PUBLISHED",
     "RATES",
     "SECTIONS",

@@ -62,12 +62,15 @@ def run(
     elif method == "zero_shot":
         models, rows = " ".join(sorted(p.zoo.models)), _zero_shot(p, zoo, files, labels)
     else:
-        names = sorted(p.zoo.models) if method == "all_models_head" else [models]
+        names = sorted(p.zoo.models) if method in P.ALL_MODELS else [models]
         models = " ".join(names)
         inputs = [manifest_sha(folder) for folder in (tasks, partition, *(zoo / name for name in names))]
         key = sha256_text("\n".join([params, code_sha, method, run_id, setting, sha256_file(cost), *inputs]))
         job = Job(p, method, zoo, names, files, labels, cost, seed, checkpoint, key)
-        limit, same_as, rows = job.shared(shared) if shared else job.run()
+        if method == "server_head":
+            rows = job.alone()
+        else:
+            limit, same_as, rows = job.shared(shared) if shared else job.run()
     metrics, predictions, timings = rows
     record = Run(
         run_id=run_id,
@@ -169,7 +172,7 @@ class Job:
         from assyllm.federated.cohort import device_memory
 
         memory = device_memory(self.seed, self.p.fleet, self.p.partition.clients)
-        each = [eligible_clients(self.cost, model, memory) for model in self.models]
+        each = [eligible_clients(self.cost, self.method, model, memory) for model in self.models]
         return [client for client in each[0] if all(client in fits for fits in each)]
 
     def settings(self, task: str) -> tuple[Any, Any]:
@@ -177,7 +180,7 @@ class Job:
         from assyllm.baselines.job import head_plan, plan
 
         p = self.p
-        if self.method in P.HEADS:
+        if self.method in (*P.HEADS, *P.ALL_MODELS):
             head = p.baselines.closed_form
             if self.method == "all_models_head":
                 head = head.model_copy(update={"scope": "last_layer"})
@@ -213,7 +216,25 @@ class Job:
             metrics.append(label.row("", "shortened_questions", float(shortened)))
             predictions += more[1]
             timings += _timings(label.run_id, task, outcome)
-        return budget(self.cost, self.p.baselines.model), "", (metrics, predictions, timings)
+        return budget(self.cost, self.method, self.p.baselines.model), "", (metrics, predictions, timings)
+
+    def alone(self) -> Rows:
+        """The rows of a head that the server fits by itself."""
+        from assyllm.baselines.method import choose
+        from assyllm.evaluate import accuracy, final_rows, seen_facts
+
+        base, metrics, predictions = self.base(), list[Metric](), list[Prediction]()
+        for task, task_files in self.files.items():
+            subject, data, shortened = self.read(task, self.settings(task)[0], base)
+            weights, splits = subject.start(self.seed), task_files.splits
+            dev, test = (choose(subject, weights, part).tolist() for part in (data.dev, data.test))
+            fitted = accuracy(dev, [q.answer for q in splits["dev"]])  # on the questions that the head was fitted to
+            more = final_rows(
+                self.labels[task], splits["test"], test, seen_facts(task_files.held, splits["test"]), fitted
+            )
+            metrics += [*more[0], self.labels[task].row("", "shortened_questions", float(shortened))]
+            predictions += more[1]
+        return metrics, predictions, []
 
     def base(self, number: int = 0) -> tuple[Any, Any]:
         """One of the models, and its tokenizer."""
@@ -227,19 +248,18 @@ class Job:
         Further models than ``base``, the first, are in memory one after the other.
         """
         from assyllm.baselines.job import encode_task
-        from assyllm.baselines.one_model_head import AllModelsHead
-        from assyllm.baselines.registry import METHODS
+        from assyllm.baselines.registry import METHODS, TOGETHER
 
         known, lost = [], 0
         for number in range(len(self.models)):
             model, tokenizer = self.base(number) if number else base
             subject = METHODS[self.method](model, settings)
             data, shortened = encode_task(self.files[task], tokenizer, subject, self.p.tasks.max_tokens[task])
-            if self.method != "all_models_head":
+            if self.method not in TOGETHER:
                 return subject, data, shortened
             known.append(subject.prepare(data))
             lost = max(lost, shortened)
-        together = AllModelsHead(known, settings.ridge_grid)
+        together = TOGETHER[self.method](known, settings.ridge_grid)
         return together, together.data, lost
 
     def proof(self, task: str, subject: Any, data: Any, plan: Any, eligible: list[int]) -> list[Metric]:
@@ -284,7 +304,7 @@ class Job:
             for row in check_columns(folder / "predictions.csv", Prediction)
             for chosen, correct, _ in [(row.pop("chosen"), row.pop("correct"), row.pop("seed"))]
         ]
-        return budget(self.cost, self.p.baselines.model), theirs["method"], (metrics, predictions, [])
+        return budget(self.cost, self.method, self.p.baselines.model), theirs["method"], (metrics, predictions, [])
 
 
 def _say(task: str, row: dict[str, Any]) -> None:

@@ -68,7 +68,7 @@ def run(
     inputs = [manifest_sha(Path(folder)) for folder in (pool, tasks, *scores)]
     inputs += [sha256_file(Path(partition) / f"{task}.csv") for task in p.tasks.names]
     key = sha256_text("\n".join([params, code_sha, method, str(seed), sha256_file(Path(cost)), *inputs]))
-    classes = participating(Path(cost), "pool")
+    classes = participating(Path(cost), method, "pool")
     devices = device_memory(seed, p.fleet, p.partition.clients)
     eligible = [client for client, memory in enumerate(devices) if classes[memory]]
     settings = Settings(own.selection, p.comparator, own.adapter, own.head, p.federated)
@@ -76,7 +76,7 @@ def run(
     outcomes: list[Outcome] = []
     for task in p.tasks.names:
         data = open_task(opened, task, p, Path(tasks), Path(partition), [Path(folder) for folder in scores])
-        rounds = Rounds(opened, data, settings, seed, eligible)
+        rounds = Rounds(opened, data, settings, seed, eligible, zoo_seed)
         kept = Checkpoint(checkpoint, task, key)
         stored = kept.load()
 

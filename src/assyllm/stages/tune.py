@@ -51,7 +51,7 @@ def run(
     seed = p.tune.seed
     model, tokenizer = open_base(zoo / p.baselines.model, method, p.frozen_base, p.tasks.lengths)
     memory = device_memory(seed, p.fleet, p.partition.clients)
-    eligible = eligible_clients(cost, p.baselines.model, memory)
+    eligible = eligible_clients(cost, method, p.baselines.model, memory)
     rows: list[dict[str, Any]] = []
     for task in p.tasks.names:
         files = read_task(tasks, partition, task, p.partition)
