@@ -68,6 +68,17 @@ def check_apart(out: Path, *read: Path) -> None:
             raise ArtifactError(f"{out}: would replace {folder}, which it is made from; nothing is written")
 
 
+def check_outside(out: Path, *folders: Path) -> None:
+    """What is written may not lie in a folder that it is made from.
+
+    Raises:
+        ArtifactError: naming the folder.
+    """
+    for folder in folders:
+        if Path(folder).resolve() in Path(out).resolve().parents:
+            raise ArtifactError(f"{out}: lies in {folder}, which is read; nothing is written")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, creating its folder.
 
@@ -219,6 +230,8 @@ def verify_folder(folder: Path) -> dict[str, dict]:
     files = read_json(folder / MANIFEST).get("files")
     if not isinstance(files, dict):
         raise ArtifactError(f"{folder / MANIFEST}: not a manifest (no files)")
+    if not files or not all(isinstance(e, dict) and {"bytes", "sha256"} <= e.keys() for e in files.values()):
+        raise ArtifactError(f"{folder / MANIFEST}: not a manifest (files without bytes and sha256)")
     for name, entry in files.items():
         path = folder / name
         if not path.is_file():

@@ -433,12 +433,15 @@ def compare(
     bf16: Annotated[bool, typer.Option("--bf16", help="Multiply states in bfloat16.")] = False,
 ) -> None:
     """Score every layer of a model against every layer of another: CKA, COR, compatibility."""
-    from assyllm.artifacts import check_apart
+    from assyllm.artifacts import check_apart, check_outside
     from assyllm.comparator.heatmap import format_of
 
     for target in (out, json_out):
         if target is not None:
             check_apart(target, texts)
+            check_outside(target, *(Path(name) for name in (model_a, model_b) if Path(name).is_dir()))
+    if out is not None and json_out is not None and out.resolve() == json_out.resolve():
+        raise ArtifactError(f"{out}: both --out and --json; nothing is written")
     if out is not None:
         format_of(out)  # refused now, not when all is computed
     from assyllm.comparator import compare as comparing
@@ -463,13 +466,15 @@ def predict(
     ] = None,
 ) -> None:
     """Answer questions with an assembled model; where answers are given, say how many are right."""
-    from assyllm.artifacts import write_text
+    from assyllm.artifacts import check_outside, write_text
     from assyllm.assembly.assembled import AssembledModel
     from assyllm.assembly.predict import predict as answer
     from assyllm.assembly.predict import read_asked, shortened
 
     if out is not None and out.exists() and out.samefile(questions):
         raise ArtifactError(f"{out}: the questions themselves; nothing is written")
+    if out is not None:
+        check_outside(out, model)
     asked = read_asked(questions)
     opened, told = AssembledModel.from_pretrained(model), [question for question, _ in asked]
     if cut := shortened(opened, told):

@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 
-from assyllm.artifacts import ArtifactError
-from assyllm.blocks.pool import Pool
+from assyllm.artifacts import ArtifactError, verify_folder
+from assyllm.blocks.pool import Pool, make_pool
 from assyllm.blocks.segment import segments
 from assyllm.blocks.split import head_of, join, split
 from conftest import tiny_params
@@ -113,3 +113,16 @@ def test_wrong_shapes_and_wrong_cuts_are_refused(tiny_pool) -> None:
         split(model, "bert", "bert", [1, 1])
     with pytest.raises(ArtifactError, match="llama family"):
         split(model, "bert", "llama", [1, 1, 1])
+
+
+def test_a_pool_of_ones_own_models_is_the_stages(tiny_folder, tmp_path) -> None:
+    folders = {name: tiny_folder / "zoo" / name for name in Pool.open(tiny_folder / "pool").models}
+    make_pool(folders, tmp_path / "pool", tiny_params().blocks)
+    assert verify_folder(tmp_path / "pool") == verify_folder(tiny_folder / "pool")
+    plain = shutil.copytree(folders["opt"], tmp_path / "plain")
+    (plain / "card.json").unlink()  # as save_pretrained leaves it
+    make_pool({"mine": plain}, tmp_path / "own", tiny_params().blocks)
+    own = Pool.open(tmp_path / "own")
+    assert (own.models["mine"].licence, own.models["mine"].stands_for) == ("unknown", "mine")
+    with pytest.raises(ArtifactError, match="would replace"):
+        make_pool({"mine": plain}, plain, tiny_params().blocks)

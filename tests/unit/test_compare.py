@@ -101,3 +101,30 @@ def test_bad_input_is_one_line(tiny_folder, tmp_path) -> None:
     with pytest.raises(ArtifactError, match=r"texts\.txt: would replace .*texts\.txt, which it is made from"):
         CliRunner().invoke(cli.app, over, catch_exceptions=False)
     assert lines.read_text() == "\n".join(TEXTS)
+    own = ["compare", str(folder), str(folder), "--texts", str(lines), "--json", str(folder / "config.json")]
+    with pytest.raises(ArtifactError, match=r"config\.json: lies in .*opt, which is read"):
+        CliRunner().invoke(cli.app, own, catch_exceptions=False)
+    twice = [*own[:-1], str(tmp_path / "same.png"), "--out", str(tmp_path / "same.png")]
+    with pytest.raises(ArtifactError, match="both --out and --json"):
+        CliRunner().invoke(cli.app, twice, catch_exceptions=False)
+
+
+def test_both_models_read_as_far_and_it_is_said(tiny_folder) -> None:
+    """A model of few positions shortens what the other reads too: scores are of the same texts."""
+    llama, bert = (load_model(tiny_folder / "zoo" / name) for name in ("llama", "bert"))
+    pairs = [(model, load_tokenizer(tiny_folder / "zoo" / name)) for model, name in ((llama, "llama"), (bert, "bert"))]
+    whole = compare(*pairs, TEXTS)
+    assert whole.shortened == 0
+    bert.config.max_position_embeddings = 6
+    cut = compare(*pairs, TEXTS)
+    bert.config.max_position_embeddings = 512
+    assert cut == compare(*pairs, TEXTS, max_tokens=6)
+    assert cut.shortened == len(TEXTS)
+    assert f"{len(TEXTS)} texts, {len(TEXTS)} of them shortened" in str(cut)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny_folder) -> None:
+    model, tokenizer = load_model(tiny_folder / "zoo" / "opt"), load_tokenizer(tiny_folder / "zoo" / "opt")
+    model.resize_token_embeddings(8)
+    with pytest.raises(ArtifactError, match=r"its tokenizer gives token \d+, the model has 8"):
+        compare((model, tokenizer), tiny_folder / "zoo" / "bert", TEXTS)

@@ -324,6 +324,11 @@ def test_missing_scores_and_moments_are_named(tiny_folder, sensitivity, tmp_path
         shutil.copytree(sensitivity / "blocks", folder / "blocks")
         first = folder / Pool.open(tiny_folder / "pool").info(Pool.open(tiny_folder / "pool").ids[0]).file
         save_file(load_file(first), first, {"pool": "of other weights"})
+    shutil.copytree(sensitivity, tmp_path / "foreign")
+    for file in (tmp_path / "foreign" / "blocks").iterdir():
+        file.rename(file.with_name(f"a{file.name}"))
+    with pytest.raises(ArtifactError, match=r"manifest|missing|foreign: measured on another pool than"):
+        quantized(tiny_folder, tmp_path / "low", tmp_path / "foreign", budget_bits=7.5)
     with pytest.raises(ArtifactError, match="other: measured on another pool than"):
         quantized(tiny_folder, tmp_path / "low", other, budget_bits=7.5)
     settings = tiny_params().quantize

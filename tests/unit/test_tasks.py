@@ -272,3 +272,14 @@ def test_real_files_load_and_cut() -> None:
         assert all(q.topic for q in cut["train"][:50])
     assert sizes["openbookqa"] > 900
     assert min(sizes.values()) > 500
+
+
+def test_more_clients_than_questions_are_refused(tiny_folder, tmp_path) -> None:
+    from assyllm.stages import partition as stage
+    from conftest import tiny_params
+
+    number = len(read_questions(tiny_folder / "tasks" / "boolq" / "train.jsonl"))
+    p = tiny_params(partition={"clients": number + 1})
+    with pytest.raises(ArtifactError, match=f"partition.clients: {number + 1}, but boolq has {number} training quest"):
+        stage.run(P.sections_json(p, stage.SECTIONS), "code", tiny_folder / "tasks", 0, tmp_path / "partition")
+    assert not (tmp_path / "partition").exists()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from assyllm import params as P
 from assyllm.artifacts import ArtifactError, verify_folder
@@ -176,6 +178,19 @@ def test_local_member_is_copied_and_checked(zoo, tmp_path):
     with pytest.raises(ArtifactError, match=r"zoo\.models\.bert\.family: 'bert', but .*config\.json says 'opt'"):
         obtain("bert", wrong, p.world, 0, None, tmp_path / "bert")
     assert not (tmp_path / "bert").exists()
+    bad = Path(shutil.copytree(zoo / "opt", tmp_path / "bad"))
+    member = p.zoo.models["opt"].model_copy(update={**change, "path": bad})
+    section = p.zoo.model_copy(update={"models": {"opt": member}})
+    tensors = load_file(bad / "model.safetensors")
+    name = next(name for name, tensor in tensors.items() if tensor.dim() == 2)
+    save_file(tensors | {name: tensors[name] * float("nan")}, bad / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ArtifactError, match=rf"/bad: {re.escape(name)} is not finite"):
+        obtain("opt", section, p.world, 0, None, tmp_path / "opt2")
+    model = load_model(zoo / "opt")
+    model.resize_token_embeddings(8)
+    model.save_pretrained(bad)
+    with pytest.raises(ArtifactError, match=r"/bad: its tokenizer has \d+ tokens, the model 8"):
+        obtain("opt", section, p.world, 0, None, tmp_path / "opt2")
 
 
 def test_a_real_llama_loads_and_can_be_continued(tmp_path):

@@ -13,7 +13,7 @@ All weights that a block computes with are in its file; ``bytes`` are its tensor
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from assyllm.artifacts import ArtifactError, read_json, sha256_file, verify_folder, write_json
+from assyllm.artifacts import (
+    ArtifactError,
+    check_apart,
+    output_folder,
+    read_json,
+    sha256_file,
+    verify_folder,
+    write_json,
+)
 from assyllm.blocks.block import Block, Kind, kind_of
 from assyllm.blocks.embedding import PREFIX, Embedding, load_embedding
 from assyllm.blocks.families import family as family_of
@@ -30,7 +38,7 @@ from assyllm.blocks.families import find
 from assyllm.blocks.segment import segments
 from assyllm.blocks.split import empty_block, head_of, split
 from assyllm.params import Blocks
-from assyllm.zoo.cards import read_card
+from assyllm.zoo.cards import CARD, read_card
 from assyllm.zoo.load import load_config, load_model, load_tokenizer
 from assyllm.zoo.weights import Give, Source, header, named, write
 
@@ -78,6 +86,24 @@ class ModelInfo:
     bytes: int  # of its language-model head, which no chain carries
 
 
+def make_pool(folders: Mapping[str, Path], out: Path, blocks: Blocks) -> None:
+    """A pool of models that one has, outside of any study: what the stage ``split`` does for a zoo.
+
+    Args:
+        folders: name -> a transformers folder of Llama, OPT, BERT or RoBERTa with its language head. A ``card.json``
+            in it says its licence and what it stands for; without one the licence is unknown.
+        out: the new folder, written whole or not at all.
+
+    Raises:
+        ArtifactError: a folder lacks a file, or is of a family that this project does not know.
+    """
+    check_apart(out, *folders.values())
+    with output_folder(out) as made:
+        write_pool(
+            made, {n: write_model(made, n, load_config(f).model_type, Path(f), blocks) for n, f in folders.items()}
+        )
+
+
 def write_model(out: Path, name: str, family: str, folder: Path, blocks: Blocks) -> dict:
     """Split one zoo member into block files under ``out``; returns its part of ``pool.json``.
 
@@ -109,12 +135,12 @@ def write_model(out: Path, name: str, family: str, folder: Path, blocks: Blocks)
             shutil.copyfile(folder / file, own / file)
     head, tied = _head(model, family)
     written = _write(out, f"models/{name}/{HEAD}", head, source)
-    card = read_card(folder)
+    card = read_card(folder) if (folder / CARD).is_file() else None
     return {
         "family": family,
-        "stands_for": card.stands_for,
-        "licence": card.licence,
-        "revision": card.revision or "",
+        "stands_for": card.stands_for if card else name,
+        "licence": card.licence if card else "unknown",
+        "revision": (card.revision if card else "") or "",
         "width": int(config.hidden_size),
         "layers": total,
         "head_bytes": written["bytes"],

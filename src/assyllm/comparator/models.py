@@ -40,6 +40,7 @@ class Comparison:
     a: str
     b: str
     texts: int
+    shortened: int  # of them that lost their end in one of the models
     weight: float
     cka: Scores
     cor: Scores
@@ -56,7 +57,8 @@ class Comparison:
     def __str__(self) -> str:
         """The compatibilities as a table of text, ``-`` where there is no score."""
         widths = range(len(self.compatibility[0]))
-        lines = [f"compatibility of {self.a} (rows) and {self.b} (columns), {self.texts} texts"]
+        cut = f", {self.shortened} of them shortened" if self.shortened else ""
+        lines = [f"compatibility of {self.a} (rows) and {self.b} (columns), {self.texts} texts{cut}"]
         lines.append("layer " + "".join(f"{j:7d}" for j in widths))
         for i, row in enumerate(self.compatibility):
             lines.append(f"{i:5d} " + "".join(f"{'-':>7}" if s is None else f"{s:7.3f}" for s in row))
@@ -70,7 +72,7 @@ class Comparison:
 
     def write(self, path: str | Path) -> Path:
         """Write everything as JSON, null where there is no score."""
-        keys = ("a", "b", "texts", "weight", "cka", "cor", "compatibility")
+        keys = ("a", "b", "texts", "shortened", "weight", "cka", "cor", "compatibility")
         write_json(Path(path), {key: getattr(self, key) for key in keys})
         return Path(path)
 
@@ -93,7 +95,7 @@ def compare(
         model_a, model_b: a transformers folder, a hub id (``id@revision`` pins it), or ``(model, tokenizer)``.
         texts: at least four, and rather some hundreds: CKA of few texts scatters. Those in which one of the tokenizers
             finds no token are left out.
-        max_tokens: longer texts lose their end.
+        max_tokens: longer texts lose their end, in both models at as many tokens: fewer where one has fewer positions.
         cka_weight: w in compatibility = w CKA + (1 - w) COR.
         cka_batch: texts of a minibatch of CKA (the paper's 32 scatters more than one batch of all).
         bf16: multiply states in bfloat16.
@@ -112,11 +114,13 @@ def compare(
         raise ArtifactError(f"histogram_bins: {histogram_bins}, at least 2 are expected")
     opened = [_open(source) for source in (model_a, model_b)]
     texts = _read_by_both([text for text in texts if text.strip()], [tokenizer for _, _, tokenizer in opened])
+    max_tokens = min(max_tokens, *(positions(model.config) for _, model, _ in opened))
     if len(texts) < MINIMUM_ROWS:
         raise ArtifactError(f"{len(texts)} texts: a comparison needs at least {MINIMUM_ROWS}, rather some hundreds")
-    names, layers, histograms = [], [], []
+    names, layers, histograms, shortened = [], [], [], set[int]()
     for name, model, tokenizer in opened:
-        pooled, counted = _states(model, tokenizer, texts, max_tokens, histogram_bins)
+        pooled, counted, cut = _states(name, model, tokenizer, texts, max_tokens, histogram_bins)
+        shortened |= cut
         names.append(name)
         layers.append([states * column_scale(states) for states in pooled])
         histograms.append(counted)
@@ -134,7 +138,7 @@ def compare(
         )
         cors.append(tuple(_cor(left[i], q) for q in right))
         both.append(tuple(_both(c, r, cka_weight) for c, r in zip(ckas[-1], cors[-1], strict=True)))
-    return Comparison(names[0], names[1], len(texts), cka_weight, tuple(ckas), tuple(cors), tuple(both))
+    return Comparison(names[0], names[1], len(texts), len(shortened), cka_weight, tuple(ckas), tuple(cors), tuple(both))
 
 
 def _read_by_both(texts: Sequence[str], tokenizers: Sequence[Any]) -> list[str]:
@@ -170,16 +174,23 @@ def _open(source: Source) -> tuple[str, Any, Any]:
 
 @torch.no_grad()
 def _states(
-    model: Any, tokenizer: Any, texts: Sequence[str], max_tokens: int, bins: int
-) -> tuple[list[Tensor], list[np.ndarray]]:
-    """Per layer: pooled states ``[n, d]`` and the histogram ``[bins]`` of its values over root mean square."""
+    name: str, model: Any, tokenizer: Any, texts: Sequence[str], max_tokens: int, bins: int
+) -> tuple[list[Tensor], list[np.ndarray], set[int]]:
+    """Per layer pooled states ``[n, d]`` and the histogram ``[bins]`` of its values over root mean square.
+
+    And which texts were shortened.
+    """
     prefix, suffix = prefix_and_suffix(tokenizer)
-    room = min(max_tokens, positions(model.config)) - len(prefix) - len(suffix)
+    room = max_tokens - len(prefix) - len(suffix)
     if room < 1:
         raise ArtifactError(
             f"max_tokens {max_tokens}: none is left beside the {len(prefix) + len(suffix)} of a model's own"
         )
-    ids = [found[:room] for found in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
+    whole = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    ids, cut = [found[:room] for found in whole], {i for i, found in enumerate(whole) if len(found) > room}
+    rows, largest = model.get_input_embeddings().num_embeddings, max(max(found) for found in whole)
+    if largest >= rows:
+        raise ArtifactError(f"{name}: its tokenizer gives token {largest}, the model has {rows}")
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     pooled: list[Tensor] = []
     tokens: list[list[Tensor]] = []
@@ -204,7 +215,7 @@ def _states(
         for layer, states in enumerate(hidden):
             pooled[layer][chosen] = (weights[:, None] @ states)[:, 0]
             tokens[layer].append(states[own.bool()])
-    return pooled, [_histogram(torch.cat(parts), bins) for parts in tokens]
+    return pooled, [_histogram(torch.cat(parts), bins) for parts in tokens], cut
 
 
 def _histogram(values: Tensor, bins: int) -> np.ndarray:

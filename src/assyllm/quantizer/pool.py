@@ -59,6 +59,8 @@ def quantize_pool(
         if sensitivity is None:
             raise ArtifactError(f"quantize.scheme: {settings.scheme} needs the folder of the stage `sensitivity`")
         verify_folder(sensitivity)
+        if any(not (sensitivity / source.info(block).file).is_file() for block in source.ids):
+            raise ArtifactError(f"{sensitivity}: measured on another pool than {pool}")
         with safe_open(sensitivity / source.info(source.ids[0]).file, "pt") as file:
             if (file.metadata() or {}).get("pool") != manifest_sha(pool):
                 raise ArtifactError(f"{sensitivity}: measured on another pool than {pool}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from assyllm import params as P
-from assyllm.artifacts import output_folder, verify_folder
+from assyllm.artifacts import ArtifactError, output_folder, verify_folder
 from assyllm.results import write_table
 
 SECTIONS = ("tasks", "partition")
@@ -22,6 +22,9 @@ def run(params: str, code_sha: str, tasks: Path, seed: int, out: Path) -> None:
         table = []
         for task in p.tasks.names:
             questions = read_questions(Path(tasks) / task / "train.jsonl")
+            if len(questions) < p.partition.clients:
+                held = f"{task} has {len(questions)} training questions"
+                raise ArtifactError(f"partition.clients: {p.partition.clients}, but {held}; somebody would have none")
             owners = partition(questions, task, p.partition.clients, p.partition.alpha, p.partition.by, seed)
             owners = capped(owners, p.partition.items_per_client, task, seed)
             write_owners(folder / f"{task}.csv", questions, owners)

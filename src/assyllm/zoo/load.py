@@ -39,7 +39,7 @@ def weight_files(folder: Path) -> list[Path]:
     elif (folder / INDEX).is_file():
         listed = read_json(folder / INDEX)
         shards = listed.get("weight_map") if isinstance(listed, dict) else None
-        if not isinstance(shards, dict) or not shards:
+        if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
             raise ArtifactError(f"{folder / INDEX}: no weight_map in it")
         names = sorted(set(shards.values()))
     else:
@@ -64,9 +64,10 @@ def _check_whole(file: Path) -> None:
         try:
             header = json.loads(handle.read(length))
             end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, IndexError):
+            whole = size == 8 + length + end
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             raise ArtifactError(f"{file}: its safetensors header is damaged") from None
-    if size != 8 + length + end:
+    if not whole:
         raise ArtifactError(f"{file}: {size} bytes, {8 + length + end} expected; fetch or make it again")
 
 
@@ -132,12 +133,15 @@ def load_model(folder: Path, dtype: Any = None, headless: bool = False) -> Any:
     """
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     no_bars_in_logs()
     config = load_config(folder)
     weight_files(folder)
     transformers.utils.logging.disable_progress_bar()
     cls = getattr(transformers, LM_CLASSES[config.model_type])
+    level = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # what is missing is told below, in a line
     try:
         model, found = cls.from_pretrained(
             folder,
@@ -150,14 +154,19 @@ def load_model(folder: Path, dtype: Any = None, headless: bool = False) -> Any:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # transformers' own refusal does not say which
         )
+    except SafetensorError as error:
+        raise ArtifactError(f"{folder}: its safetensors are damaged ({first_line(error)})") from None
     except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
         raise ArtifactError(f"{folder}: transformers makes no model of its config.json ({first_line(error)})") from None
+    finally:
+        transformers.utils.logging.set_verbosity(level)
     for name, there, expected in sorted(found["mismatched_keys"]):
         raise ArtifactError(f"{folder}: {name} is {list(there)}, its config.json says {list(expected)}")
     inside = f"{model.base_model_prefix}."
     missing = sorted(name for name in found["missing_keys"] if not headless or name.startswith(inside))
     if missing:
-        raise ArtifactError(f"{folder}: no weights for {missing[0]} ({len(missing)} missing in all)")
+        head = "" if any(name.startswith(inside) for name in missing) else "; a model with its language head is needed"
+        raise ArtifactError(f"{folder}: no weights for {missing[0]} ({len(missing)} missing in all){head}")
     return model.eval()
 
 

@@ -25,7 +25,6 @@ from assyllm.zoo.load import (
     load_model,
     load_tokenizer,
     no_bars_in_logs,
-    weight_files,
     weights_sha256,
 )
 from assyllm.zoo.pretrain import Recipe, Special, held_out_loss, pretrain
@@ -76,12 +75,16 @@ def _brought(name: str, zoo: Any, folder: Path) -> ModelCard:
         raise ArtifactError(
             f"zoo.models.{name}.family: {member.family!r}, but {origin / 'config.json'} says {config.model_type!r}"
         )
-    load_tokenizer(origin)
-    weight_files(origin)
+    tokenizer, model = load_tokenizer(origin), load_model(origin)
+    rows = model.get_input_embeddings().num_embeddings
+    if tokenizer.vocab_size > rows:
+        raise ArtifactError(f"{origin}: its tokenizer has {tokenizer.vocab_size} tokens, the model {rows}")
+    for weight, tensor in model.named_parameters():
+        if not bool(tensor.isfinite().all()):
+            raise ArtifactError(f"{origin}: {weight} is not finite")
     for file in sorted(origin.iterdir()):
         if file.is_file() and file.suffix in (".json", ".safetensors", ".model", ".txt"):
             shutil.copyfile(file, folder / file.name)
-    model = load_model(folder)
     return ModelCard(
         name=name,
         family=member.family,
