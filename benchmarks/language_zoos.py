@@ -53,8 +53,10 @@ def main() -> None:
         runs[row["pretrain_seed"], row["seed"]] = np.array([int(hit) for hit in row["hits"]])
     table = []
     for task, runs in found.items():
-        each = sorted({zoo for zoo, _ in runs["assyllm"]})
-        table += [compared(task, zoos, method, runs) for zoos in (*([z] for z in each), each) for method in runs]
+        each = sorted({zoo for zoo, _ in runs["assyllm"]}, key=int)
+        for zoos in (*([zoo] for zoo in each), each):
+            known = [method for method, own in runs.items() if any(zoo in zoos for zoo, _ in own)]
+            table += [compared(task, zoos, method, runs) for method in known]
     write_table(options.out, table, columns=COLUMNS)
 
 

@@ -338,11 +338,13 @@ def method_run(options: argparse.Namespace, method: str, task: str) -> None:
     """One method on one task: its run folder."""
     from assyllm.params import ASSEMBLING
     from assyllm.stages import baseline, federate
+    from assyllm.zoo.cards import read_card
 
     on_gpu(options.device)
     work, name = options.work, f"{method}-{task}"
     shared = {"method": method, "setting_name": "base", "setting": "", "tasks": work / "tasks",
-              "partition": work / "partition", "cost": work / "cost" / f"{method}.csv", "zoo_seed": 0,
+              "partition": work / "partition", "cost": work / "cost" / f"{method}.csv",
+              "zoo_seed": read_card(options.zoo / "llama").seed or 0,
               "seed": options.seed, "checkpoint": work / "checkpoints" / name, "out": work / "runs" / name}  # fmt: skip
     if method in ASSEMBLING:
         federate.run(sections(options, "federate", method, task), "gpu", pool=work / "quantized",

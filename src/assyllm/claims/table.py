@@ -64,7 +64,7 @@ class Claims:
     ) -> None:
         self._paper = {(p["metric"], p["dataset"], p["method"]): float(p["value"]) for p in paper}
         self._scale, self._world = scale, world
-        self._size, self._repetitions = size, repetitions
+        self.size, self._repetitions = size, repetitions
         self.rows: list[dict[str, Any]] = []
 
     def paper(self, metric: str, dataset: str = "", method: str = "assyllm") -> float:
@@ -73,8 +73,8 @@ class Claims:
 
     def command(self, *methods: str) -> str:
         """The command that makes what a claim rests on: of the default study's, the runs of some methods alone."""
-        if self._size != "default" or not (methods and self._repetitions):
-            return f"snakemake --cores 2 {'results' if self._size == 'default' else self._size}"
+        if self.size != "default" or not (methods and self._repetitions):
+            return f"snakemake --cores 2 {'results' if self.size == 'default' else self.size}"
         parts = [name.rpartition("seed") for name in self._repetitions]
         every = braced(self._repetitions)
         if len({zoo for zoo, _, _ in parts}) == 1:
