@@ -122,7 +122,11 @@ class Prices:
         return self.weight_bytes * weights
 
     def features(self, blocks: Sequence[Block]) -> int:
-        """Of the head on a chain."""
+        """Of the head on a chain, whose blocks are ``max_blocks`` at most there too: it reads one state of each.
+
+        Work counts a block's share of the layers instead (:meth:`work`), which is more than as many blocks of the real
+        model's cut have: bytes are those of the setting, work is an upper bound.
+        """
         return sum(block_features(self.width(block), self.chosen.head.sketch_dims) for block in blocks)
 
     def surveyed(self, blocks: Sequence[Block]) -> float:
