@@ -87,7 +87,8 @@ class Claims:
     ) -> None:  # fmt: skip
         """One more row; ``ours`` None where this study did not measure it."""
         measured = source == "measured"
-        low, high = interval if interval is not None and ours is not None else ("", "")
+        ours = None if ours is None else ours + 0.0  # no -0
+        low, high = (end + 0.0 for end in interval) if interval is not None and ours is not None else ("", "")
         self.rows.append(
             {
                 "claim": claim, "method": method, "paper_value": round(paper, 4),
