@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from assyllm import params as P
-from assyllm.cost.resources import ROWS_PER_CHOICE, TRAIN_ITEMS, places_of, tradeoff_table
+from assyllm.cost.resources import ROWS_PER_CHOICE, TRAIN_ITEMS, places_of, tradeoff_table, with_hours
+from assyllm.cost.walked import Spent
 from assyllm.zoo.encoding import encode
 from assyllm.zoo.forward import pack
 from assyllm.zoo.load import load_tokenizer
@@ -55,3 +56,14 @@ def test_a_way_of_selecting_is_priced_by_its_own_walks() -> None:
     assert energy == {("assyllm", ""): 0.5, ("assyllm", few): pytest.approx(0.25), ("ft_oracle", ""): 1.0}
     assert {r["source"] for r in rows if r["what"] == "accuracy"} == {"measured"}
     assert {r["source"] for r in rows if r["what"] != "accuracy"} == {"modelled"}
+
+
+def test_hours_go_by_the_walk_where_rounds_are_unlike() -> None:
+    """A first round three times as long as the next; a baseline's rounds are alike; a method unpriced has none."""
+    rounds = [{"task": "piqa", "method": m, "round": r} for m in ("assyllm", "lora", "majority") for r in ("1", "2")]
+    resources = [{"method": "assyllm", "task": "piqa", "rounds": 2, "hours": 8.0},
+                 {"method": "lora", "task": "piqa", "rounds": 4, "hours": 8.0}]  # fmt: skip
+    places = {("", "assyllm", "piqa"): Spent(3.2, (3.0, 4.0), 0, 0, 0)}
+    rows = with_hours(rounds, resources, places)
+    assert [row["hours"] for row in rows] == [6.0, 8.0, 2.0, 4.0, "", ""]
+    assert [row["hours_source"] for row in rows] == ["modelled"] * 4 + ["", ""]

@@ -210,8 +210,9 @@ def test_controls_ask_nobody_which_blocks(scored, rule) -> None:
     if rule == "survey_random":
         [chain] = state.finished
         assert len(chain.blocks) == 4
-        drawn = {Rounds(run.pool, run.data, run.settings, seed, run.eligible).run().finished[0].id for seed in range(6)}
-        assert len(drawn) > 1
+        for names in ([(seed, 0) for seed in range(6)], [(0, zoo) for zoo in range(6)]):  # another zoo, another draw
+            again = [Rounds(run.pool, run.data, run.settings, seed, run.eligible, zoo) for seed, zoo in names]
+            assert len({one.run().finished[0].id for one in again}) > 1
     else:
         whole = {tuple(info.id for info in run.pool.of_model(model)) for model in run.pool.models}
         assert {chain.blocks for chain in state.finished} == whole
