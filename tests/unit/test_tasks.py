@@ -11,7 +11,7 @@ import pytest
 
 from assyllm import params as P
 from assyllm.artifacts import ArtifactError
-from assyllm.tasks import boolq, openbookqa, piqa, sources
+from assyllm.tasks import boolq, openbookqa, own, piqa, sources
 from assyllm.tasks.partition import capped, partition, read_owned, write_owners
 from assyllm.tasks.record import Question, read_questions, write_questions
 
@@ -272,6 +272,11 @@ def test_real_files_load_and_cut() -> None:
         assert all(q.topic for q in cut["train"][:50])
     assert sizes["openbookqa"] > 900
     assert min(sizes.values()) > 500
+
+
+def test_a_row_that_lacks_a_field_says_which() -> None:
+    with pytest.raises(ValueError, match="answer is missing; there are question, choices, anser"):
+        own.question({"question": "a", "choices": ["b", "c"], "anser": 0}, "1")
 
 
 def test_more_clients_than_questions_are_refused(tiny_folder, tmp_path) -> None:

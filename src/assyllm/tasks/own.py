@@ -19,6 +19,9 @@ def question(row: Mapping[str, Any], identity: str) -> Question:
         ValueError: a field is missing or of the wrong kind; the message names it.
         ArtifactError: too few or too many choices, or an answer that is none of them.
     """
+    for name in ("question", "choices", "answer"):
+        if name not in row:
+            raise ValueError(f"{name} is missing; there are {', '.join(map(str, row)) or 'no fields'}")
     text = row.get("question")
     if not isinstance(text, str) or not text.strip():
         raise ValueError("question must be a text")
