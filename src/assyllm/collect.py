@@ -9,6 +9,7 @@ questions, those about the same thing drawn together. ``differences.csv``: paire
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -22,7 +23,7 @@ import numpy as np
 from assyllm.artifacts import ArtifactError, write_json
 from assyllm.cost.resources import HOURS, RESOURCES, TRADEOFF, places_of, resources_table, tradeoff_table, with_hours
 from assyllm.evaluate import paired_bootstrap
-from assyllm.params import Evaluate
+from assyllm.params import Evaluate, setting_values
 from assyllm.results import Metric, Prediction, Run, check_columns, read_table, write_table
 
 # what figures draw as the methods' rows: the base setting; zero_shot's best member is picked on the dev split
@@ -344,44 +345,40 @@ def ablation_table(predictions: Rows, worlds: dict[str, str], settings: Sequence
 
 
 NON_IID = (
-    "task", "world", "method", "alpha", "mean", "low", "high", "drop", "drop_low", "drop_high", "more", "more_low",
-    "more_high", "runs", "source",
+    "task", "world", "method", "changed", "alpha", "mean", "low", "high", "drop", "drop_low", "drop_high", "more",
+    "more_low", "more_high", "runs", "source",
 )  # fmt: skip
 
 
 def non_iid_table(predictions: Rows, runs: Rows, ev: Evaluate, leader: str = "assyllm") -> list[dict]:
-    """Accuracy of every method that ran under several values of ``partition.alpha``, all else as in the base setting.
+    """Accuracy of every method that ran under several values of ``partition.alpha``, all else alike.
 
-    ``drop`` is what it has where clients are most alike (the greatest alpha) less what it has here, ``more`` its drop
-    less the leader's; intervals are paired. The task ``all`` is every question. A method whose values of alpha were
-    not run with the same seeds is left out.
+    ``changed`` is what else its settings change, "" where nothing. ``drop`` is what it has where clients are most alike
+    (the greatest alpha) less what it has here, ``more`` its drop less the leader's; intervals are paired. The task ``all``
+    is every question. A method whose values of alpha were not run with the same seeds is left out.
     """
-    alphas = {
-        run["run_id"]: float(run["alpha"])
-        for run in runs
-        if re.fullmatch(r"(partition\.alpha=\"?[\d.e+-]+\"?)?", without_zoo(run["setting"]))
-    }
+    of_run = {run["run_id"]: (_but_alpha(run["setting"]), float(run["alpha"])) for run in runs}
     about = subjects(predictions)
-    hits: dict[str, dict[float, dict[str, Hits]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
+    hits: dict[Key, dict[float, dict[str, Hits]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
     for p in predictions:
-        if p["run_id"] in alphas and p["method"] != "zero_shot":
-            run = repetition(p["run_id"])[2]
-            hits[p["method"]][alphas[p["run_id"]]][run][p["task"], p["question"]] = int(p["correct"])
+        if p["method"] != "zero_shot":
+            (changed, alpha), run = of_run[p["run_id"]], repetition(p["run_id"])[2]
+            hits[p["method"], changed][alpha][run][p["task"], p["question"]] = int(p["correct"])
     swept = {
-        method: by_alpha
-        for method, by_alpha in sorted(hits.items())
+        name: by_alpha
+        for name, by_alpha in sorted(hits.items())
         if len(by_alpha) > 1 and all(_same_questions(mine, by_alpha[max(by_alpha)]) for mine in by_alpha.values())
     }
     lost = {
-        method: {
+        name: {
             alpha: [less(by_alpha[max(by_alpha)][run], by_alpha[alpha][run]) for run in sorted(by_alpha[alpha])]
             for alpha in by_alpha
         }
-        for method, by_alpha in swept.items()
+        for name, by_alpha in swept.items()
     }
     tasks = ["all", *sorted({p["task"] for p in predictions})]
     rows = []
-    for method, by_alpha in swept.items():
+    for name, by_alpha in swept.items():
         for task, alpha in product(tasks, sorted(by_alpha)):
 
             def found(kind: str, of_runs: Iterable[Hits], task: str = task) -> dict[str, float]:
@@ -390,17 +387,24 @@ def non_iid_table(predictions: Rows, runs: Rows, ev: Evaluate, leader: str = "as
 
             accuracy = found("mean", [by_alpha[alpha][run] for run in sorted(by_alpha[alpha])])
             row = dict.fromkeys(NON_IID, "") | {
-                "task": task, "world": runs[0]["world"], "method": method, "alpha": alpha, "mean": accuracy["mean"],
-                "low": accuracy["mean_low"], "high": accuracy["mean_high"], "runs": len(by_alpha[alpha]),
-                "source": "measured",
+                "task": task, "world": runs[0]["world"], "method": name[0], "changed": name[1], "alpha": alpha,
+                "mean": accuracy["mean"], "low": accuracy["mean_low"], "high": accuracy["mean_high"],
+                "runs": len(by_alpha[alpha]), "source": "measured",
             }  # fmt: skip
             if alpha < max(by_alpha):
-                row |= found("drop", lost[method][alpha])
-                theirs = lost.get(leader, {}).get(alpha, [])
-                if method != leader and [own.keys() for own in theirs] == [own.keys() for own in lost[method][alpha]]:
-                    row |= found("more", map(less, lost[method][alpha], theirs))
+                row |= found("drop", lost[name][alpha])
+                theirs = lost.get((leader, ""), {}).get(alpha, [])
+                if name != (leader, "") and [own.keys() for own in theirs] == [own.keys() for own in lost[name][alpha]]:
+                    row |= found("more", map(less, lost[name][alpha], theirs))
             rows.append(row)
     return rows
+
+
+def _but_alpha(setting: str) -> str:
+    """A setting's text without the zoo's seed and ``partition.alpha``."""
+    values = setting_values(setting).items()
+    kept = [pair for pair in values if pair[0] not in ("zoo.seed", "partition.alpha")]
+    return " ".join(f"{key}={json.dumps(value, sort_keys=True)}" for key, value in kept)
 
 
 def cost_metrics(cost: Rows, world: str) -> list[dict[str, Any]]:

@@ -27,7 +27,10 @@ RIGHT = {
     ("qlora", "0.1"): ("11 11",),  # of one seed, the others of two
     ("qlora", "1000"): ("11 11", "11 11"),
     ("fwdllm", ""): ("11 11", "11 11"),  # of one alpha
+    ("lora_all", "0.1"): ("00 00", "00 00"),  # under another setting
+    ("lora_all", "1000"): ("11 11", "11 11"),
 }
+FIVE = "baselines.lora_all.boolq.local_epochs=5 "
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +38,7 @@ def rows() -> list[dict]:
     predictions, runs = [], []
     for (method, alpha), seeds in RIGHT.items():
         setting = f"partition.alpha={alpha}" if alpha else ""
+        setting = FIVE + setting if method == "lora_all" else setting
         for seed, marks in enumerate(seeds):
             run = f"alpha_{alpha}-{method}-zoo0-seed{seed}" if alpha else f"base-{method}-zoo0-seed{seed}"
             runs.append({"run_id": run, "setting": setting, "alpha": alpha or "1.0", "world": "embedded"})
@@ -51,7 +55,9 @@ def rows() -> list[dict]:
 
 def test_a_drop_is_from_the_most_equal_clients(rows: list[dict]) -> None:
     found = {(r["task"], r["method"], r["alpha"]): r for r in rows}
-    assert {method for _, method, _ in found} == {"assyllm", "lora"}
+    assert {method for _, method, _ in found} == {"assyllm", "lora", "lora_all"}
+    assert {r["changed"] for r in rows if r["method"] == "lora_all"} == {FIVE.strip()}
+    assert {r["changed"] for r in rows if r["method"] != "lora_all"} == {""}
     worst = found["boolq", "lora", 0.1]
     assert (worst["mean"], worst["drop"], worst["runs"]) == (0.25, 0.75, 2)
     assert worst["drop_low"] <= 0.75 <= worst["drop_high"] <= 1
@@ -77,7 +83,7 @@ def test_claims_take_the_largest_loss(rows: list[dict]) -> None:
     ours = found["Accuracy lost to unequal clients at most, boolq", "assyllm"]
     assert (ours["our_value"], ours["verdict"]) == (0, "reproduced")
     theirs = found["Baselines lose to unequal clients, up to, boolq", "baselines"]
-    assert theirs["our_value"] == 75
+    assert theirs["our_value"] == 100, "under any setting"
     paper = found["Accuracy lost to unequal clients at most, boolq", "assyllm_paper"]
     assert paper["verdict"] == "not yet measured"
 
