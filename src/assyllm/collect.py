@@ -354,8 +354,8 @@ def non_iid_table(predictions: Rows, runs: Rows, ev: Evaluate, leader: str = "as
     """Accuracy of every method that ran under several values of ``partition.alpha``, all else alike.
 
     ``changed`` is what else its settings change, "" where nothing. ``drop`` is what it has where clients are most alike
-    (the greatest alpha) less what it has here, ``more`` its drop less the leader's; intervals are paired. The task ``all``
-    is every question. A method whose values of alpha were not run with the same seeds is left out.
+    (the greatest alpha) less what it has here, ``more`` its drop less the leader's; intervals are paired. The task
+    ``all`` is every question. A method whose values of alpha were not run with the same seeds is left out.
     """
     of_run = {run["run_id"]: (_but_alpha(run["setting"]), float(run["alpha"])) for run in runs}
     about = subjects(predictions)
