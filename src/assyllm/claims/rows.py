@@ -306,7 +306,8 @@ def _non_iid(table: Claims, rows: list[Mapping[str, Any]]) -> None:
     theirs = table.paper("noniid_accuracy_drop", "boolq", "baselines")
     why += (
         ", and of seven methods: the largest of many favours the claim. Among them LoRA on all clients with five local "
-        "epochs of AdamW, as the paper trains (settings epochs_5_*): clients that make a step a round do not drift apart"
+        "epochs of AdamW, as the paper trains (settings epochs_5_*): clients that make a step a round do not drift "
+        "apart"
     )
     claim = "Baselines lose to unequal clients, up to, boolq"
     table.add(claim, "baselines", theirs, ours, "points", "measured", why, command, interval)
