@@ -112,7 +112,7 @@ def tiny_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def scored(tiny_folder):
-    """Scores in one shard and in two, and the cost table."""
+    """Scores in one shard and in two, and cost tables."""
     from assyllm import params as P
     from assyllm.results import write_table
     from assyllm.stages import score
@@ -124,8 +124,9 @@ def scored(tiny_folder):
     two = P.sections_json(tiny_params(comparator={"shards": 2}), score.SECTIONS)
     for shard in (0, 1):
         score.run(two, "code", *where, shard, tiny_folder / f"scores{shard}")
-    everyone = [{"model": "pool", "memory_gb": gb, "participates": 1} for gb in p.fleet.memory_gb]
-    write_table(tiny_folder / "cost.csv", everyone)
+    for method in P.ASSEMBLING:
+        everyone = [{"method": method, "model": "pool", "memory_gb": gb, "participates": 1} for gb in p.fleet.memory_gb]
+        write_table(tiny_folder / "cost" / f"{method}.csv", everyone)
     return tiny_folder
 
 

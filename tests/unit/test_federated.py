@@ -341,7 +341,7 @@ def test_untrained_blocks_are_not_joined_by_what_trained_ones_give(scored, tmp_p
     )
     with pytest.raises(ArtifactError, match=r"^assembling.assyllm.adapter.kind: linear .* untrained_blocks$"):
         federate.run(text, "code", "untrained_blocks", "base", "", scored / "pool8", scored / "tasks",
-                     scored / "partition", [scored / "scores"], scored / "cost.csv", 0, 0, None,
+                     scored / "partition", [scored / "scores"], scored / "cost" / "untrained_blocks.csv", 0, 0, None,
                      tmp_path / "run")  # fmt: skip
 
 
@@ -351,8 +351,8 @@ def test_the_stage_writes_whole_tables_and_a_model_twice_alike(scored, tmp_path,
     text = P.sections_json(p, federate.SECTIONS)
     for name in ("one", "two"):
         federate.run(text, "code", method, "base", "", scored / "pool8", scored / "tasks",
-                     scored / "partition", [scored / "scores"], scored / "cost.csv", 0, 0, tmp_path / "ck",
-                     tmp_path / name)  # fmt: skip
+                     scored / "partition", [scored / "scores"], scored / "cost" / f"{method}.csv", 0, 0,
+                     tmp_path / "ck", tmp_path / name)  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
     assert (one / "manifest.json").read_bytes() == (two / "manifest.json").read_bytes()
     assert not (tmp_path / "ck").exists()
@@ -395,8 +395,8 @@ def test_a_budget_for_the_pool_changes_no_bit_of_a_run(scored, tmp_path, method,
         score.run(text, "code", *where, 0, 0, tmp_path / f"scores{budget}")
         text = P.sections_json(p, federate.SECTIONS)
         out = tmp_path / f"run{budget}"
-        federate.run(text, "code", method, "base", "", *where, [tmp_path / f"scores{budget}"], scored / "cost.csv",
-                     0, 0, None, out)  # fmt: skip
+        federate.run(text, "code", method, "base", "", *where, [tmp_path / f"scores{budget}"],
+                     scored / "cost" / f"{method}.csv", 0, 0, None, out)  # fmt: skip
         files = [tmp_path / f"scores{budget}" / "piqa.safetensors", out / "metrics.csv", out / "predictions.csv"]
         made.append([file.read_bytes() for file in [*files, *sorted((out / "models").rglob("*.safetensors"))]])
     assert made[0] == made[1]
