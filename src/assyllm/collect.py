@@ -9,10 +9,10 @@ questions, those about the same thing drawn together. ``differences.csv``: paire
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
@@ -23,17 +23,13 @@ import numpy as np
 from assyllm.artifacts import ArtifactError, write_json
 from assyllm.cost.resources import HOURS, RESOURCES, TRADEOFF, places_of, resources_table, tradeoff_table, with_hours
 from assyllm.evaluate import paired_bootstrap
-from assyllm.params import Evaluate, setting_values
+from assyllm.params import Evaluate, setting_values, values_text
 from assyllm.results import Metric, Prediction, Run, check_columns, read_table, write_table
 
 # what figures draw as the methods' rows: the base setting; zero_shot's best member is picked on the dev split
 VERSUS = ("ft_practical", "ft_oracle")
-CONTROLS = (
-    "random_blocks",
-    "one_model_blocks",
-    "all_models_head",
-    "server_head",
-)  # what `assyllm` is compared with beside them
+# what `assyllm` is compared with beside them
+CONTROLS = ("random_blocks", "one_model_blocks", "all_models_head", "server_head")
 PER_ROUND = ("participants", "bytes_up", "bytes_down", "bytes_up_votes", "bytes_up_sums")  # see `condensed`
 ROUNDS = ("task", "world", "method", "round", "mean", "low", "high", "runs", "source")
 Rows = list[dict[str, str]]
@@ -168,9 +164,10 @@ def round_table(metrics: Rows) -> list[dict]:
     return [dict(zip(ROUNDS, row, strict=True)) for row in rows]
 
 
-def without_zoo(setting: str) -> str:
-    """A setting's text without the zoo's seed: runs on several zoos are repetitions of one setting."""
-    return " ".join(part for part in setting.split() if not part.startswith("zoo.seed="))
+@cache
+def but(setting: str, *keys: str) -> str:
+    """A setting's text without some of its keys: without ``zoo.seed``, runs on several zoos repeat one setting."""
+    return values_text({key: value for key, value in setting_values(setting).items() if key not in keys})
 
 
 ACCURACY = (
@@ -192,7 +189,7 @@ def accuracy_table(predictions: Rows, metrics: Rows, worlds: dict[str, str], ev:
     for p in predictions:
         splits = ["test"] + ([f"test_{'seen' if p['seen'] == '1' else 'unseen'}"] if p["seen"] else [])
         for split in splits:
-            key = (worlds[p["run_id"]], p["task"], p["method"], without_zoo(p["setting"]), split)
+            key = (worlds[p["run_id"]], p["task"], p["method"], but(p["setting"], "zoo.seed"), split)
             groups[key][p["run_id"]][p["task"], p["question"]] = int(p["correct"])
     rows = []
     for key, by_run in sorted(groups.items()):
@@ -215,7 +212,7 @@ def best_zero_shot(metrics: Rows) -> set[tuple[str, str]]:
     """Per task the zero-shot setting (pool member) with the best mean accuracy on the development split."""
     scores: dict[tuple[str, str], list[float]] = defaultdict(list)
     for m in metrics:
-        setting, row = without_zoo(m["setting"]), (m["method"], m["metric"], m["split"], m["round"])
+        setting, row = but(m["setting"], "zoo.seed"), (m["method"], m["metric"], m["split"], m["round"])
         if row == ("zero_shot", "accuracy", "dev", "") and re.fullmatch(r'model="[^"]*"', setting):
             scores[m["task"], setting].append(float(m["value"]))
     best = set()
@@ -235,7 +232,7 @@ def difference_table(predictions: Rows, ev: Evaluate) -> list[dict]:
     hits: dict[tuple[str, str], dict[str, Hits]] = defaultdict(lambda: defaultdict(dict))
     others: set[str] = set()
     for p in predictions:
-        setting, name = without_zoo(p["setting"]), p["method"]
+        setting, name = but(p["setting"], "zoo.seed"), p["method"]
         if name in VERSUS and (other := re.fullmatch(r'baselines\.model="(\w+)"', setting)):
             setting, name = "", f"{name}_{other[1]}"
             others.add(name)
@@ -274,7 +271,7 @@ def zoo_table(predictions: Rows, ev: Evaluate, leader: str = "assyllm") -> list[
     about = subjects(predictions)
     hits: dict[tuple[str, str], dict[str, Hits]] = defaultdict(lambda: defaultdict(dict))
     for p in predictions:
-        if asked := re.fullmatch(r"(?:world\.seed=(\d+))?", without_zoo(p["setting"])):
+        if asked := re.fullmatch(r"(?:world\.seed=(\d+))?", but(p["setting"], "zoo.seed")):
             zoo, seed = repetition(p["run_id"])[2].removeprefix("zoo").split("-")
             zoo += f" of world {asked[1]}" if asked[1] else ""
             hits[zoo, p["method"]][seed][p["task"], p["question"]] = int(p["correct"])
@@ -322,7 +319,7 @@ def ablation_table(predictions: Rows, worlds: dict[str, str], settings: Sequence
         if method == "zero_shot":  # its settings are members of the zoo
             continue
         hits[setting, method, p["task"]][run][p["task"], p["question"]] = int(p["correct"])
-        changed[setting] = without_zoo(p["setting"])
+        changed[setting] = but(p["setting"], "zoo.seed")
         world = worlds[p["run_id"]]
     varied = {(method, task) for setting, method, task in hits if setting != "base"}
     rows = []
@@ -357,7 +354,7 @@ def non_iid_table(predictions: Rows, runs: Rows, ev: Evaluate, leader: str = "as
     (the greatest alpha) less what it has here, ``more`` its drop less the leader's; intervals are paired. The task
     ``all`` is every question. A method whose values of alpha were not run with the same seeds is left out.
     """
-    of_run = {run["run_id"]: (_but_alpha(run["setting"]), float(run["alpha"])) for run in runs}
+    of_run = {run["run_id"]: (but(run["setting"], "zoo.seed", "partition.alpha"), float(run["alpha"])) for run in runs}
     about = subjects(predictions)
     hits: dict[Key, dict[float, dict[str, Hits]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
     for p in predictions:
@@ -398,13 +395,6 @@ def non_iid_table(predictions: Rows, runs: Rows, ev: Evaluate, leader: str = "as
                     row |= found("more", map(less, lost[name][alpha], theirs))
             rows.append(row)
     return rows
-
-
-def _but_alpha(setting: str) -> str:
-    """A setting's text without the zoo's seed and ``partition.alpha``."""
-    values = setting_values(setting).items()
-    kept = [pair for pair in values if pair[0] not in ("zoo.seed", "partition.alpha")]
-    return " ".join(f"{key}={json.dumps(value, sort_keys=True)}" for key, value in kept)
 
 
 def cost_metrics(cost: Rows, world: str) -> list[dict[str, Any]]:

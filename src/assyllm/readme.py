@@ -67,7 +67,7 @@ def number(value: Any) -> str:
     """A claim's value: three digits, whole numbers from 1,000 on."""
     if value == "":
         return ""
-    value = float(value) + 0.0  # no -0
+    value = float(value)
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 

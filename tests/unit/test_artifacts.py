@@ -139,3 +139,10 @@ def test_json_is_stable_and_broken_json_is_one_line(tmp_path: Path) -> None:
         A.read_json(path)
     with pytest.raises(A.ArtifactError, match="No such file"):
         A.read_json(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize("files", [{}, {"a": 5}, {"a": {"bytes": 1}}, []])
+def test_a_manifest_that_says_nothing_of_its_files_verifies_nothing(files: object, tmp_path: Path) -> None:
+    A.write_json(tmp_path / A.MANIFEST, {"files": files})
+    with pytest.raises(A.ArtifactError, match="not a manifest"):
+        A.verify_folder(tmp_path)

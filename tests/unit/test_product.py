@@ -186,6 +186,9 @@ def test_predict_answers_a_file_of_questions(saved, tmp_path) -> None:
     again = CliRunner().invoke(cli.app, [*command, "--out", str(file)])
     assert isinstance(again.exception, ArtifactError)
     assert "the questions themselves" in str(again.exception)
+    inside = CliRunner().invoke(cli.app, [*command, "--out", str(saved / "recipe.yaml")])
+    assert "recipe.yaml: lies in" in str(inside.exception)
+    assert verify_folder(saved)
 
 
 def test_a_question_of_which_nothing_is_left_and_scores_that_are_none(saved) -> None:

@@ -324,10 +324,11 @@ def test_missing_scores_and_moments_are_named(tiny_folder, sensitivity, tmp_path
         shutil.copytree(sensitivity / "blocks", folder / "blocks")
         first = folder / Pool.open(tiny_folder / "pool").info(Pool.open(tiny_folder / "pool").ids[0]).file
         save_file(load_file(first), first, {"pool": "of other weights"})
-    shutil.copytree(sensitivity, tmp_path / "foreign")
-    for file in (tmp_path / "foreign" / "blocks").iterdir():
-        file.rename(file.with_name(f"a{file.name}"))
-    with pytest.raises(ArtifactError, match=r"manifest|missing|foreign: measured on another pool than"):
+    with output_folder(tmp_path / "foreign") as folder:
+        (folder / "blocks").mkdir()
+        for file in (sensitivity / "blocks").iterdir():
+            shutil.copyfile(file, folder / "blocks" / f"a{file.name}")
+    with pytest.raises(ArtifactError, match="foreign: measured on another pool than"):
         quantized(tiny_folder, tmp_path / "low", tmp_path / "foreign", budget_bits=7.5)
     with pytest.raises(ArtifactError, match="other: measured on another pool than"):
         quantized(tiny_folder, tmp_path / "low", other, budget_bits=7.5)
@@ -407,3 +408,14 @@ def test_where_the_kernel_does_not_run_one_line_says_so() -> None:
         found = [kernel() for _ in range(2)]
     assert found == [None, None]
     assert len(told) == 1
+
+
+def test_rows_longer_than_a_members_positions_are_refused(tiny_folder, tmp_path) -> None:
+    from assyllm.stages import sensitivity as stage
+
+    p = tiny_params(tasks={"max_tokens": {"boolq": 100_000, "piqa": 32, "openbookqa": 32}})
+    with pytest.raises(ArtifactError, match=r"tasks\.max_tokens\.boolq: 100000 is more than the \d+ positions of"):
+        stage.run(
+            P.sections_json(p, stage.SECTIONS), "code", tiny_folder / "pool", tiny_folder / "tasks", tmp_path / "s"
+        )
+    assert not (tmp_path / "s").exists()

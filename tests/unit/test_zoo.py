@@ -222,6 +222,13 @@ def test_defects_are_one_line_that_names_the_file(zoo, tmp_path):
             load_model(folder)
         assert "model.safetensors" in str(error.value)
         assert "\n" not in str(error.value)
+    tensor = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    for header in ([1, 2], {"a": tensor | {"data_offsets": ["x", 4]}}, {"a": tensor | {"dtype": "F99"}}):
+        text = json.dumps(header).encode()
+        weights.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+        with pytest.raises(ArtifactError, match="damaged") as error:
+            load_model(folder)
+        assert "\n" not in str(error.value)
     weights.rename(folder / "pytorch_model.bin")
     with pytest.raises(ArtifactError, match="only safetensors"):
         load_model(folder)

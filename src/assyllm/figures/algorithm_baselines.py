@@ -50,9 +50,9 @@ def curve_rows(tables: Tables) -> pd.DataFrame:
     """Mean test accuracy over rounds, and the modelled hours that were gone by then."""
     rows = [
         {"what": "curve", "task": r.task, "world": r.world, "method": r.method, "round": r.round,
-         "hours": "" if str(r.hours) == "" else float(r.hours), "hours_source": r.hours_source,
+         "hours": "" if r.hours == "" else float(r.hours), "hours_source": r.hours_source,
          "value": 100 * r.mean, "low": 100 * r.low, "high": 100 * r.high, "source": "measured"}
-        for r in tables.rounds.fillna("").itertuples()
+        for r in tables.rounds.itertuples()
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=COLUMNS)
 

@@ -46,6 +46,7 @@ from assyllm.params.reading import (
     sections_json,
     setting_text,
     setting_values,
+    values_text,
     with_setting,
 )
 from assyllm.params.section import Count, Fraction, Name, ParamsError, Part, Positive, Section, Seed, nearest, validate
@@ -128,5 +129,6 @@ __all__ = [
     "setting_text",
     "setting_values",
     "validate",
+    "values_text",
     "with_setting",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,7 +84,12 @@ def setting_text(raw: dict[str, Any], setting: str, zoo_seed: int = 0) -> str:
     pairs = dict(raw["settings"][setting] or {})
     if zoo_seed:
         pairs["zoo.seed"] = zoo_seed
-    return " ".join(f"{key}={json.dumps(value, sort_keys=True)}" for key, value in sorted(pairs.items()))
+    return values_text(pairs)
+
+
+def values_text(values: Mapping[str, Any]) -> str:
+    """Keys and values as a setting's canonical text, sorted by key."""
+    return " ".join(f"{key}={json.dumps(value, sort_keys=True)}" for key, value in sorted(values.items()))
 
 
 def setting_values(text: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -122,8 +121,7 @@ def _majority(files: dict[str, Any], labels: dict[str, Label]) -> Rows:
 
 def with_model(setting: str, model: str) -> str:
     """A setting's canonical text with ``model="<name>"`` added in its place."""
-    pairs = [pair for pair in re.split(r" (?=[\w.]+=)", setting) if pair]
-    return " ".join(sorted([*pairs, f'model="{model}"']))
+    return P.values_text(P.setting_values(setting) | {"model": model})
 
 
 def _zero_shot(p: Any, zoo: Path, files: dict[str, Any], labels: dict[str, Label]) -> Rows:
