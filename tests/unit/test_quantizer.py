@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from itertools import pairwise
 
@@ -413,7 +414,8 @@ def test_where_the_kernel_does_not_run_one_line_says_so() -> None:
 def test_rows_longer_than_a_members_positions_are_refused(tiny_folder, tmp_path) -> None:
     from assyllm.stages import sensitivity as stage
 
-    p = tiny_params(tasks={"max_tokens": {"boolq": 100_000, "piqa": 32, "openbookqa": 32}})
+    given = json.loads(P.sections_json(tiny_params(), stage.SECTIONS))  # a local member's positions are in its folder
+    given["tasks"]["max_tokens"]["boolq"] = 100_000
     with pytest.raises(ArtifactError, match=r"tasks\.max_tokens\.boolq: 100000 is more than the \d+ positions of"):
         stage.run(
             P.sections_json(p, stage.SECTIONS), "code", tiny_folder / "pool", tiny_folder / "tasks", tmp_path / "s"
