@@ -417,7 +417,5 @@ def test_rows_longer_than_a_members_positions_are_refused(tiny_folder, tmp_path)
     given = json.loads(P.sections_json(tiny_params(), stage.SECTIONS))  # a local member's positions are in its folder
     given["tasks"]["max_tokens"]["boolq"] = 100_000
     with pytest.raises(ArtifactError, match=r"tasks\.max_tokens\.boolq: 100000 is more than the \d+ positions of"):
-        stage.run(
-            P.sections_json(p, stage.SECTIONS), "code", tiny_folder / "pool", tiny_folder / "tasks", tmp_path / "s"
-        )
+        stage.run(json.dumps(given), "code", tiny_folder / "pool", tiny_folder / "tasks", tmp_path / "s")
     assert not (tmp_path / "s").exists()
