@@ -438,6 +438,8 @@ def test_unknown_names_are_one_line(tmp_path: Path) -> None:
             config_of(str(tmp_path))
     with pytest.raises(ArtifactError, match="513 tokens are more than the 512 positions of roberta-large"):
         estimate("roberta-large", "lora", 1, 513, "sgd", "tx2", 8, 2)
+    with pytest.raises(ArtifactError, match="rank: 769 is more than the 768 numbers"):
+        estimate("bert-base", "lora", 1, 64, "sgd", "tx2", 8, 2, rank=769)
 
 
 def test_every_method_of_the_study_has_a_step() -> None:

@@ -30,7 +30,8 @@ def estimate(
         reserve_gb: of a device's memory, what its system keeps.
 
     Raises:
-        ArtifactError: an unknown model, method, optimizer, precision, device or targets.
+        ArtifactError: an unknown model, method, optimizer, precision, device or targets, a rank above the
+            model's width.
     """
     if base_bits not in (8, 16):
         raise ArtifactError(f"base_bits: {base_bits} is none of 8, 16")
@@ -46,6 +47,8 @@ def estimate(
     most = tokens if config["model_type"] == "llama" else positions(SimpleNamespace(**config))
     if tokens > most:
         raise ArtifactError(f"length: {tokens} tokens are more than the {most} positions of {model}")
+    if method in LOW_RANK and rank > (width := config["hidden_size"]):
+        raise ArtifactError(f"rank: {rank} is more than the {width} numbers of a state of {model}")
     reading = Reading(batch, tokens, optimizer, targets=targets, rank=rank, directions=directions, base_bits=base_bits)
     if model not in CONFIGS:
         try:

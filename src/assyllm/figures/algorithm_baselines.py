@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -121,13 +120,7 @@ def panels(df: pd.DataFrame, look: Figures, text: str) -> Figure:
         style.method_axis(bottom, fast)
         bottom.set_xlabel("speed-up over FT-practical")
     shown = curve[curve["task"].isin(tasks)]
-    style.percent_axis(axes[1][0], *_span(shown))
+    style.percent_axis(axes[1][0], style.tens_below(shown["low"]))
     axes[1][0].set_ylabel("test accuracy")
     style.caption(figure, df, text)
     return figure
-
-
-def _span(rows: pd.DataFrame) -> tuple[float, float]:
-    if rows.empty:
-        return 0.0, 100.0
-    return float(np.floor(rows["low"].min() / 10) * 10), 103.0

@@ -62,7 +62,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
             ax.axhline(row.accuracy, color=style.colour(row.method), ls="--", lw=1, label=style.label(row.method))
         ax.set_title(style.task_label(task, mine["world"].iloc[0]))
         ax.set_xlabel("size, MB")
-        style.percent_axis(ax, 0, 105)
+        style.percent_axis(ax)
     axes[0][0].set_ylabel("test accuracy")
     handles, names = axes[0][0].get_legend_handles_labels()
     for method in SHOWN:

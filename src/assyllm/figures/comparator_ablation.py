@@ -75,7 +75,7 @@ def bars(
                         fontsize=7)  # fmt: skip
         if line in mine.index:
             ax.axhline(mine.loc[line]["value"], color="black", lw=0.7, ls="--")
-        style.percent_axis(ax, 0, 105)
+        style.percent_axis(ax)
         ax.set_title(style.task_label(task, df[df["task"] == task]["world"].iloc[0]))
         ax.set_ylabel("accuracy")
         ax.grid(axis="x", visible=False)

@@ -60,7 +60,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
                         color=style.colour(method), hatch="///" if split == "test_unseen" else "",
                         edgecolor="white", lw=0.3,
                     )  # fmt: skip
-        style.percent_axis(ax, 0, 105)
+        style.percent_axis(ax)
         ax.set_title(style.task_label(task, df[df["task"] == task]["world"].iloc[0]))
         ax.set_ylabel("test accuracy")
     axes[-1][0].set_xticks(range(len(methods)), [textwrap.fill(style.label(m), 10) for m in methods])

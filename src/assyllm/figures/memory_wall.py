@@ -73,7 +73,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         ax.scatter(i, mine["paper"], **style.PAPER)
     ax.set_xticks(range(len(MODELS)), ["Llama-7B", "OPT-6.7B"])
     ax.set_title("clients excluded")
-    style.percent_axis(ax, 0, 105)
+    style.percent_axis(ax)
     for ax, task in zip(axes[1:], TASKS, strict=True):
         for j, method in enumerate(("ft_oracle", "ft_practical")):
             for i, model in enumerate(MODELS):
@@ -87,7 +87,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
                     ax.scatter(x, value, **{**style.PAPER, "label": style.PAPER["label"] if j == 0 else None})
         ax.set_xticks(range(len(MODELS)), list(MODELS.values()))
         ax.set_title(style.task_label(task, worlds[0] if worlds else "real"))
-        style.percent_axis(ax, 0, 105)
+        style.percent_axis(ax)
     axes[1].set_ylabel("test accuracy")
     handles, names = axes[1].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)

@@ -50,7 +50,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         _lines(column[0], accuracy[accuracy["task"] == task], methods, alphas)
         _losses(column[1], lost[(lost["task"] == task) & (lost["alpha"] == alphas[0])], methods)
         column[0].set_title(style.task_label(task, df[df["task"] == task]["world"].iloc[0]))
-    style.percent_axis(axes[0][0], 10 * np.floor(accuracy["low"].min() / 10), 103)
+    style.percent_axis(axes[0][0], style.tens_below(accuracy["low"]))
     axes[0][0].set_ylabel("test accuracy")
     axes[1][0].set_ylabel(f"points lost,\nIID to alpha {alphas[0]:g}")
     handles, labels = axes[0][0].get_legend_handles_labels()

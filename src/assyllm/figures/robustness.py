@@ -99,7 +99,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         row[0].set_ylabel("test accuracy")
     for ax, task in zip(axes[0], tasks, strict=True):
         ax.set_title(style.task_label(task, df[df["task"] == task]["world"].iloc[0]))
-    style.percent_axis(axes[0][0], 10 * np.floor(df["low"].min() / 10), 103)
+    style.percent_axis(axes[0][0], style.tens_below(df["low"]))
     methods = [method for method in style.METHODS if method in set(df["method"])]
     handles = [
         Line2D([], [], color=style.colour(m), marker=style.marker(m), ms=3.5, label=style.label(m)) for m in methods

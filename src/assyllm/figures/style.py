@@ -201,8 +201,13 @@ def log_axis(ax: Axes, along: Literal["x", "y"] = "x", unit: str = "") -> None:
     axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
 
 
-def percent_axis(ax: Axes, low: float = 0.0, high: float = 100.0, along: Literal["x", "y"] = "y") -> None:
-    """Y (or x) axis in percent."""
+def tens_below(values: pd.Series) -> float:
+    """Where an axis of percents begins: the tens below the lowest value, 0 where there is none."""
+    return float(values.min() // 10 * 10) if len(values) else 0.0
+
+
+def percent_axis(ax: Axes, low: float = 0.0, high: float = 105.0, along: Literal["x", "y"] = "y") -> None:
+    """Y (or x) axis in percent; above 100 there is room for a mark."""
     (ax.set_ylim if along == "y" else ax.set_xlim)(low, high)
     axis = ax.yaxis if along == "y" else ax.xaxis
     axis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g %%"))

@@ -76,7 +76,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     left.set_xticks(range(len(shown)), [style.label(m).split(" (")[0].replace("-", "-\n") for m in shown])
     worlds = [w for w in df["world"].unique() if w]
     left.set_title(f"accuracy, {style.task_label(TASK, worlds[0] if worlds else 'real')}")
-    style.percent_axis(left, 0, 105)
+    style.percent_axis(left)
     factor = df[(df["what"] == "factor") & (df["source"] == "modelled")]
     for method in METHODS:
         mine = factor[factor["method"] == method]

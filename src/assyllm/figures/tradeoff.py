@@ -68,7 +68,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         ax.set_title(style.task_label(task, df[df["task"] == task]["world"].iloc[0]))
         ax.set_xlabel("energy, % of FT-oracle's")
     axes[0][0].set_ylabel("test accuracy")
-    style.percent_axis(axes[0][0], 10 * (df["low"].min() // 10), 104)
+    style.percent_axis(axes[0][0], style.tens_below(df["low"]))
     methods = [method for method in style.METHODS if method in set(df["method"])]
     handles = [
         Line2D([], [], color=style.colour(m), marker=style.marker(m), ls="", ms=4, label=style.label(m))

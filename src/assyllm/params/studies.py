@@ -44,7 +44,7 @@ class Studies(Section):
     """What can be run: `snakemake`, and `snakemake <name>` of another study."""
 
     default: Study
-    full: Study
+    full: Study | None = None
     zoos: Study | None = None
     worlds: Study | None = None
     choosing: Study | None = None
