@@ -267,6 +267,7 @@ def test_readme_names_only_what_is_there() -> None:
         *(f"data/{name}" for name in folders),
         "figures/full",
         "figures/ablations",
+        "figures/choosing",
         "figures/non_iid",
         "figures/dropouts",
     }

@@ -242,7 +242,7 @@ def _search(table: Claims, models: list[Mapping[str, Any]]) -> None:
 
 
 def _ablations(table: Claims, rows: list[Mapping[str, Any]]) -> None:
-    """Claims about parts of the method: paired differences between settings, of ``full`` where it has them."""
+    """Claims about parts of the method: paired differences between settings."""
     command = f"snakemake --cores 2 {'ablations' if table.size == 'default' else table.size}"
     paper = METHODS[0]
 

@@ -10,7 +10,8 @@ from assyllm.claims.rows import less
 from assyllm.claims.table import Claims, Rows
 from assyllm.results import read_table
 
-SWEEPS = ("non_iid", "ablations")  # studies that measure what the default one does not; the first goes before
+# studies that measure what the default one does not; the first goes before
+SWEEPS = ("choosing", "non_iid", "ablations")
 SEEDS = "full"  # the study of more seeds: where it says something else than the default one, it is what is shown
 
 

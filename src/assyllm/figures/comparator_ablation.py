@@ -21,6 +21,7 @@ BARS = {  # (method, setting) -> name
     ("assyllm_paper", "rule_paper"): "w = 0.5,\nany\nblock",
     ("assyllm_paper", "rule_paper_distinct"): "w = 0.5,\nnot the\nnext",
     ("assyllm_paper", "rule_random"): "random",
+    ("assyllm_paper", "distinct"): "not the\nnext, all\nread",
     ("random_blocks", "base"): "our frame,\nrandom",
     ("assyllm", "base"): "our rule",
 }
