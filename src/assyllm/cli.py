@@ -431,6 +431,8 @@ def compare(
     cka_weight: Annotated[float, typer.Option(min=0, max=1, help="w in w CKA + (1 - w) COR.")] = 0.5,
     cka_batch: Annotated[int, typer.Option(min=4, help="Texts of a minibatch of CKA.")] = 1024,
     bf16: Annotated[bool, typer.Option("--bf16", help="Multiply states in bfloat16.")] = False,
+    device: Annotated[str, typer.Option(help="Where the models compute, as torch names it: cpu, cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="Of the models' weights: float32, bfloat16, float16.")] = "float32",
 ) -> None:
     """Score every layer of a model against every layer of another: CKA, COR, compatibility."""
     from assyllm.artifacts import check_apart, check_outside
@@ -448,8 +450,9 @@ def compare(
 
     lines = read_text(texts).split("\n")
     table = comparing(
-        model_a, model_b, lines, max_tokens=max_tokens, cka_weight=cka_weight, cka_batch=cka_batch, bf16=bf16
-    )
+        model_a, model_b, lines, max_tokens=max_tokens, cka_weight=cka_weight, cka_batch=cka_batch, bf16=bf16,
+        device=device, dtype=dtype,
+    )  # fmt: skip
     typer.echo(str(table))
     if out is not None:
         typer.echo(f"wrote {table.heatmap(out)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from itertools import combinations
 
 import pytest
@@ -11,7 +12,8 @@ from typer.testing import CliRunner
 
 from assyllm import cli
 from assyllm.artifacts import ArtifactError
-from assyllm.comparator import compare
+from assyllm.comparator import compare, models
+from assyllm.comparator.cor import Spread, cor, counts
 from assyllm.zoo.load import load_model, load_tokenizer
 from tiny import zoo
 
@@ -39,6 +41,41 @@ def test_a_model_is_itself_whatever_stands_around_a_text(tiny_folder) -> None:
     assert padded.cka[1][2] == pytest.approx(alone.cka[1][2], abs=1e-4)
     long = compare(folder, folder, [*TEXTS, "ent0 red " * 500])  # longer than the model reads: it loses its end
     assert long.cka[0][0] == pytest.approx(1, abs=1e-5)
+
+
+def test_a_spread_is_the_histogram_of_all_values_at_once() -> None:
+    draws = torch.Generator().manual_seed(0)
+    for scale, dtype in ((1, torch.float32), (300, torch.float16), (1e-3, torch.bfloat16)):
+        values = (scale * torch.randn(5000, 64, generator=draws) ** 3).to(dtype)
+        spread = Spread()
+        for part in values.split(700):
+            spread.add(part)
+        owner = torch.zeros(len(values), dtype=torch.int64)
+        whole = counts(values, float(values.double().pow(2).mean().sqrt()), 32, owner, 1)[0]
+        found = spread.histogram(32)
+        assert found.sum() == whole.sum()
+        assert abs(found - whole).sum() <= (values.numel() / 500 if dtype == torch.float32 else 0)
+        assert cor(found[None], whole[None]) == pytest.approx(1, abs=1e-5)
+    for nothing in (0.0, float("inf"), float("nan")):
+        spread = Spread()
+        spread.add(torch.tensor([nothing, nothing]))
+        assert not spread.histogram(32).any()
+
+
+def test_models_of_16_bits_score_alike_and_one_is_in_memory_at_a_time(tiny_folder, monkeypatch) -> None:
+    there: list[weakref.ref] = []
+
+    def loaded(*given, **named):
+        assert not any(model() is not None for model in there)
+        model = load_model(*given, **named)
+        there.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(models, "load_model", loaded)
+    a, b = tiny_folder / "zoo" / "llama", tiny_folder / "zoo" / "bert"
+    exact, half = (torch.tensor(compare(a, b, TEXTS, dtype=dtype).compatibility) for dtype in ("float32", "bfloat16"))
+    assert 0 < float((exact - half).abs().max()) < 0.02
+    assert len(there) == 4
 
 
 def test_bf16_and_minibatches_change_little(tiny_folder) -> None:
@@ -89,7 +126,8 @@ def test_bad_input_is_one_line(tiny_folder, tmp_path) -> None:
         compare(tmp_path / "nowhere", folder, TEXTS)
     with pytest.raises(ArtifactError, match="a list of texts is expected"):
         compare(folder, folder, TEXTS[0])
-    for name, value in (("histogram_bins", 1), ("cka_weight", 1.5), ("cka_batch", 3), ("estimator", "best")):
+    wrong_values = (("histogram_bins", 1), ("cka_weight", 1.5), ("cka_batch", 3), ("estimator", "best"))
+    for name, value in (*wrong_values, ("dtype", "int8"), ("device", "abacus")):
         with pytest.raises(ArtifactError, match=f"{name}: .*{value}"):
             compare(folder, folder, TEXTS, **{name: value})
     lines = tmp_path / "texts.txt"

@@ -7,10 +7,11 @@ distribution for COR is counted over the same tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,11 +20,12 @@ from torch import Tensor
 from assyllm.artifacts import ArtifactError, write_json
 from assyllm.comparator.cka import MINIMUM_ROWS, Estimator, all_pairs, column_scale, pair_terms, varies
 from assyllm.comparator.compatibility import compatibility
-from assyllm.comparator.cor import cor, counts
+from assyllm.comparator.cor import Spread, cor
 from assyllm.zoo.encoding import pad_id, prefix_and_suffix
-from assyllm.zoo.load import fetch, load_model, load_tokenizer, positions
+from assyllm.zoo.load import fetch, first_line, load_config, load_model, load_tokenizer, positions, weight_files
 
 Source = str | Path | tuple[Any, Any]  # a folder, a hub id (``id`` or ``id@revision``), or (model, tokenizer)
+Dtype = Literal["float32", "bfloat16", "float16"]
 Score = float | None
 Scores = tuple[tuple[Score, ...], ...]  # [layers of A][layers of B], None = no score
 CHUNK_TEXTS = 16  # of one forward pass
@@ -88,8 +90,12 @@ def compare(
     estimator: Estimator = "unbiased",
     histogram_bins: int = 32,
     bf16: bool = False,
+    device: str = "cpu",
+    dtype: Dtype = "float32",
 ) -> Comparison:
     """Compare two models on texts.
+
+    One model is in memory at a time, and beside it a pooled state a text and layer: more tokens need no more memory.
 
     Args:
         model_a, model_b: a transformers folder, a hub id (``id@revision`` pins it), or ``(model, tokenizer)``.
@@ -99,6 +105,8 @@ def compare(
         cka_weight: w in compatibility = w CKA + (1 - w) COR.
         cka_batch: texts of a minibatch of CKA (the paper's 32 scatters more than one batch of all).
         bf16: multiply states in bfloat16.
+        device: where the models compute, as torch names it; ``dtype``: of their weights. A model that is given as such
+            stays where and what it is.
 
     Raises:
         ArtifactError: a model cannot be loaded, an argument is out of range, or there are fewer than four texts with
@@ -112,20 +120,23 @@ def compare(
         raise ArtifactError(f"cka_batch: {cka_batch}, at least {MINIMUM_ROWS} is expected")
     if histogram_bins < 2:
         raise ArtifactError(f"histogram_bins: {histogram_bins}, at least 2 are expected")
-    opened = [_open(source) for source in (model_a, model_b)]
-    texts = _read_by_both([text for text in texts if text.strip()], [tokenizer for _, _, tokenizer in opened])
-    max_tokens = min(max_tokens, *(positions(model.config) for _, model, _ in opened))
-    if len(texts) < MINIMUM_ROWS:
-        raise ArtifactError(f"{len(texts)} texts: a comparison needs at least {MINIMUM_ROWS}, rather some hundreds")
-    names, layers, histograms, shortened = [], [], [], set[int]()
-    for name, model, tokenizer in opened:
-        pooled, counted, cut = _states(name, model, tokenizer, texts, max_tokens, histogram_bins)
-        shortened |= cut
-        names.append(name)
+    if dtype not in get_args(Dtype):
+        raise ArtifactError(f"dtype: {dtype!r} is none of {', '.join(get_args(Dtype))}")
+    sides = [_open(source, _device(device), dtype) for source in (model_a, model_b)]
+    rows = _read_by_both([text for text in texts if text.strip()], [side.tokenizer for side in sides])
+    max_tokens = min(max_tokens, *(positions(side.config) for side in sides))
+    count = len(rows[0])
+    if count < MINIMUM_ROWS:
+        raise ArtifactError(f"{count} texts: a comparison needs at least {MINIMUM_ROWS}, rather some hundreds")
+    layers, histograms, shortened = [], [], set[int]()
+    for side, ids in zip(sides, rows, strict=True):
+        room = side.room(max_tokens)
+        shortened |= {i for i, found in enumerate(ids) if len(found) > room}
+        pooled, spreads = _states(side, [found[:room] for found in ids])
         layers.append([states * column_scale(states) for states in pooled])
-        histograms.append(counted)
+        histograms.append([spread.histogram(histogram_bins) for spread in spreads])
     (left, right), split = histograms, len(layers[0])
-    hsic = all_pairs([*layers[0], *layers[1]], min(cka_batch, len(texts)), estimator, bf16)
+    hsic = all_pairs([*layers[0], *layers[1]], min(cka_batch, count), estimator, bf16)
     first, second = ([varies(states) for states in side] for side in layers)
     ckas, cors, both = [], [], []
     for i in range(split):
@@ -138,13 +149,27 @@ def compare(
         )
         cors.append(tuple(_cor(left[i], q) for q in right))
         both.append(tuple(_both(c, r, cka_weight) for c, r in zip(ckas[-1], cors[-1], strict=True)))
-    return Comparison(names[0], names[1], len(texts), len(shortened), cka_weight, tuple(ckas), tuple(cors), tuple(both))
+    a, b = (side.name for side in sides)
+    return Comparison(a, b, count, len(shortened), cka_weight, tuple(ckas), tuple(cors), tuple(both))
 
 
-def _read_by_both(texts: Sequence[str], tokenizers: Sequence[Any]) -> list[str]:
-    """The texts in which each tokenizer finds a token: some leave nothing of a zero-width space."""
+def _read_by_both(texts: Sequence[str], tokenizers: Sequence[Any]) -> list[list[list[int]]]:
+    """By tokenizer the tokens of the texts in which each finds one: some leave nothing of a zero-width space."""
     found = [t(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else [] for t in tokenizers]
-    return [text for text, *rows in zip(texts, *found, strict=True) if all(rows)]
+    kept = [rows for rows in zip(*found, strict=True) if all(rows)]
+    return [[rows[side] for rows in kept] for side in range(len(tokenizers))]
+
+
+def _device(name: str) -> torch.device:
+    """A torch device that is there.
+
+    Raises:
+        ArtifactError: there is no such device here.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ArtifactError(f"device: {name!r} is not to be had here ({first_line(error)})") from None
 
 
 def _cor(p: np.ndarray, q: np.ndarray) -> Score:
@@ -155,11 +180,31 @@ def _both(cka: Score, cor: Score, weight: float) -> Score:
     return cka if weight == 1 else None if cor is None else compatibility(cka, cor, weight)
 
 
-def _open(source: Source) -> tuple[str, Any, Any]:
-    """Name, model and tokenizer."""
+@dataclass(frozen=True)
+class _Side:
+    """One of the two: what is read of it at once, and how to get its model."""
+
+    name: str
+    config: Any
+    tokenizer: Any
+    model: Callable[[], Any]
+
+    def room(self, max_tokens: int) -> int:
+        """How many tokens of a text stand beside the model's own.
+
+        Raises:
+            ArtifactError: none.
+        """
+        own = sum(map(len, prefix_and_suffix(self.tokenizer)))
+        if max_tokens <= own:
+            raise ArtifactError(f"max_tokens {max_tokens}: none is left beside the {own} of a model's own")
+        return max_tokens - own
+
+
+def _open(source: Source, device: torch.device, dtype: Dtype) -> _Side:
     if isinstance(source, tuple):
         model, tokenizer = source
-        return str(model.config.name_or_path or type(model).__name__), model.eval(), tokenizer
+        return _Side(str(model.config.name_or_path or type(model).__name__), model.config, tokenizer, model.eval)
     folder = Path(source)
     if not folder.is_dir():
         if isinstance(source, Path) or str(source).startswith((".", "/", "~")):
@@ -169,58 +214,54 @@ def _open(source: Source) -> tuple[str, Any, Any]:
             folder = fetch(hub_id, revision or "main")
         except ArtifactError as error:
             raise ArtifactError(f"{source}: no such folder, and from the hub: {error}") from None
-    return str(source), load_model(folder, headless=True), load_tokenizer(folder)
+    weight_files(folder)
+
+    def loaded() -> Any:
+        return load_model(folder, getattr(torch, dtype), headless=True).to(device)
+
+    return _Side(str(source), load_config(folder), load_tokenizer(folder), loaded)
 
 
 @torch.no_grad()
-def _states(
-    name: str, model: Any, tokenizer: Any, texts: Sequence[str], max_tokens: int, bins: int
-) -> tuple[list[Tensor], list[np.ndarray], set[int]]:
-    """Per layer pooled states ``[n, d]`` and the histogram ``[bins]`` of its values over root mean square.
-
-    And which texts were shortened.
-    """
-    prefix, suffix = prefix_and_suffix(tokenizer)
-    room = max_tokens - len(prefix) - len(suffix)
-    if room < 1:
-        raise ArtifactError(
-            f"max_tokens {max_tokens}: none is left beside the {len(prefix) + len(suffix)} of a model's own"
-        )
-    whole = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    ids, cut = [found[:room] for found in whole], {i for i, found in enumerate(whole) if len(found) > room}
-    rows, largest = model.get_input_embeddings().num_embeddings, max(max(found) for found in whole)
-    if largest >= rows:
-        raise ArtifactError(f"{name}: its tokenizer gives token {largest}, the model has {rows}")
+def _states(side: _Side, ids: Sequence[list[int]]) -> tuple[list[Tensor], list[Spread]]:
+    """Per layer pooled states ``[n, d]`` and the spread of its values, of texts by their tokens."""
+    model, (prefix, suffix) = side.model(), prefix_and_suffix(side.tokenizer)
+    known, largest = model.get_input_embeddings().num_embeddings, max(map(max, ids))
+    if largest >= known:
+        raise ArtifactError(f"{side.name}: its tokenizer gives token {largest}, the model has {known}")
+    body = getattr(model, "base_model", model)  # its language head is not needed
+    device = next(model.parameters()).device
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     pooled: list[Tensor] = []
-    tokens: list[list[Tensor]] = []
-    device = next(model.parameters()).device
-    for start in range(0, len(order), CHUNK_TEXTS):
+    spreads: list[Spread] = []
+    for start in _shown(range(0, len(order), CHUNK_TEXTS), side.name):
         chosen = order[start : start + CHUNK_TEXTS]
         longest = max(len(ids[i]) for i in chosen) + len(prefix) + len(suffix)
-        rows = torch.full((len(chosen), longest), pad_id(tokenizer))
-        mask = torch.zeros(len(chosen), longest, dtype=torch.bool)
+        rows = torch.full((len(chosen), longest), pad_id(side.tokenizer))
+        mask = torch.zeros(len(chosen), longest, dtype=torch.long)
         own = torch.zeros(len(chosen), longest)
         for r, i in enumerate(chosen):
             row = [*prefix, *ids[i], *suffix]
             rows[r, : len(row)] = torch.tensor(row)
-            mask[r, : len(row)] = True
+            mask[r, : len(row)] = 1
             own[r, len(prefix) : len(prefix) + len(ids[i])] = 1
-        found = model(input_ids=rows.to(device), attention_mask=mask.long().to(device), output_hidden_states=True)
-        hidden = [states.float().cpu() for states in found.hidden_states]
-        weights = own / own.sum(-1, keepdim=True).clamp(min=1)
+        own = own.to(device)
+        found = body(input_ids=rows.to(device), attention_mask=mask.to(device), output_hidden_states=True)
+        weights = own / own.sum(-1, keepdim=True)
         if not pooled:
-            pooled = [torch.zeros(len(texts), states.shape[-1]) for states in hidden]
-            tokens = [[] for _ in hidden]
-        for layer, states in enumerate(hidden):
-            pooled[layer][chosen] = (weights[:, None] @ states)[:, 0]
-            tokens[layer].append(states[own.bool()])
-    return pooled, [_histogram(torch.cat(parts), bins) for parts in tokens], cut
+            pooled = [torch.zeros(len(ids), states.shape[-1]) for states in found.hidden_states]
+            spreads = [Spread(device) for _ in pooled]
+        for layer, states in enumerate(found.hidden_states):
+            pooled[layer][chosen] = (weights[:, None] @ states.float())[:, 0].cpu()
+            spreads[layer].add(states[own.bool()])
+    return pooled, spreads
 
 
-def _histogram(values: Tensor, bins: int) -> np.ndarray:
-    """Counts ``[bins]`` of a layer's values; all zero where they are not finite."""
-    rms = float(values.double().pow(2).mean().sqrt())
-    if not np.isfinite(rms) or rms == 0:
-        return np.zeros(bins, dtype=np.int64)
-    return counts(values, rms, bins, torch.zeros(len(values), dtype=torch.int64), 1)[0]
+def _shown(steps: range, name: str) -> Iterable[int]:
+    """The steps, with a bar on a terminal."""
+    if not sys.stderr.isatty():
+        return steps
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(steps, name, console=Console(stderr=True), transient=True)

@@ -1,0 +1,87 @@
+"""The Block Comparator on its own, two 7B models on one GPU, as JSON: time, memory, agreement with the CPU.
+
+    PYTHONPATH=src python tests/gpu/compare_h200.py --zoo ZOO --texts FILE --keep /tmp/models --out compare.json
+
+Llama-7B's and OPT-6.7B's true shapes with random weights (27 GB of disk under ``--keep``), with the tokenizers of the
+small models in ``--zoo`` (folders llama, opt), ``--count`` lines of ``--texts``. The small models themselves are
+compared on the GPU and on the CPU in float32, and on the GPU in bfloat16. Needs torch, transformers, accelerate and
+pydantic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from assyllm.artifacts import write_json
+from assyllm.comparator.models import Comparison, compare
+from assyllm.cost.shapes import CONFIGS
+from assyllm.zoo.random import write_random
+
+GB = 1e9
+SHAPES = {"llama": "llama-7b", "opt": "opt-6.7b"}
+FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def largest(a: Comparison, b: Comparison) -> dict[str, float]:
+    """The largest difference of two comparisons' scores, by kind."""
+    tables = {name: (torch.tensor(getattr(a, name)), torch.tensor(getattr(b, name))) for name in ("cka", "cor")}
+    return {name: float((x - y).abs().max()) for name, (x, y) in tables.items()}
+
+
+def at_true_shapes(zoo: Path, keep: Path, texts: list[str], max_tokens: int) -> dict[str, Any]:
+    for name, shape in SHAPES.items():
+        folder = keep / shape
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "config.json").is_file():
+            write_random(CONFIGS[shape], folder, "gpu", shape, device="cuda")
+        for file in FILES:
+            shutil.copy(zoo / name / file, folder / file)
+    torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    folders = [keep / shape for shape in SHAPES.values()]
+    found = compare(*folders, texts, max_tokens=max_tokens, device="cuda", dtype="bfloat16")
+    return {
+        "texts": found.texts,
+        "shortened": found.shortened,
+        "layers": [len(found.cka), len(found.cka[0])],
+        "scored": sum(row["compatibility"] is not None for row in found.rows()),
+        "seconds": round(time.perf_counter() - began, 1),
+        "gpu_peak_gb": round(torch.cuda.max_memory_allocated() / GB, 2),
+        "host_peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB, 2),
+        "first_row": [None if score is None else round(score, 4) for score in found.compatibility[0][:4]],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("--zoo", "--texts", "--keep", "--out"):
+        parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--count", type=int, default=512)
+    parser.add_argument("--max-tokens", type=int, default=256)
+    asked = parser.parse_args()
+    texts = asked.texts.read_text(encoding="utf-8").splitlines()[: asked.count]
+    pair = [asked.zoo / name for name in SHAPES]
+    small = {name: compare(*pair, texts, max_tokens=64, **how) for name, how in {
+        "cpu": {}, "gpu": {"device": "cuda"}, "gpu_bf16": {"device": "cuda", "dtype": "bfloat16"},
+    }.items()}  # fmt: skip
+    result = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "gpu_less_cpu": largest(small["gpu"], small["cpu"]),
+        "bf16_less_float32": largest(small["gpu_bf16"], small["cpu"]),
+        "true_shapes": at_true_shapes(asked.zoo, asked.keep, texts, asked.max_tokens),
+    }
+    write_json(asked.out, result)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
