@@ -467,19 +467,22 @@ def predict(
     out: Annotated[
         Path | None, typer.Option(callback=_target, help="File for the answers (default: print them).")
     ] = None,
+    device: Annotated[str, typer.Option(help="Where the model computes, as torch names it: cpu, cuda.")] = "cpu",
 ) -> None:
     """Answer questions with an assembled model; where answers are given, say how many are right."""
     from assyllm.artifacts import check_outside, write_text
     from assyllm.assembly.assembled import AssembledModel
     from assyllm.assembly.predict import predict as answer
     from assyllm.assembly.predict import read_asked, shortened
+    from assyllm.zoo.device import device_of
 
     if out is not None and out.exists() and out.samefile(questions):
         raise ArtifactError(f"{out}: the questions themselves; nothing is written")
     if out is not None:
         check_outside(out, model)
     asked = read_asked(questions)
-    opened, told = AssembledModel.from_pretrained(model), [question for question, _ in asked]
+    opened = AssembledModel.from_pretrained(model).to(device_of(device))
+    told = [question for question, _ in asked]
     if cut := shortened(opened, told):
         most = opened.recipe.max_tokens
         typer.echo(f"{cut} of {len(told)} questions are longer than {most} tokens even without context", err=True)

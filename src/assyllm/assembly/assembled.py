@@ -108,9 +108,10 @@ class AssembledModel(nn.Module):
         return self.tokenizers[self.first]
 
     def encode(self, questions: Sequence[Question]) -> dict[str, Encoded]:
-        """Questions in the tokens that this model reads: by zoo member, the first block's first."""
-        used = dict.fromkeys(self._same.values())
-        return {model: encode(self.tokenizers[model], questions, self.recipe.max_tokens) for model in used}
+        """Questions in the tokens that this model reads, where it is: by zoo member, the first block's first."""
+        used, device = dict.fromkeys(self._same.values()), self.head.weight.device
+        most = self.recipe.max_tokens
+        return {model: encode(self.tokenizers[model], questions, most).to(device) for model in used}
 
     @torch.no_grad()
     def features(self, encoded: Mapping[str, Encoded]) -> Tensor:

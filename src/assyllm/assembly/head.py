@@ -38,7 +38,7 @@ def sketched(features: Tensor, dims: int | None, block: str) -> Tensor:
     """
     if dims is None or features.shape[-1] <= dims:
         return features
-    return features @ _projection(block, features.shape[-1], dims)
+    return features @ _projection(block, features.shape[-1], dims).to(features.device)
 
 
 @lru_cache(maxsize=64)

@@ -38,8 +38,8 @@ class Rows:
     def scatter(self, parts: Sequence[Tensor]) -> Tensor:
         """Per-chunk vectors ``[r, P, d]`` to ``[N, C, P, d]``, zeros at padding choices."""
         number, choices, vectors = self.shape
-        width = parts[0].shape[-1] if parts else 1
-        out = torch.zeros(number * choices, vectors, width)
+        width, device = (parts[0].shape[-1], parts[0].device) if parts else (1, None)
+        out = torch.zeros(number * choices, vectors, width, device=device)
         for chunk, part in zip(self.chunks, parts, strict=True):
             out[chunk.index] = part
         return out.view(number, choices, vectors, width)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,8 +22,9 @@ from assyllm.artifacts import ArtifactError, write_json
 from assyllm.comparator.cka import MINIMUM_ROWS, Estimator, all_pairs, column_scale, pair_terms, varies
 from assyllm.comparator.compatibility import compatibility
 from assyllm.comparator.cor import Spread, cor
+from assyllm.zoo.device import device_of
 from assyllm.zoo.encoding import pad_id, prefix_and_suffix
-from assyllm.zoo.load import fetch, first_line, load_config, load_model, load_tokenizer, positions, weight_files
+from assyllm.zoo.load import fetch, load_config, load_model, load_tokenizer, positions, weight_files
 
 Source = str | Path | tuple[Any, Any]  # a folder, a hub id (``id`` or ``id@revision``), or (model, tokenizer)
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -122,7 +124,7 @@ def compare(
         raise ArtifactError(f"histogram_bins: {histogram_bins}, at least 2 are expected")
     if dtype not in get_args(Dtype):
         raise ArtifactError(f"dtype: {dtype!r} is none of {', '.join(get_args(Dtype))}")
-    sides = [_open(source, _device(device), dtype) for source in (model_a, model_b)]
+    sides = [_open(source, device_of(device), dtype) for source in (model_a, model_b)]
     rows = _read_by_both([text for text in texts if text.strip()], [side.tokenizer for side in sides])
     max_tokens = min(max_tokens, *(positions(side.config) for side in sides))
     count = len(rows[0])
@@ -158,18 +160,6 @@ def _read_by_both(texts: Sequence[str], tokenizers: Sequence[Any]) -> list[list[
     found = [t(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else [] for t in tokenizers]
     kept = [rows for rows in zip(*found, strict=True) if all(rows)]
     return [[rows[side] for rows in kept] for side in range(len(tokenizers))]
-
-
-def _device(name: str) -> torch.device:
-    """A torch device that is there.
-
-    Raises:
-        ArtifactError: there is no such device here.
-    """
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ArtifactError(f"device: {name!r} is not to be had here ({first_line(error)})") from None
 
 
 def _cor(p: np.ndarray, q: np.ndarray) -> Score:
@@ -229,7 +219,8 @@ def _states(side: _Side, ids: Sequence[list[int]]) -> tuple[list[Tensor], list[S
     known, largest = model.get_input_embeddings().num_embeddings, max(map(max, ids))
     if largest >= known:
         raise ArtifactError(f"{side.name}: its tokenizer gives token {largest}, the model has {known}")
-    body = getattr(model, "base_model", model)  # its language head is not needed
+    body = getattr(model, "base_model", model)  # its language head is not needed, nor what it keeps for a next token
+    uncached = {"use_cache": False} if "use_cache" in signature(body.forward).parameters else {}
     device = next(model.parameters()).device
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     pooled: list[Tensor] = []
@@ -246,7 +237,8 @@ def _states(side: _Side, ids: Sequence[list[int]]) -> tuple[list[Tensor], list[S
             mask[r, : len(row)] = 1
             own[r, len(prefix) : len(prefix) + len(ids[i])] = 1
         own = own.to(device)
-        found = body(input_ids=rows.to(device), attention_mask=mask.to(device), output_hidden_states=True)
+        asked = {"input_ids": rows.to(device), "attention_mask": mask.to(device), **uncached}
+        found = body(**asked, output_hidden_states=True)
         weights = own / own.sum(-1, keepdim=True)
         if not pooled:
             pooled = [torch.zeros(len(ids), states.shape[-1]) for states in found.hidden_states]

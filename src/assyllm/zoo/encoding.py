@@ -58,6 +58,10 @@ class Encoded:
         part["spans"] = part["spans"][..., :longest, :]
         return replace(self, **part)
 
+    def to(self, device: torch.device | str) -> Encoded:
+        """The same questions on a device."""
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "cut"})
+
 
 def prefix_and_suffix(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Token ids put around a text by hand: ``[CLS] .. [SEP]`` for encoders, BOS for decoders or nothing."""

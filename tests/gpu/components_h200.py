@@ -1,11 +1,12 @@
-"""The Block Comparator on its own, two 7B models on one GPU, as JSON: time, memory, agreement with the CPU.
+"""Components on their own on one GPU, as JSON: the Block Comparator on two 7B models, saved models' answers.
 
-    PYTHONPATH=src python tests/gpu/compare_h200.py --zoo ZOO --texts FILE --keep /tmp/models --out compare.json
+    PYTHONPATH=src python tests/gpu/components_h200.py --zoo ZOO --texts FILE --keep /tmp/models \\
+        --out components.json --models MODEL ... --questions FILE
 
 Llama-7B's and OPT-6.7B's true shapes with random weights (27 GB of disk under ``--keep``), with the tokenizers of the
 small models in ``--zoo`` (folders llama, opt), ``--count`` lines of ``--texts``. The small models themselves are
-compared on the GPU and on the CPU in float32, and on the GPU in bfloat16. Needs torch, transformers, accelerate and
-pydantic.
+compared on the GPU and on the CPU in float32, and on the GPU in bfloat16. ``--models`` are folders that `federate`
+saved; they answer ``--questions`` (JSON lines) on both. Needs torch, transformers, accelerate and pydantic.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 import torch
 
 from assyllm.artifacts import write_json
+from assyllm.assembly.assembled import AssembledModel
+from assyllm.assembly.predict import predict, read_asked
 from assyllm.comparator.models import Comparison, compare
 from assyllm.cost.shapes import CONFIGS
 from assyllm.zoo.random import write_random
@@ -60,10 +63,27 @@ def at_true_shapes(zoo: Path, keep: Path, texts: list[str], max_tokens: int) -> 
     }
 
 
+def answers(folder: Path, questions: Path) -> dict[str, Any]:
+    """A saved model on the CPU and on the GPU: how far its scores part, how many answers are the same."""
+    asked = [question for question, _ in read_asked(questions)]
+    found, seconds = {}, {}
+    for device in ("cpu", "cuda", "cuda"):  # the first pass on a GPU starts it
+        model = AssembledModel.from_pretrained(folder).to(device)
+        began = time.perf_counter()
+        found[device] = predict(model, asked)
+        seconds[device] = round(time.perf_counter() - began, 2)
+    pairs = list(zip(found["cpu"], found["cuda"], strict=True))
+    parts = [abs(a - b) for old, new in pairs for a, b in zip(old["scores"], new["scores"], strict=True)]
+    same = sum(old["chosen"] == new["chosen"] for old, new in pairs)
+    return {"questions": len(asked), "same": same, "scores_part_by": max(parts), "seconds": seconds}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--zoo", "--texts", "--keep", "--out"):
         parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--models", type=Path, nargs="*", default=[])
+    parser.add_argument("--questions", type=Path)
     parser.add_argument("--count", type=int, default=512)
     parser.add_argument("--max-tokens", type=int, default=256)
     asked = parser.parse_args()
@@ -77,6 +97,7 @@ def main() -> None:
         "torch": torch.__version__,
         "gpu_less_cpu": largest(small["gpu"], small["cpu"]),
         "bf16_less_float32": largest(small["gpu_bf16"], small["cpu"]),
+        "answers": {"/".join(model.parts[-2:]): answers(model, asked.questions) for model in asked.models},
         "true_shapes": at_true_shapes(asked.zoo, asked.keep, texts, asked.max_tokens),
     }
     write_json(asked.out, result)
