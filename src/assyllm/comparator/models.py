@@ -7,6 +7,7 @@ distribution for COR is counted over the same tokens.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -135,6 +136,7 @@ def compare(
         room = side.room(max_tokens)
         shortened |= {i for i, found in enumerate(ids) if len(found) > room}
         pooled, spreads = _states(side, [found[:room] for found in ids])
+        gc.collect()  # a model can be in a cycle, and would lie beside the next
         layers.append([states * column_scale(states) for states in pooled])
         histograms.append([spread.histogram(histogram_bins) for spread in spreads])
     (left, right), split = histograms, len(layers[0])
