@@ -113,7 +113,7 @@ class Chains:
             self._joined[name] = LinearSums.of(arriving.flatten(0, 2), received.flatten(0, 2)).fit(self._ridge)
 
     def scores(self, chain: Sequence[str]) -> tuple[float, float, float]:
-        """CKA, COR and compatibility of a chain's joins, their means (paper section 3.2); NaN without a score."""
+        """CKA, COR and compatibility of a chain's joins, their means (paper section 3.2); NaN without one."""
         self._join(chain)
         weight = self._public.comparator.cka_weight
         found = []
@@ -122,7 +122,7 @@ class Chains:
             near = self._public.cor(chain[i - 1], chain[i])
             both = compatibility(alike, near, weight)
             found.append([np.nan if score is None else score for score in (alike, near, both)])
-        alike, near, both = np.array(found).mean(0)
+        alike, near, both = np.array(found).mean(0) if found else (np.nan,) * 3
         return float(alike), float(near), float(both)
 
     def layers(self, chain: Sequence[str]) -> list[Tensor]:

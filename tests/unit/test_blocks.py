@@ -6,11 +6,14 @@ import shutil
 
 import pytest
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from assyllm.artifacts import ArtifactError, verify_folder
 from assyllm.blocks.pool import Pool, make_pool
 from assyllm.blocks.segment import segments
 from assyllm.blocks.split import head_of, join, split
+from assyllm.quantizer.calibrate import linears
+from assyllm.zoo.load import load_model
 from conftest import tiny_params
 from tiny import zoo
 
@@ -68,6 +71,18 @@ def test_opt_with_narrow_word_vectors_and_norms_after_layers_splits_too() -> Non
     with torch.no_grad():
         logits = join(blocks, head_of(model, "opt"))(ids, mask)
         assert torch.equal(logits, model(input_ids=ids, attention_mask=mask.long()).logits)
+
+
+def test_layers_that_a_block_cannot_run_or_pack_are_refused(tiny_folder, tiny_pool) -> None:
+    model = load_model(tiny_folder / "zoo" / "llama")
+    model.config.layer_types = ["full_attention", "sliding_attention"] * 2
+    with pytest.raises(ArtifactError, match="mine: layers of sliding_attention; a block's layers share one mask"):
+        split(model, "mine", "llama", [2, 2])
+    block = tiny_pool.empty("opt:1-2")
+    assert len(linears(block)) == 6
+    block.stack[0].fc1 = Conv1D(8, 8)
+    with pytest.raises(ArtifactError, match=r"block opt:1-2: stack\.0\.fc1 is a Conv1D; only nn\.Linear is packed"):
+        linears(block)
 
 
 @pytest.mark.parametrize("name", list(zoo.FAMILY))

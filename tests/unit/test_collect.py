@@ -6,6 +6,7 @@ import importlib
 import shutil
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -33,6 +34,7 @@ from assyllm.figures import (
     feature_differences,
     reads,
     robustness,
+    style,
     swap_ablation,
     swap_timeline,
     tradeoff,
@@ -447,6 +449,19 @@ def test_a_figure_reads_its_tables_and_no_others(results: Path, tmp_path: Path, 
         with pytest.raises(ArtifactError, match=table):
             draws.data(Tables(tmp_path))
         path.rename(tmp_path / f"{table}.csv")
+
+
+@pytest.mark.parametrize("shape", ["llama-7b", "opt-6.7b"])
+@pytest.mark.parametrize("name", PARAMS.figures.names)
+def test_a_figure_of_a_zoo_without_one_of_the_7b_models(results: Path, tmp_path: Path, name: str, shape: str) -> None:
+    draws = importlib.import_module(f"assyllm.figures.{name}")
+    for table in reads(name):
+        rows = read_table(results / f"{table}.csv")
+        kept = [row for row in rows if table == "curves" or row.get("stands_for") != shape]  # those are of no zoo
+        write_table(tmp_path / f"{table}.csv", kept, list(rows[0]) if rows else ["source"])
+    style.apply(PARAMS.figures)
+    df = draws.data(Tables(tmp_path))
+    plt.close(draws.draw(df, PARAMS.figures) if len(df) else style.nothing(PARAMS.figures))
 
 
 def test_the_course_over_rounds_is_of_the_base_setting(results: Path) -> None:

@@ -16,15 +16,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from assyllm import params as P
+from assyllm import readme
 from assyllm.adapter.cross_attention import CrossAttentionAdapter
 from assyllm.adapter.fixed_attention import FixedAttentionAdapter
 from assyllm.adapter.linear import LinearAdapter, LinearSums
 from assyllm.artifacts import ArtifactError
 from assyllm.assembly.head import HeadSums
+from assyllm.baselines import registry
 from assyllm.cost import trace
 from assyllm.cost.devices import Device, compute_seconds, device, devices, step_seconds
 from assyllm.cost.estimate import estimate
-from assyllm.cost.methods import METHODS, step_of
+from assyllm.cost.methods import METHODS, STEPS, step_of
 from assyllm.cost.nf4 import Nf4Linear, dequantize
 from assyllm.cost.participation import participation, reading_of
 from assyllm.cost.point import Point, device_point, measure_point
@@ -33,6 +35,8 @@ from assyllm.cost.selection import Residency, scoring_step
 from assyllm.cost.shapes import CONFIGS, SHAPES, Shape, config_of, shape_of
 from assyllm.cost.step import Reading, fakes, measure
 from assyllm.cost.walked import TRAINING, Block, Prices, Spent, spent
+from assyllm.figures import style
+from assyllm.zoo.forward import ENCODERS
 
 PARAMS = P.load(Path(__file__).parents[2] / "params.yaml")
 GIB = 2**30
@@ -445,3 +449,20 @@ def test_unknown_names_are_one_line(tmp_path: Path) -> None:
 def test_every_method_of_the_study_has_a_step() -> None:
     runs = {m for size in ("default", "full") for ms in getattr(PARAMS.study, size).runs.values() for m in ms}
     assert runs - set(P.NO_DEVICE) <= set(METHODS)
+
+
+def test_a_baseline_is_known_wherever_one_is_asked_for() -> None:
+    """The recipe of ARCHITECTURE.md: what forgets one of them fails here, not in the middle of a study."""
+    for method in {*P.TUNED, *P.SHARES}:
+        asked = {"its class": registry.METHODS, "its step": STEPS, "its look": style.METHODS, "README": readme.METHODS}
+        if method in P.TUNED:
+            asked["its tuning"] = P.Baselines.model_fields
+            asked["params.yaml"] = {name for name, _ in PARAMS.baselines if getattr(PARAMS.baselines, name)}
+        assert not {what for what, names in asked.items() if method not in names}, method
+    assert {*P.LOW_RANK, *P.FROZEN_BASE} <= set(P.TUNED)
+    assert set(registry.TOGETHER) == set(P.ALL_MODELS)
+
+
+def test_decoders_are_known_as_such() -> None:
+    for config in CONFIGS.values():
+        assert Shape.of(config).causal == (config["model_type"] not in ENCODERS)

@@ -48,6 +48,7 @@ def test_a_model_s_own_blocks_are_the_model(public: Public) -> None:
     assert np.allclose(np.diag(cells), 1, atol=1e-4)
     assert np.allclose(cells, cells.T, atol=1e-5)
     assert chains.scores(own)[0] == pytest.approx(1, abs=1e-4)
+    assert np.isnan(chains.scores(own[:1])).all()  # nothing was joined
 
 
 def test_a_joined_chain_is_scored_below_its_block_s_own_model(public: Public) -> None:

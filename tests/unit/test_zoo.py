@@ -23,7 +23,7 @@ from assyllm.zoo.corpus import encode_documents, encode_rows, read_documents
 from assyllm.zoo.families import FAMILIES, family
 from assyllm.zoo.load import load_model, load_tokenizer, weights_sha256
 from assyllm.zoo.member import known_facts, obtain
-from assyllm.zoo.muon import Muon, is_hidden_matrix, optimizers, orthogonalise
+from assyllm.zoo.muon import Muon, hidden_matrices, optimizers, orthogonalise
 from assyllm.zoo.pretrain import Recipe, Special, batches, loss, pretrain, schedule
 from conftest import ROOT
 
@@ -396,9 +396,13 @@ def test_each_parameter_has_one_optimizer_and_embeddings_are_not_muons(zoo, name
     muon, adamw = optimizers(model, 0.1, 0.1)
     owned = [p for o in (muon, adamw) for g in o.param_groups for p in g["params"]]
     assert len(owned) == len({id(p) for p in owned}) == len(list(model.parameters()))
-    for parameter_name, parameter in model.named_parameters():
-        if len(parameter) == model.config.vocab_size:
-            assert not is_hidden_matrix(parameter_name, parameter)
+    muons = {id(p) for p in hidden_matrices(model)}
+    assert muons == {id(p) for g in muon.param_groups for p in g["params"]}
+    tables = [p for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()]
+    for parameter in (*tables, *(p for p in model.parameters() if len(p) == model.config.vocab_size)):
+        assert id(parameter) not in muons
+    inner = [m.weight for m in model.base_model.modules() if isinstance(m, torch.nn.Linear)]
+    assert {id(weight) for weight in inner} <= muons
 
 
 def test_cuda_where_there_is_none_is_one_line(zoo, world):

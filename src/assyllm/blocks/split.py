@@ -23,7 +23,8 @@ def split(model: nn.Module, name: str, family: str, segments: list[int]) -> list
         segments: layers of each block, first to last; they sum to the model's layers.
 
     Raises:
-        ArtifactError: the model is not of the family, or the segments do not sum to its layers.
+        ArtifactError: the model is not of the family, has layers of other than full attention, or the segments do not
+            sum to its layers.
     """
     spec = family_of(family)
     trunk = find(model, spec.trunk)
@@ -33,6 +34,9 @@ def split(model: nn.Module, name: str, family: str, segments: list[int]) -> list
     if sum(segments) != len(stack) or min(segments) < 1 or len(segments) < 2:
         raise ArtifactError(f"{name}: segments {segments} do not cut {len(stack)} layers into blocks")
     config = model.config
+    kinds = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention"})
+    if kinds:
+        raise ArtifactError(f"{name}: layers of {kinds[0]}; a block's layers share one mask, of full attention")
     blocks = []
     for last, size in zip(accumulate(segments), segments, strict=True):
         first = last - size

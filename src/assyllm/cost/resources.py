@@ -165,7 +165,7 @@ def with_hours(rounds: Rows, resources: Rows, places: Mapping[tuple[str, str, st
 
 def _passes(shape: Shape, whole: Shape, task: str) -> float:
     """Passes through ``whole`` that one through a whole model comes to; encoders see a row a choice."""
-    rows = 1.0 if shape.family in ("llama", "opt") else ROWS_PER_CHOICE[task]
+    rows = 1.0 if shape.causal else ROWS_PER_CHOICE[task]
     return rows * shape.layers * shape.layer_parameters / (whole.layers * whole.layer_parameters)
 
 

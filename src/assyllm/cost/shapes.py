@@ -59,6 +59,11 @@ class Shape:
         return 4 * h * h + 4 * h + 2 * h * f + h + f + 4 * h  # biases everywhere, two layer norms
 
     @property
+    def causal(self) -> bool:
+        """Whether the family reads left to right."""
+        return self.family not in ("bert", "roberta")
+
+    @property
     def embedding_parameters(self) -> int:
         """Token, position and type embeddings, and the output matrix where it is not tied."""
         rows = self.vocabulary * (1 if self.tied else 2) + self.positions + self.token_types

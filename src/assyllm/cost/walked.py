@@ -174,7 +174,7 @@ class Prices:
 
 def patterns(shape: Shape) -> int:
     """Patterns that a block's re-reading sees (``adapter.fixed_attention.patterns``)."""
-    return 3 if shape.family in ("llama", "opt") else 4
+    return 3 if shape.causal else 4
 
 
 def spent(walk: Sequence[Mapping[str, str]], reported: str, trained: int, prices: Prices) -> Spent:

@@ -22,7 +22,7 @@ def data(tables: Tables) -> pd.DataFrame:
         Box("once", "Once, offline", 0, 0, 28, 50, "frame"),
         Box("server", "Server, federated/ and assembly/", 34, 28, 66, 22, "frame"),
         Box("device", "Device", 34, 0, 66, 22, "frame"),
-        Box("zoo", f"Pre-trained models\n{models} models of four families\nzoo/", 2, 34, 24, 11, "data"),
+        Box("zoo", f"Pre-trained models\n{models} models\nzoo/", 2, 34, 24, 11, "data"),
         Box("split", "Blocks\nstart, middle, end\nblocks/", 2, 19, 24, 11, "offline"),
         Box("quant", f"Block Quantizer\nmixed widths; {blocks} blocks\nquantizer/", 2, 4, 24, 11, "offline"),
         Box("search", "Search\nchains, or a survey", 36, 31, 18, 10, "server"),

@@ -67,9 +67,17 @@ def native_inputs(pool: Pool, model: str, first: Batches) -> Iterator[tuple[Bloc
 
 
 def linears(block: Block) -> dict[str, nn.Linear]:
-    """The linear layers inside a block's layers, by their path in the block: what is packed at mixed precision."""
-    found = {f"stack.{path}": module for path, module in block.stack.named_modules()}
-    return {path: module for path, module in found.items() if isinstance(module, nn.Linear)}
+    """The linear layers inside a block's layers, by their path in the block: what is packed at mixed precision.
+
+    Raises:
+        ArtifactError: a layer has a matrix elsewhere, which would pass for packed and stay as it is.
+    """
+    modules = {f"stack.{path}": module for path, module in block.stack.named_modules()}
+    found = {path: module for path, module in modules.items() if isinstance(module, nn.Linear)}
+    for path, module in modules.items():
+        if path not in found and any(weight.ndim > 1 for weight in module.parameters(recurse=False)):
+            raise ArtifactError(f"block {block.id}: {path} is a {type(module).__name__}; only nn.Linear is packed")
+    return found
 
 
 @torch.no_grad()

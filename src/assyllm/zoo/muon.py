@@ -57,17 +57,19 @@ class Muon(torch.optim.Optimizer):
                     parameter.sub_(change, alpha=scale)
 
 
-def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter of a language model is Muon's: a matrix that is no embedding and no output layer."""
-    outer = ("embed", "lm_head.weight", "lm_head.decoder", "predictions.decoder")
-    return parameter.ndim == 2 and not any(part in name for part in outer)
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Muon's parameters of a transformers language model: its matrices but embeddings and the output layer."""
+    outer = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    outer.append(model.get_output_embeddings())  # type: ignore[operator]
+    theirs = {id(weight) for module in outer for weight in module.parameters()}
+    return [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in theirs]
 
 
 def optimizers(model: nn.Module, matrix_rate: float, other_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the hidden matrices of a transformers language model, AdamW for all the rest."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    matrices = [p for name, p in named if is_hidden_matrix(name, p)]
-    others = [p for name, p in named if not is_hidden_matrix(name, p)]
+    matrices = hidden_matrices(model)
+    theirs = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in theirs]
     return [
         Muon(matrices, lr=matrix_rate),
         torch.optim.AdamW(others, lr=other_rate, betas=(0.9, 0.95), weight_decay=0.0),
