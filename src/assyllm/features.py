@@ -19,6 +19,7 @@ from assyllm import params, seeding
 from assyllm.adapter.base import Adapter
 from assyllm.adapter.linear import LinearSums
 from assyllm.adapter.reading import Readings, readings
+from assyllm.artifacts import ArtifactError
 from assyllm.assembly.walk import Walker, edge
 from assyllm.blocks.block import Block
 from assyllm.blocks.pool import Pool
@@ -236,6 +237,8 @@ def point_rows(public: Public, settings: params.Features) -> list[dict[str, Any]
                     made = {"what": "cka", "model": model, "layer": layer, "other": place, "value": round(score, 6)}
                     rows.append(common | made)
         values = [standardised(combine(states)[: settings.points, 0]) for *_, states in layers]
+        if settings.perplexity >= (count := len(layers) * len(values[0])):
+            raise ArtifactError(f"features.perplexity: {settings.perplexity:g} is too much for {count} points")
         for space, points in spaces(values).items():
             places = plane(points, settings.perplexity)
             for i, (model, layer, _) in enumerate(layers):

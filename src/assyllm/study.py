@@ -207,11 +207,11 @@ class Plan:
             for setting, methods in study.runs.items() if study is not None else ():
                 for method in sorted(set(P.CONTROLS) & set(methods)):
                     own = self.at(setting).assembling.of(method)
-                    if method != "untrained_blocks" or own.adapter.kind != "linear" or not own.selection.joins:
+                    if method != "untrained_blocks" or not own.adapter.fitted or not own.selection.joins:
                         continue
                     raise P.ParamsError(
-                        f"study.{size}.runs.{setting}: untrained_blocks does not go with "
-                        "assembling.assyllm.adapter.kind: linear, which is fitted to the states of trained blocks"
+                        f"study.{size}.runs.{setting}: untrained_blocks does not go with assembling.assyllm.adapter."
+                        f"kind: {own.adapter.kind}, which is fitted to the states of trained blocks"
                     )
 
     def sections(self, rule: str, setting: str = "base", method: str | None = None, model: str | None = None) -> str:
@@ -269,7 +269,8 @@ class Plan:
         sizes = [size for size in P.STUDIES if getattr(self.params.study, size) is not None]
         runs = {(run.setting, run.method) for size in sizes for run in self.runs(size)}
         other = [s for s, changes in self.raw["settings"].items() if "baselines.model" in (changes or {})]
-        return [(s, m) for s in ("base", *other) for m in P.TUNED if s == "base" or (s, m) in runs]
+        told = [m for m in P.TUNED if getattr(self.params.baselines, m)]  # a method that nobody runs may be left out
+        return [(s, m) for s in ("base", *other) for m in told if s == "base" or (s, m) in runs]
 
     def local_tasks(self, setting: str) -> list[Path]:
         """The user's own files of the tasks (``tasks.source: local``), whether they are there or not."""

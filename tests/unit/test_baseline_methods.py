@@ -312,6 +312,11 @@ def test_adapters_grow_by_trials_up_to_the_depth_that_the_cost_table_counts() ->
     assert subject.after_round(weights, 2) is weights, "nothing is left to try"
 
 
+def test_adapters_below_the_first_layer_are_refused() -> None:
+    with pytest.raises(ArtifactError, match=r"baselines\.fedadapter: depth 9 is more than the \d layers"):
+        FedAdapter(model(), GROWING.model_copy(update={"depth": 9})).start()
+
+
 def test_a_trial_keeps_the_group_of_least_loss() -> None:
     subject = FedAdapter(model(), GROWING)
     subject.prepare(data())

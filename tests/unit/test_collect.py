@@ -17,6 +17,8 @@ from assyllm.claims.rows import _ablations
 from assyllm.claims.shown import all_claims, swap_claims
 from assyllm.claims.table import Claims, Kind, verdict
 from assyllm.collect import (
+    ABLATIONS,
+    NON_IID,
     ablation_table,
     collect,
     condensed,
@@ -488,6 +490,9 @@ def test_a_run_that_is_over_keeps_its_last_accuracy() -> None:
     ]
     found = {row["round"]: (row["mean"], row["runs"]) for row in round_table(metrics)}
     assert found == {3: (pytest.approx(0.4), 2), 4: (pytest.approx(0.5), 2)}  # round 2 is of one run only
+    elsewhere = [row | {"setting": "zoo.seed=1"} for row in metrics]  # the base setting on another zoo
+    assert round_table(elsewhere) == round_table(metrics)
+    assert not round_table([row | {"setting": "partition.alpha=0.1"} for row in metrics])
 
 
 @pytest.mark.parametrize("name", ["existing_methods", "memory_wall", "algorithm_baselines"])
@@ -500,6 +505,16 @@ def test_a_figure_of_methods_that_were_not_run_says_so(results: Path, tmp_path: 
     assert (tmp_path / "drawn" / f"{name}.png").stat().st_size > 1000
     told = read_table(tmp_path / "drawn" / f"{name}.csv")
     assert not [row for row in told if row["source"] == "modelled"]
+
+
+@pytest.mark.parametrize("name", ["robustness", "non_iid", "assembled_models"])
+def test_a_figure_of_what_a_study_did_not_vary_says_so(results: Path, tmp_path: Path, name: str) -> None:
+    shutil.copy(results / "accuracy.csv", tmp_path)
+    write_table(tmp_path / "ablations.csv", [], ABLATIONS)
+    write_table(tmp_path / "non_iid.csv", [], NON_IID)
+    write_table(tmp_path / "models.csv", [], ["world", "run_id", "source"])  # none that assembles
+    figure.run(P.sections_json(PARAMS, figure.SECTIONS), "0", name, tmp_path, tmp_path / "drawn")
+    assert (tmp_path / "drawn" / f"{name}.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("name", PARAMS.figures.names)

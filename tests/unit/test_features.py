@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from assyllm.artifacts import ArtifactError
 from assyllm.comparator.public import cloze_questions
 from assyllm.features import (
     POINTS,
@@ -108,6 +109,8 @@ def test_rows_have_every_model_the_cells_of_some_and_all_points(public: Public) 
     assert [row["shown"] for row in rows if row["what"] == "model"] == [1, "", 2]
     assert {row["model"] for row in rows if row["what"] == "cell"} == {ends[0], ends[2]}
     assert not [row for row in score_rows(public, models, SETTINGS.features, 0.01, draw=False) if row["shown"]]
+    with pytest.raises(ArtifactError, match=r"features\.perplexity: 500 is too much for \d+ points"):
+        point_rows(public, SETTINGS.features.model_copy(update={"perplexity": 500.0}))
     points = point_rows(public, SETTINGS.features)
     assert all(set(row) == set(POINTS) for row in points)
     layers = {name: public.pool.models[name].layers for name in ("opt", "llama")}

@@ -119,6 +119,9 @@ def test_a_layer_that_keeps_its_matrix_computes_the_same_bits(monkeypatch, tile)
 
 def test_only_small_pools_keep_their_float_matrices(tiny_folder, tmp_path, monkeypatch) -> None:
     quantized(tiny_folder, tmp_path / "pool", scheme="uniform", bits=4, rounding="nearest")
+    asked = tiny_params().quantize.changed(scheme="uniform", bits=4, group_size=32)
+    assert asked.mean_bits == 4.5  # what memory is modelled with: a 16-bit scale a group
+    assert asked.changed(bits=16).mean_bits == 16
 
     def keeping(**options) -> set[bool]:
         pool = open_pool(tmp_path / "pool", **options)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assyllm.artifacts import ArtifactError
 from assyllm.tasks import synthetic
 from assyllm.tasks.world import CORPUS_WORDINGS, FACETS, FORMS, WORDINGS, World
 
@@ -33,6 +34,11 @@ def task_knobs(**changes):
 def build(seed=0, **changes):
     world = World.build(knobs(**changes))
     return world, synthetic.build(world, task_knobs(), knobs(**changes), seed)
+
+
+def test_a_world_that_keeps_nothing_from_training_has_no_unseen_questions():
+    with pytest.raises(ArtifactError, match=r"world\.held_out: 0\.001 keeps nothing of boolq .* for dev, and tasks\."):
+        build(held_out=0.001)
 
 
 def test_every_word_of_the_table_is_used_once():

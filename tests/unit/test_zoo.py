@@ -143,6 +143,12 @@ def test_a_mask_takes_the_space_before_it(zoo, name):
     assert len(spaced) == len(tokenizer("the river river")["input_ids"])
 
 
+def test_no_rows_to_train_on_is_one_line(zoo):
+    model, tokenizer = load_model(zoo / "opt"), load_tokenizer(zoo / "opt")
+    with pytest.raises(ArtifactError, match=r"zoo\.pretrain: no rows to train on"):
+        pretrain(model, [], Special.of(tokenizer), Recipe(True, 1, 4, 0.1, 0.1), 0)
+
+
 def test_a_member_that_reads_one_fact_often_knows_it(world):
     kind, p = family("llama"), tiny()
     rows = world.corpus([0], 200, 0, 0)

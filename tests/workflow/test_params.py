@@ -98,6 +98,21 @@ def changed(tmp_path: Path, dotted: str, value: object) -> Path:
         ("settings.a b", {}, "settings.a b.[key]: String should match pattern"),
         ("settings.base", {"partition.alpha": 3.0}, "settings.base: empty by definition"),
         ("zoo.models.opt.key_value_heads", 4, "zoo.models.opt.key_value_heads 4 does not divide heads 6"),
+        ("zoo.models.vicuna.layers", 9, "zoo.models.vicuna.layers: 9, but llama, which it continues, has 4"),
+        ("comparator.shards", 201, "comparator.shards: 201 is more than partition.clients (200)"),
+        ("tune.seed", 1, "tune.seed: 1 is a seed of study.default"),
+        ("tune.seed", -1, "tune.seed: Input should be greater than or equal to 0"),
+        ("quantize.budget_bits", 40.0, "quantize.budget_bits: Input should be less than or equal to 16"),
+        ("quantize.score", "noise", "quantize.score: 'noise', which is not in sensitivity.scores"),
+        ("evaluate.bootstrap_samples", 1, "evaluate.bootstrap_samples: Input should be greater than or equal to 100"),
+        ("evaluate.interval", 0.0, "evaluate.interval: Input should be greater than 0"),
+        (
+            "baselines.fedadapter.boolq.width",
+            2000,
+            "fedadapter.boolq.width: Input should be less than or equal to 1024",
+        ),
+        ("baselines.fwdllm.boolq.directions", 8, "directions: 8 is more than max_directions (4)"),
+        ("baselines.fwdllm.boolq.optimizer", "adamw", "optimizer: adamw; a device sends an estimate and makes no step"),
     ],
 )
 def test_one_line_names_the_key(tmp_path: Path, key: str, value: object, words: str) -> None:
@@ -164,10 +179,12 @@ def test_a_members_name_is_that_of_a_module(tmp_path: Path) -> None:
 def test_what_a_study_asks_of_its_pool_is_checked_before_anything_runs(tmp_path: Path) -> None:
     ours = P.read_yaml(ROOT / "params.yaml")["assembling"]["assyllm"]
     linear = ours | {"selection": ours["selection"] | {"rule": "probe"}, "adapter": {"kind": "linear", "ridge": 0.01}}
+    crossed = linear | {"adapter": {"kind": "cross_attention", "ridge": 0.01}}
     paper = ours | {"selection": ours["selection"] | {"rule": "paper", "survivors": 1.0, "enter": "adapter"}}
     for key, value, why in (
         ("blocks.members", ["bert"], r"^features\.pairs: '\w+' is not in blocks\.members$"),
         ("assembling.assyllm", linear, r"^study\.default\.runs\.base: untrained_blocks does not go with .*linear"),
+        ("assembling.assyllm", crossed, r"untrained_blocks does not go with .*cross_attention, which is fitted"),
         (
             "assembling.assyllm",
             paper,

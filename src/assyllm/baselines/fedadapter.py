@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from assyllm import seeding
+from assyllm.artifacts import ArtifactError
 from assyllm.baselines.layered import Layered
 from assyllm.baselines.local import Local, Weights, train_cohort
 from assyllm.baselines.method import HEAD, Cached, Data, OnModel, chunks
@@ -42,6 +43,8 @@ class FedAdapter(OnModel):
     def start(self, seed: int = 0) -> Weights:
         """The first, shallow and narrow adapters; they change nothing yet."""
         self.seed = seed
+        if self.tuning.depth > (layers := len(self.layered.layers)):
+            raise ArtifactError(f"baselines.fedadapter: depth {self.tuning.depth} is more than the {layers} layers")
         return self._grown(self.head(), self.tuning.depth, self.tuning.width)
 
     def _grown(self, weights: Weights, depth: int, width: int) -> Weights:

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from assyllm.figures import style
 from assyllm.figures.tables import Tables
-from assyllm.params import Figures
+from assyllm.params import Figures, setting_values
 
 READS = ("accuracy", "models")
 SHOWN = ("assyllm_paper", "assyllm")  # controls have a figure of their own
@@ -19,7 +19,10 @@ MARKERS = {2: "v", 3: "o", 4: "s", 5: "D", 6: "P", 7: "X", 8: "h"}
 def data(tables: Tables) -> pd.DataFrame:
     """One row per assembled model of the base setting (accuracy in percent, size in MB = 10^6 bytes)."""
     models = tables.models
-    models = models[(models["setting"] == "") & models["method"].isin(SHOWN)]
+    if not len(models):  # a study without a method that assembles
+        return pd.DataFrame()
+    base = models["setting"].map(lambda text: set(setting_values(text)) <= {"zoo.seed"})
+    models = models[base & models["method"].isin(SHOWN)]
     models = models.assign(
         accuracy=100 * models["accuracy_test"].astype(float), size_mb=models["size_bytes"].astype(float) / 1e6
     )

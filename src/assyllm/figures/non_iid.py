@@ -33,7 +33,8 @@ def data(tables: Tables) -> pd.DataFrame:
                     common
                     | {"kind": kind, "value": value, "low": low, "high": high, "runs": r.runs, "source": r.source}
                 )
-    return pd.DataFrame(rows).sort_values(["task", "kind", "method", "alpha"], ignore_index=True)
+    df = pd.DataFrame(rows)
+    return df.sort_values(["task", "kind", "method", "alpha"], ignore_index=True) if rows else df
 
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:

@@ -52,6 +52,8 @@ def data(tables: Tables) -> pd.DataFrame:
         for panel, rule, x in places(r.changed)
     ]  # fmt: skip
     df = pd.DataFrame(rows, columns=COLUMNS)
+    if df.empty:  # a study of one setting
+        return df
     swept = {(r.panel, r.method) for r in df.itertuples() if not math.isnan(r.x) and r.x != BASE.get(r.panel)}
     df = df[[(r.panel, r.method) in swept for r in df.itertuples()]]
     order = df["panel"].map(list(PANELS).index)

@@ -33,6 +33,11 @@ class Adapter(Section):
     learning_rate: Positive = 0.01
     mismatch: Fraction = 0.1
 
+    @property
+    def fitted(self) -> bool:
+        """Whether it begins as a projection that is fitted to states."""
+        return self.kind != "fixed_attention"
+
     @model_validator(mode="after")
     def _only_attention_is_trained(self) -> Adapter:
         if self.tuning != "none" and self.kind != "cross_attention":

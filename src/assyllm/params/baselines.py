@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from assyllm.params.names import LOW_RANK, Task
-from assyllm.params.section import Count, Fraction, Positive, Section
+from assyllm.params.section import Count, Fraction, Positive, Section, Seed
 
 RATES = ("server_rate", "learning_rate")
 
@@ -61,7 +61,7 @@ class FedAdapterTuning(Tuning):
     """Bottleneck adapters that grow from the top (Cai 2023)."""
 
     depth: Count = 1
-    width: Count = 8
+    width: Annotated[int, Field(ge=1, le=1024)] = 8
     deeper: Count = 1
     wider: Count = 8
     trial_every: Count = 15
@@ -83,6 +83,15 @@ class FwdLLMTuning(LoraTuning):
     max_directions: Count = 4
     candidates: Count = 4
     variance: Fraction = 0.8
+
+    @model_validator(mode="after")
+    def _one_estimate(self) -> FwdLLMTuning:
+        if self.directions > self.max_directions:
+            raise ValueError(f"directions: {self.directions} is more than max_directions ({self.max_directions})")
+        for name, only in (("optimizer", "sgd"), ("local_epochs", 1), ("head_factor", 1.0)):
+            if (value := getattr(self, name)) != only:
+                raise ValueError(f"{name}: {value}; a device sends an estimate and makes no step, so only {only} holds")
+        return self
 
     @property
     def asks(self) -> int:
@@ -146,7 +155,7 @@ class Tune(Section):
 
     rates: list[Positive] = Field(min_length=1)
     local_epochs: list[Count] = Field(min_length=1)
-    seed: int
+    seed: Seed
 
 
 class FrozenBase(Section):

@@ -19,6 +19,7 @@ class Blocks(Section):
 
 Width = Literal[0, 2, 3, 4, 5, 6, 7, 8, 16]
 Score = Literal["sparsity", "noise", "masking", "output", "correlation", "replaced"]
+PAPER_SCORES = ("sparsity", "masking", "correlation")  # the paper's rule: two thresholds, and a rank
 
 
 class Sensitivity(Section):
@@ -36,7 +37,7 @@ class Quantize(Section):
 
     scheme: Literal["uniform", "mixed", "layerwise", "paper", "nf4", "llm_int8"]
     bits: Literal[3, 4, 8, 16]
-    budget_bits: Positive
+    budget_bits: Annotated[float, Field(gt=0, le=16)]
     widths: list[Width] = Field(min_length=1)
     score: Score
     rounding: Literal["nearest", "compensated"]
@@ -56,6 +57,11 @@ class Quantize(Section):
         return [4, 8] if self.scheme == "paper" else list(self.widths)
 
     @property
+    def scores_read(self) -> tuple[str, ...]:
+        """The scores of rows that allocation reads, the one that ranks them last; the paper's rule has three."""
+        return PAPER_SCORES if self.scheme == "paper" else (self.score,) if self.allocates else ()
+
+    @property
     def needs_sensitivity(self) -> bool:
         """Whether quantizing reads scores or moments."""
         return self.allocates or self.needs_moments
@@ -68,8 +74,9 @@ class Quantize(Section):
 
     @property
     def mean_bits(self) -> float:
-        """Bits a weight in memory."""
-        return {"uniform": float(self.bits), "nf4": 4.5, "llm_int8": 8.0}.get(self.scheme, self.budget_bits)
+        """Bits a weight in memory, scales included: of a uniform pool below 16 bits a 16-bit one a group."""
+        uniform = self.bits + (16 / self.group_size if self.bits < 16 else 0)
+        return {"uniform": uniform, "nf4": 4.5, "llm_int8": 8.0}.get(self.scheme, self.budget_bits)
 
     @model_validator(mode="after")
     def _ascending(self) -> Quantize:

@@ -6,14 +6,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from assyllm.params.section import Count, Fraction, Positive, Section
+from assyllm.params.section import Count, Positive, Section
 
 
 class Evaluate(Section):
     """How accuracies are compared."""
 
-    bootstrap_samples: Count
-    interval: Fraction
+    bootstrap_samples: Annotated[int, Field(ge=100)]
+    interval: Annotated[float, Field(gt=0, lt=1)]
 
 
 class Features(Section):

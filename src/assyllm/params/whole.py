@@ -54,16 +54,24 @@ class Params(Section):
             section, name = key.split(".")
             if self.federated.least_clients > (most := getattr(getattr(self, section), name)):
                 raise ValueError(f"federated.least_clients: {self.federated.least_clients} is more than {key} ({most})")
+        if self.comparator.shards > self.partition.clients:
+            raise ValueError(
+                f"comparator.shards: {self.comparator.shards} is more than partition.clients ({self.partition.clients})"
+            )
         if self.settings.get("base"):
             raise ValueError("settings.base: empty by definition; change the sections themselves")
         studies = {size: study for size in STUDIES if (study := getattr(self.study, size)) is not None}
-        for study in studies.values():
+        for size, study in studies.items():
+            if self.tune.seed in study.seeds:
+                raise ValueError(f"tune.seed: {self.tune.seed} is a seed of study.{size}, which it must not be")
             for methods in study.runs.values():
                 for method in methods:
                     if method in ASSEMBLING:
                         self.assembling.of(method)
-        if self.quantize.allocates and self.quantize.score not in self.sensitivity.scores:
-            raise ValueError(f"quantize.score: {self.quantize.score!r} is not in sensitivity.scores")
+        for score in self.quantize.scores_read:
+            if score not in self.sensitivity.scores:
+                key = "scheme: paper reads" if self.quantize.scheme == "paper" else "score:"
+                raise ValueError(f"quantize.{key} {score!r}, which is not in sensitivity.scores")
         if self.quantize.needs_moments and not self.sensitivity.moments:
             raise ValueError("sensitivity.moments: false, but quantize.rounding: compensated takes them")
         for name in self.blocks.members or ():

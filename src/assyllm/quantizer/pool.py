@@ -31,7 +31,6 @@ from assyllm.zoo.weights import Give
 MATRIX = "{}|{}"  # block id and path: a matrix's name in allocation
 KEPT_BYTES = 1 << 28  # of float matrices beside the packed ones
 TABLE_ROWS = 4096  # of an embedding table that are made float together
-PAPER_SCORES = ("sparsity", "masking", "correlation")
 
 
 def quantize_pool(
@@ -96,7 +95,7 @@ def allocation(source: Pool, settings: Quantize, sensitivity: Path) -> dict[str,
     """Widths of the rows of every matrix of the pool, by ``block|path``, within the budget of the whole pool."""
     widths = settings.widths_used
     matrices: dict[str, allocate.Matrix] = {}
-    scores: dict[str, dict[str, Tensor]] = {name: {} for name in PAPER_SCORES}
+    scores: dict[str, dict[str, Tensor]] = {name: {} for name in settings.scores_read}
     fixed = weights = 0
     for block_id in source.ids:
         info, block, read = source.info(block_id), source.empty(block_id), source.reads(block_id)
@@ -105,11 +104,11 @@ def allocation(source: Pool, settings: Quantize, sensitivity: Path) -> dict[str,
             name = MATRIX.format(block_id, path)
             weight = check_weight(read(f"{path}.weight"), f"block {block_id}: {path}")
             if settings.scheme == "paper":
-                for score in PAPER_SCORES:
+                for score in settings.scores_read:
                     scores[score][name] = _score(stored, score, path, block_id)
                 scores["masking"][name] = scores["masking"][name] * weight.pow(2).sum(1)
             errors = allocate.rounding_errors(weight, widths, settings.group_size)
-            importance = _score(stored, settings.score, path, block_id)
+            importance = _score(stored, settings.scores_read[-1], path, block_id)
             matrices[name] = allocate.Matrix(importance, errors, linear.in_features)
         fixed += sum(t.nbytes for t in _rest(block, read, settings).values())
         weights += info.parameters

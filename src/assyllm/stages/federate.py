@@ -41,6 +41,7 @@ def run(
     from assyllm.artifacts import ArtifactError, manifest_sha, output_folder, sha256_file, sha256_text, verify_folder
     from assyllm.blocks.untrained import UntrainedPool
     from assyllm.checkpoint import Checkpoint
+    from assyllm.comparator.native import correlations
     from assyllm.federated.cohort import device_memory, participating
     from assyllm.federated.context import Settings
     from assyllm.federated.outcome import Outcome, outcome, write_run
@@ -53,14 +54,17 @@ def run(
     from assyllm.swapper.swapper import lend
 
     own = p.assembling.of(method)
-    if method == "untrained_blocks" and own.adapter.kind == "linear" and own.selection.joins:
+    if method == "untrained_blocks" and own.adapter.fitted and own.selection.joins:
         raise ArtifactError(
-            "assembling.assyllm.adapter.kind: linear is fitted to the states of trained blocks, so it does not go "
-            "with untrained_blocks"
+            f"assembling.assyllm.adapter.kind: {own.adapter.kind} is fitted to the states of trained blocks, so it "
+            "does not go with untrained_blocks"
         )
     torch.set_num_threads(1)
     gc.freeze()  # what was imported stays: collections need not look through it
-    opened = lend(open_pool(Path(pool), keep=p.swapper.budget_gb is None), p.swapper)
+    held = open_pool(Path(pool), keep=p.swapper.budget_gb is None)
+    asked = [Path(folder) / f"{p.tasks.names[0]}.safetensors" for folder in scores]
+    by_age = p.swapper.policy != "lru_correlation" or not asked
+    opened = lend(held, p.swapper, None if by_age else correlations(asked, held.ids))
     if method == "untrained_blocks":
         opened = UntrainedPool(Path(pool), zoo_seed)
     for folder in (tasks, *scores):

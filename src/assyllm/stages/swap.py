@@ -20,7 +20,7 @@ def run(params: str, code_sha: str, pool: Path, walked: Path, scores: list[Path]
     p = parse_sections(params, SECTIONS)
     import torch
 
-    from assyllm.artifacts import read_json, verify_folder
+    from assyllm.artifacts import ArtifactError, read_json, verify_folder
     from assyllm.comparator.native import correlations
     from assyllm.cost.units import unit_bytes
     from assyllm.results import write_table
@@ -40,6 +40,8 @@ def run(params: str, code_sha: str, pool: Path, walked: Path, scores: list[Path]
         mine = [each for each in rounds if each.task == task]
         related = correlations([Path(folder) / f"{task}.safetensors" for folder in scores], blocks)
         counted += [{"task": task, **row} for row in reads(mine, sizes, p.swap.budget_shares, related)]
+    if not counted:
+        raise ArtifactError("swap.budget_shares: none of them holds what must be in memory at once; larger ones")
     events, times = pipelines(p.swap)
     columns = list(dict.fromkeys([*times[0], *counted[0]]))
     rows = [{"what": "time", **row} for row in times] + [{"what": "reads", **row} for row in counted]

@@ -202,12 +202,16 @@ def _hashes(folder: Path) -> dict[Path, str]:
     return found
 
 
-def lend(pool: Pool, settings: params.Swapper) -> Pool:
-    """The pool as ``settings`` want it: resident, or its blocks swapped until the process ends."""
+def lend(pool: Pool, settings: params.Swapper, correlation: Mapping[tuple[str, str], float] | None = None) -> Pool:
+    """The pool as ``settings`` want it: resident, or its blocks swapped until the process ends.
+
+    Args:
+        correlation: (block, block) -> correlation, for the policy ``lru_correlation``; without one, by age alone.
+    """
     if settings.budget_gb is None:
         return pool
     swapper = Swapper(
         pool, round(settings.budget_gb * 1e9), (), policy=settings.policy, window=settings.window_layers,
-        preload=settings.preload, preswap=settings.preswap, record=False,
+        preload=settings.preload, preswap=settings.preswap, correlation=correlation, record=False,
     )  # fmt: skip
     return swapper.lend()

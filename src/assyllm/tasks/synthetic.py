@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from assyllm import seeding
+from assyllm.artifacts import ArtifactError
 from assyllm.tasks.record import Question
 from assyllm.tasks.world import CORPUS_WORDINGS, WORDINGS, Fact, World
 
@@ -55,6 +56,11 @@ def _task(task: str, world: World, params: Any, world_params: Any, seed: int) ->
 
     def judged(prefix: str, items: int, unseen: set[tuple[str, str]]) -> list[Question]:
         new = round(params.unseen_fraction * items)
+        if new and not unseen:
+            raise ArtifactError(
+                f"world.held_out: {world_params.held_out} keeps nothing of {task} from training for "
+                f"{prefix.rstrip('_') or 'test'}, and tasks.unseen_fraction asks for {new} such questions"
+            )
         return questions(f"{prefix}seen", _deal(seen, items - new, draw)) + questions(
             f"{prefix}unseen", _deal([f for f in facts if f.pair in unseen], new, draw)
         )

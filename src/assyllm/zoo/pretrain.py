@@ -117,6 +117,8 @@ def schedule(step: int, steps: int) -> float:
 
 def batches(rows: Sequence[TokenRow], batch: int, draw: np.random.Generator) -> Iterator[list[TokenRow]]:
     """Batches without end: every pass deals all rows anew."""
+    if not rows:
+        raise ArtifactError("zoo.pretrain: no rows to train on, since those that there are were held out; more of them")
     while True:
         yield from _dealt(rows, batch, draw)
 
