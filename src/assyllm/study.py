@@ -62,6 +62,11 @@ def stage_module(rule: str) -> Any:
     return importlib.import_module(f"assyllm.stages.{rule}")
 
 
+def unread(rule: str) -> dict[str, Any]:
+    """Keys of a stage's sections that it does not read, with the constant that stands there: no edit re-runs it."""
+    return getattr(stage_module(rule), "UNREAD", {})
+
+
 @cache
 def imported(file: Path) -> frozenset[Path]:
     """The modules of ours that a source file imports, at its top or anywhere in it (:data:`NOT_CODE` aside)."""
@@ -215,9 +220,12 @@ class Plan:
                     )
 
     def sections(self, rule: str, setting: str = "base", method: str | None = None, model: str | None = None) -> str:
-        """The JSON that a rule's stage gets: no other baseline's tuning, no other model's shape."""
+        """The JSON that a rule's stage gets: no other baseline's tuning, no other model's shape, nothing unread."""
         names = stage_module(rule).SECTIONS
         dump = json.loads(P.sections_json(self.at(setting), names))
+        for dotted, constant in unread(rule).items():
+            section, _, key = dotted.partition(".")
+            dump[section][key] = constant
         if model is not None:
             members = dump["zoo"]["models"]
             keep = {model, members[model]["continued_from"]}
@@ -245,7 +253,7 @@ class Plan:
 
     def _reads(self, rule: str, dotted: str) -> bool:
         stage = stage_module(rule)
-        own = dotted.partition(".")[0] in stage.SECTIONS and dotted not in getattr(stage, "UNREAD", ())
+        own = dotted.partition(".")[0] in stage.SECTIONS and dotted not in unread(rule)
         return own or any(self._reads(upstream, dotted) for upstream in READS.get(rule, ()))
 
     def setting_text(self, setting: str, zoo: int) -> str:

@@ -31,6 +31,9 @@ def test_settings_share_what_they_do_not_touch() -> None:
     assert PLAN.variant("quantize", "int4") == "int4"
     assert PLAN.variant("partition", "opt") == "base"
     assert PLAN.variant("score", "dropout_0.6") == "base"
+    assert PLAN.variant("score", "w_0") == "base"
+    assert PLAN.sections("score", "w_0") == PLAN.sections("score") != PLAN.sections("score", "items_1")
+    assert PLAN.sections("federate", "w_0") != PLAN.sections("federate")
     assert PLAN.variant("score", "items_1") == "items_1"
 
 

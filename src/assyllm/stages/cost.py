@@ -8,7 +8,7 @@ from assyllm.params import parse_sections
 from assyllm.results import read_table, write_table
 
 SECTIONS = ("zoo", "fleet", "cost", "quantize", "frozen_base", "baselines")
-UNREAD = ("baselines.model",)  # every member of the zoo has its rows, whichever is fine-tuned
+UNREAD = {"baselines.model": ""}  # every member of the zoo has its rows, whichever is fine-tuned
 # beside what is imported (study.code_sha)
 CODE = ("cost/devices.csv", "params/names.py", "params/baselines.py", "params/pool.py")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from assyllm.params import parse_sections
 
 SECTIONS = ("tasks", "partition", "comparator", "swapper")
+UNREAD = {"comparator.cka_weight": 0.5}  # CKA and COR are kept apart
 
 
 def run(params: str, code_sha: str, pool: Path, tasks: Path, partition: Path, seed: int, shard: int, out: Path) -> None:
