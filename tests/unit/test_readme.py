@@ -37,8 +37,10 @@ def known() -> set[str]:
     for row in read_table(ROOT / "benchmarks" / "language_zoos.csv"):
         found.add(readme.share(float(row["accuracy"])))
         found |= {readme.points(row[key]) for key in ("assyllm_above", "low", "high") if row[key]}
-    for row in read_table(RESULTS / "ablations" / "ablations.csv"):
-        found.add(readme.share(float(row["mean"])))
+    for study in ("ablations", "choosing"):
+        for row in read_table(RESULTS / study / "ablations.csv"):
+            found.add(readme.share(float(row["mean"])))
+            found |= {readme.points(row[f"difference{end}"]) for end in ("", "_low", "_high") if row["difference"]}
     for row in read_table(RESULTS / "non_iid" / "non_iid.csv"):
         found |= {readme.points(row[key]) for key in ("drop", "drop_low", "drop_high") if row[key]}
     for folder in (RESULTS, RESULTS / "full", RESULTS / "zoos"):
@@ -92,6 +94,13 @@ def test_shares_of_energy_in_the_prose_are_those_of_five_seeds(rounds: str) -> N
 
 
 @pytest.mark.committed
+def test_readme_counts_the_runs_of_every_study() -> None:
+    plan, text = Plan(ROOT / "params.yaml"), (ROOT / "README.md").read_text()
+    told = re.findall(r"^snakemake --cores 2 (\w* *)# .* (\d+) runs$", text, flags=re.M)
+    found = {name.strip() or "default": int(runs) for name, runs in told}
+    assert found == {size: len(plan.runs(size)) for size in P.STUDIES if size != "check"}
+
+
 def test_a_wrong_number_is_found() -> None:
     assert wrong(TEXT.replace("## Results\n", "## Results\n\nabove by 77.7 points, .0123\n")) == ["77.7", ".0123"]
     first = re.search(r"\| \.\d{3} \(", TEXT)
