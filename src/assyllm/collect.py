@@ -23,7 +23,7 @@ import numpy as np
 from assyllm.artifacts import ArtifactError, write_json
 from assyllm.cost.resources import HOURS, RESOURCES, TRADEOFF, places_of, resources_table, tradeoff_table, with_hours
 from assyllm.evaluate import paired_bootstrap
-from assyllm.params import Evaluate, setting_values, values_text
+from assyllm.params import Evaluate, is_base, setting_values, values_text
 from assyllm.results import Metric, Prediction, Run, check_columns, read_table, write_table
 
 # what figures draw as the methods' rows: the base setting; zero_shot's best member is picked on the dev split
@@ -154,7 +154,7 @@ def round_table(metrics: Rows) -> list[dict]:
     courses: dict[tuple[str, str, str], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for m in metrics:
         judged = m["metric"] == "accuracy" and m["split"] == "test" and m["round"] != ""
-        if judged and but(m["setting"], "zoo.seed") == "":
+        if judged and is_base(m["setting"]):
             courses[m["task"], m["world"], m["method"]][m["run_id"]][int(m["round"])] = float(m["value"])
     rows = []
     for key, runs in sorted(courses.items()):

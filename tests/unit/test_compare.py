@@ -78,6 +78,15 @@ def test_models_of_16_bits_score_alike_and_one_is_in_memory_at_a_time(tiny_folde
     assert len(there) == 4
 
 
+def test_a_model_that_is_given_is_run_itself(tiny_folder) -> None:
+    folder = tiny_folder / "zoo" / "llama"
+    model, calls = load_model(folder), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    given = compare(folder, (model, load_tokenizer(folder)), TEXTS)
+    assert calls
+    assert given.cka == compare(folder, folder, TEXTS).cka
+
+
 def test_bf16_and_minibatches_change_little(tiny_folder) -> None:
     a, b = tiny_folder / "zoo" / "llama", tiny_folder / "zoo" / "opt"
     exact = torch.tensor(compare(a, b, TEXTS).cka)

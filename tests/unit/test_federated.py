@@ -28,6 +28,8 @@ from assyllm.federated.task import open_task
 from assyllm.quantizer.pool import open_pool
 from assyllm.results import Metric, Prediction, Run, check_columns, read_table
 from assyllm.stages import federate, score
+from assyllm.swapper import swapper
+from assyllm.swapper.swapper import lend
 from assyllm.swapper.walks import read_walk
 from conftest import tiny_params
 from tiny.rounds import rounds, summary
@@ -385,21 +387,26 @@ def test_the_stage_writes_whole_tables_and_a_model_twice_alike(scored, tmp_path,
 
 
 @pytest.mark.parametrize(("method", "rule"), WAYS)
-def test_a_budget_for_the_pool_changes_no_bit_of_a_run(scored, tmp_path, method, rule) -> None:
+def test_a_budget_for_the_pool_changes_no_bit_of_a_run(scored, tmp_path, monkeypatch, method, rule) -> None:
     made = []
-    for budget in (None, 0.000180):
+    for budget, policy in ((None, "plan"), (0.000180, "plan"), (0.000180, "lru_correlation")):
         p = tiny_params(method, tasks={"names": ["piqa"]}, selection=rule | {"max_blocks": 3},
-                        swapper={"budget_gb": budget})  # fmt: skip
+                        swapper={"budget_gb": budget, "policy": policy})  # fmt: skip
         text = P.sections_json(p, score.SECTIONS)
         where = (scored / "pool8", scored / "tasks", scored / "partition")
-        score.run(text, "code", *where, 0, 0, tmp_path / f"scores{budget}")
+        scores, out = tmp_path / f"scores{budget}{policy}", tmp_path / f"run{budget}{policy}"
+        score.run(text, "code", *where, 0, 0, scores)
         text = P.sections_json(p, federate.SECTIONS)
-        out = tmp_path / f"run{budget}"
-        federate.run(text, "code", method, "base", "", *where, [tmp_path / f"scores{budget}"],
-                     scored / "cost" / f"{method}.csv", 0, 0, None, out)  # fmt: skip
-        files = [tmp_path / f"scores{budget}" / "piqa.safetensors", out / "metrics.csv", out / "predictions.csv"]
+        given = []
+        monkeypatch.setattr(swapper, "lend", lambda *asked, given=given: given.append(asked[2:]) or lend(*asked))
+        federate.run(text, "code", method, "base", "", *where, [scores], scored / "cost" / f"{method}.csv", 0, 0,
+                     None, out)  # fmt: skip
+        ((related,),) = given
+        assert (related is not None) == (policy == "lru_correlation")
+        assert related is None or len(related) > 50
+        files = [scores / "piqa.safetensors", out / "metrics.csv", out / "predictions.csv"]
         made.append([file.read_bytes() for file in [*files, *sorted((out / "models").rglob("*.safetensors"))]])
-    assert made[0] == made[1]
+    assert made[0] == made[1] == made[2]
 
 
 def test_message_sizes_count_what_is_sent() -> None:

@@ -9,7 +9,6 @@ import shutil
 import threading
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ from assyllm.artifacts import ArtifactError, output_folder
 from assyllm.blocks.pool import Pool
 from assyllm.quantizer.pool import open_pool
 from assyllm.results import read_table, write_table
-from assyllm.swapper import swapper as swapping
 from assyllm.swapper.ablation import PIPELINES
 from assyllm.swapper.models import under_budget
 from assyllm.swapper.plan import POLICIES
@@ -73,7 +71,7 @@ def test_blocks_compute_the_same_bits_as_without_swapping(tiny_folder: Path, nam
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
-def test_a_pool_lends_swapped_blocks_and_takes_its_own_again(tiny_folder: Path, monkeypatch) -> None:
+def test_a_pool_lends_swapped_blocks_and_takes_its_own_again(tiny_folder: Path) -> None:
     pool = open_pool(tiny_folder / "pool")
     whole = run(pool, [pool.block(block) for block in pool.ids])
     with Swapper(pool, least(tiny_folder / "pool"), ()) as swapper:
@@ -85,10 +83,10 @@ def test_a_pool_lends_swapped_blocks_and_takes_its_own_again(tiny_folder: Path, 
     settings = params.Swapper(budget_gb=None, policy="plan", window_layers=None, preload=True, preswap=True)
     assert lend(pool, settings).lender is None
     assert lend(pool, settings.model_copy(update={"budget_gb": 1.0})).lender is not None
-    related = {(pool.ids[1], pool.ids[0]): 0.5}
     named = settings.model_copy(update={"budget_gb": 1.0, "policy": "lru_correlation"})
-    monkeypatch.setattr(swapping, "Swapper", lambda *given, **options: SimpleNamespace(lend=lambda: options))
-    assert lend(pool, named, related) == {**lend(pool, named), "correlation": related}
+    related = {(pool.ids[1], pool.ids[0]): 0.5}
+    assert lend(pool, named, related).lender.engine._cache.correlation == related
+    assert not lend(pool, named).lender.engine._cache.correlation
 
 
 def test_batches_share_one_read_of_a_layer(tiny_folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from assyllm.claims.table import METHODS, Claims, Rows
+from assyllm.params import is_base
 
 TASKS = ("boolq", "piqa", "openbookqa")
 PEFT = ("lora", "qlora", "fedadapter")
@@ -225,7 +226,7 @@ def _search(table: Claims, models: list[Mapping[str, Any]]) -> None:
     for method in METHODS:
         counts: dict[str, int] = {}
         for m in models:
-            if (m["task"], m["setting"], m["method"]) == ("boolq", "", method):
+            if (m["task"], m["method"]) == ("boolq", method) and is_base(str(m["setting"])):
                 counts[m["run_id"]] = counts.get(m["run_id"], 0) + 1
         mean = float(np.mean(list(counts.values()))) if counts else None
         table.add(

@@ -98,7 +98,8 @@ def compare(
 ) -> Comparison:
     """Compare two models on texts.
 
-    One model is in memory at a time, and beside it a pooled state a text and layer: more tokens need no more memory.
+    Of folders and hub ids one model is in memory at a time, and beside it a pooled state a text and layer: more tokens
+    need no more memory.
 
     Args:
         model_a, model_b: a transformers folder, a hub id (``id@revision`` pins it), or ``(model, tokenizer)``.
@@ -132,8 +133,8 @@ def compare(
     if count < MINIMUM_ROWS:
         raise ArtifactError(f"{count} texts: a comparison needs at least {MINIMUM_ROWS}, rather some hundreds")
     layers, histograms, shortened = [], [], set[int]()
-    for side, ids in zip(sides, rows, strict=True):
-        room = side.room(max_tokens)
+    rooms = [side.room(max_tokens) for side in sides]
+    for side, ids, room in zip(sides, rows, rooms, strict=True):
         shortened |= {i for i, found in enumerate(ids) if len(found) > room}
         pooled, spreads = _states(side, [found[:room] for found in ids])
         gc.collect()  # a model can be in a cycle, and would lie beside the next
@@ -209,7 +210,8 @@ def _open(source: Source, device: torch.device, dtype: Dtype) -> _Side:
     weight_files(folder)
 
     def loaded() -> Any:
-        return load_model(folder, getattr(torch, dtype), headless=True).to(device)
+        model = load_model(folder, getattr(torch, dtype), headless=True)
+        return model.base_model.to(device)  # the language head is not needed
 
     return _Side(str(source), load_config(folder), load_tokenizer(folder), loaded)
 
@@ -221,8 +223,7 @@ def _states(side: _Side, ids: Sequence[list[int]]) -> tuple[list[Tensor], list[S
     known, largest = model.get_input_embeddings().num_embeddings, max(map(max, ids))
     if largest >= known:
         raise ArtifactError(f"{side.name}: its tokenizer gives token {largest}, the model has {known}")
-    body = getattr(model, "base_model", model)  # its language head is not needed, nor what it keeps for a next token
-    uncached = {"use_cache": False} if "use_cache" in signature(body.forward).parameters else {}
+    uncached = {"use_cache": False} if "use_cache" in signature(model.forward).parameters else {}  # no next token
     device = next(model.parameters()).device
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     pooled: list[Tensor] = []
@@ -240,14 +241,15 @@ def _states(side: _Side, ids: Sequence[list[int]]) -> tuple[list[Tensor], list[S
             own[r, len(prefix) : len(prefix) + len(ids[i])] = 1
         own = own.to(device)
         asked = {"input_ids": rows.to(device), "attention_mask": mask.to(device), **uncached}
-        found = body(**asked, output_hidden_states=True)
+        found = model(**asked, output_hidden_states=True)
         weights = own / own.sum(-1, keepdim=True)
         if not pooled:
             pooled = [torch.zeros(len(ids), states.shape[-1]) for states in found.hidden_states]
-            spreads = [Spread(device) for _ in pooled]
+            spreads = [Spread(states.device) for states in found.hidden_states]
         for layer, states in enumerate(found.hidden_states):
-            pooled[layer][chosen] = (weights[:, None] @ states.float())[:, 0].cpu()
-            spreads[layer].add(states[own.bool()])
+            mine = weights.to(states.device)  # a model may lie on several
+            pooled[layer][chosen] = (mine[:, None] @ states.float())[:, 0].cpu()
+            spreads[layer].add(states[mine > 0])
     return pooled, spreads
 
 
@@ -256,6 +258,7 @@ def _shown(steps: range, name: str) -> Iterable[int]:
     if not sys.stderr.isatty():
         return steps
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import track
 
-    return track(steps, name, console=Console(stderr=True), transient=True)
+    return track(steps, escape(name), console=Console(stderr=True), transient=True)

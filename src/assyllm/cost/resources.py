@@ -13,8 +13,8 @@ from typing import Any
 
 from assyllm.adapter.sent import block_features, head_sums
 from assyllm.cost.shapes import Shape, shape_of
-from assyllm.cost.walked import Spent, is_base, pool_bytes, priced
-from assyllm.params import ASSEMBLING, HEADS, FwdLLMTuning
+from assyllm.cost.walked import Spent, pool_bytes, priced
+from assyllm.params import ASSEMBLING, HEADS, FwdLLMTuning, is_base
 
 TRAIN_ITEMS = {"boolq": 9427, "piqa": 16113, "openbookqa": 4957}  # of the real tasks
 # Tokens of a question's rows, one a choice, over those of its one row in which a whole decoder reads all choices behind

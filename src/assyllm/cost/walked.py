@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from assyllm.adapter.sent import ID, NUMBER, arriving_sums, block_features, head_sums, linear_sums
 from assyllm.blocks.segment import segments
 from assyllm.cost.shapes import Shape, shape_of
-from assyllm.params import Assembling, Assemblings, Blocks, Zoo, setting_values
+from assyllm.params import Assembling, Assemblings, Blocks, Zoo, is_base, setting_values
 
 # a training step walks the chain, walks it again layer by layer, and passes gradients to the inputs of frozen layers
 TRAINING = 3
@@ -320,11 +320,6 @@ def _changed(assembling: Assemblings, setting: str) -> Assemblings:
         _, method, section, name = key.split(".")
         raw[method][section][name] = value
     return Assemblings.model_validate(raw)
-
-
-def is_base(setting: str) -> bool:
-    """Whether a setting's text is the base one, on whichever zoo."""
-    return not setting or setting.startswith("zoo.seed=")
 
 
 def selects(setting: str) -> bool:

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from assyllm.figures import style
 from assyllm.figures.tables import Tables
-from assyllm.params import Figures, setting_values
+from assyllm.params import Figures, is_base
 
 READS = ("accuracy", "models")
 SHOWN = ("assyllm_paper", "assyllm")  # controls have a figure of their own
@@ -19,14 +19,14 @@ MARKERS = {2: "v", 3: "o", 4: "s", 5: "D", 6: "P", 7: "X", 8: "h"}
 def data(tables: Tables) -> pd.DataFrame:
     """One row per assembled model of the base setting (accuracy in percent, size in MB = 10^6 bytes)."""
     models = tables.models
-    if not len(models):  # a study without a method that assembles
+    if len(models):
+        models = models[models["setting"].map(is_base) & models["method"].isin(SHOWN)]
+    if not len(models):  # a study without a method that searches
         return pd.DataFrame()
-    base = models["setting"].map(lambda text: set(setting_values(text)) <= {"zoo.seed"})
-    models = models[base & models["method"].isin(SHOWN)]
     models = models.assign(
         accuracy=100 * models["accuracy_test"].astype(float), size_mb=models["size_bytes"].astype(float) / 1e6
     )
-    columns = ["world", "task", "method", "seed", "model", "blocks", "n_blocks", "families", "size_mb",
+    columns = ["world", "task", "method", "run_id", "seed", "model", "blocks", "n_blocks", "families", "size_mb",
                "compatibility", "accuracy", "reported", "source"]  # fmt: skip
     final = tables.accuracy[
         (tables.accuracy["split"] == "test")
@@ -60,7 +60,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
                        lw=0.3)  # fmt: skip
         best = mine[mine["reported"].astype(int) == 1]
         ax.scatter(best["size_mb"].astype(float), best["accuracy"], s=90, facecolor="none", edgecolor="black",
-                   lw=1.2, label="reported model, one a seed")  # fmt: skip
+                   lw=1.2, label="reported model, one a run")  # fmt: skip
         for row in df[(df["model"] == "") & (df["task"] == task)].itertuples():
             ax.axhline(row.accuracy, color=style.colour(row.method), ls="--", lw=1, label=style.label(row.method))
         ax.set_title(style.task_label(task, mine["world"].iloc[0]))
@@ -75,7 +75,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         handles.append(Line2D([], [], ls="", marker=MARKERS.get(n_blocks, "."), color="#444444", ms=5))
         names.append(f"{n_blocks} blocks")
     figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False)
-    counts = models[models["method"] == SHOWN[0]].groupby(["task", "seed"]).size()
+    counts = models[models["method"] == SHOWN[0]].groupby(["task", "run_id"]).size()
     text = "All models assembled by the search"
     if len(counts):
         text += f"; of the paper's rule {counts.min()} to {counts.max()} a run and task (the paper: 21)"

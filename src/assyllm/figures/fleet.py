@@ -21,7 +21,7 @@ def data(tables: Tables) -> pd.DataFrame:
     df = cost.drop_duplicates("memory_gb")[["memory_gb", "share", "source"]]
     for column, (shape, _) in MODELS.items():
         theirs = cost[cost["stands_for"] == shape].drop_duplicates("memory_gb").set_index("memory_gb")["participates"]
-        df = df.assign(**{column: df["memory_gb"].map(theirs) if len(theirs) else 0})
+        df = df.assign(**{column: df["memory_gb"].map(theirs) if len(theirs) else ""})
     return df.sort_values("memory_gb").reset_index(drop=True)
 
 

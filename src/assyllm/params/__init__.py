@@ -38,6 +38,7 @@ from assyllm.params.names import (
 )
 from assyllm.params.pool import Blocks, Quantize, Score, Sensitivity, Swapper, SwapStudy, Width
 from assyllm.params.reading import (
+    is_base,
     load,
     params_sha,
     parse_sections,
@@ -119,6 +120,7 @@ __all__ = [
     "Width",
     "World",
     "Zoo",
+    "is_base",
     "load",
     "nearest",
     "params_sha",

@@ -102,6 +102,11 @@ def setting_values(text: str) -> dict[str, Any]:
     return found
 
 
+def is_base(text: str) -> bool:
+    """Whether a setting's text is the base one, on whichever zoo."""
+    return set(setting_values(text)) <= {"zoo.seed"}
+
+
 def sections_json(params: Params, names: Iterable[str]) -> str:
     """The named sections as canonical JSON: what a stage gets, and what its re-runs depend on."""
     return json.dumps({name: getattr(params, name).model_dump(mode="json") for name in names}, sort_keys=True)

@@ -26,7 +26,7 @@ class Pretrain(Section):
     bf16: bool
 
 
-SHAPE = ("hidden_size", "intermediate_size", "layers", "heads", "key_value_heads")
+SHAPE = ("hidden_size", "intermediate_size", "layers", "heads")
 
 
 class Member(Section):
@@ -83,7 +83,7 @@ class Zoo(Section):
                 raise ValueError(f"models.{name}.continued_from: {base!r} is not another member of the zoo")
             if base is not None and self.models[base].continued_from is not None:
                 raise ValueError(f"models.{name}.continued_from: {base!r} is itself continued from a model")
-            if base is not None and self.source_of(base) == "embedded":  # its shape is the base's, said or not
+            if base is not None and {source, self.source_of(base)} == {"embedded"}:  # its shape is the base's
                 shape = {key: getattr(self.models[base], key) for key in SHAPE}
                 for key, theirs in shape.items():
                     if key in member.model_fields_set and (mine := getattr(member, key)) != theirs:

@@ -61,14 +61,15 @@ def run(
         )
     torch.set_num_threads(1)
     gc.freeze()  # what was imported stays: collections need not look through it
-    held = open_pool(Path(pool), keep=p.swapper.budget_gb is None)
-    asked = [Path(folder) / f"{p.tasks.names[0]}.safetensors" for folder in scores]
-    by_age = p.swapper.policy != "lru_correlation" or not asked
-    opened = lend(held, p.swapper, None if by_age else correlations(asked, held.ids))
-    if method == "untrained_blocks":
-        opened = UntrainedPool(Path(pool), zoo_seed)
     for folder in (tasks, *scores):
         verify_folder(Path(folder))
+    opened = open_pool(Path(pool), keep=p.swapper.budget_gb is None)
+    if method == "untrained_blocks":
+        opened = UntrainedPool(Path(pool), zoo_seed)
+    else:
+        asked = scores if p.swapper.policy == "lru_correlation" and p.swapper.budget_gb is not None else []
+        files = [Path(folder) / f"{p.tasks.names[0]}.safetensors" for folder in asked]
+        opened = lend(opened, p.swapper, correlations(files, opened.ids) if files else None)
     inputs = [manifest_sha(Path(folder)) for folder in (pool, tasks, *scores)]
     inputs += [sha256_file(Path(partition) / f"{task}.csv") for task in p.tasks.names]
     key = sha256_text("\n".join([params, code_sha, method, str(seed), sha256_file(Path(cost)), *inputs]))

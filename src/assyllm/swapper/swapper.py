@@ -206,12 +206,13 @@ def lend(pool: Pool, settings: params.Swapper, correlation: Mapping[tuple[str, s
     """The pool as ``settings`` want it: resident, or its blocks swapped until the process ends.
 
     Args:
-        correlation: (block, block) -> correlation, for the policy ``lru_correlation``; without one, by age alone.
+        correlation: (block, block) -> correlation, for the policy ``lru_correlation``; without any it goes by age.
     """
     if settings.budget_gb is None:
         return pool
     swapper = Swapper(
         pool, round(settings.budget_gb * 1e9), (), policy=settings.policy, window=settings.window_layers,
-        preload=settings.preload, preswap=settings.preswap, correlation=correlation, record=False,
+        preload=settings.preload, preswap=settings.preswap, record=False,
+        correlation=correlation,
     )  # fmt: skip
     return swapper.lend()

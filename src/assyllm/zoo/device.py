@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from assyllm.artifacts import ArtifactError
@@ -9,11 +11,13 @@ from assyllm.zoo.load import first_line
 
 
 def device_of(name: str) -> torch.device:
-    """A device as torch names it (cpu, cuda, cuda:1).
+    """A device by torch's name for it: cpu, cuda, cuda:1.
 
     Raises:
-        ArtifactError: there is no such device here.
+        ArtifactError: another kind, or there is no such device here.
     """
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ArtifactError(f"device: {name!r} is none of cpu, cuda, cuda:1 and so on")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
