@@ -189,7 +189,7 @@ def test_predict_answers_a_file_of_questions(saved, tmp_path) -> None:
     inside = CliRunner().invoke(cli.app, [*command, "--out", str(saved / "recipe.yaml")])
     assert "recipe.yaml: lies in" in str(inside.exception)
     nowhere = CliRunner().invoke(cli.app, [*command, "--device", "abacus"])
-    assert "device: 'abacus' is not to be had here" in str(nowhere.exception)
+    assert "device: 'abacus' is none of cpu, cuda, cuda:1" in str(nowhere.exception)
     assert verify_folder(saved)
 
 
