@@ -101,6 +101,7 @@ def test_readme_counts_the_runs_of_every_study() -> None:
     assert found == {size: len(plan.runs(size)) for size in P.STUDIES if size != "check"}
 
 
+@pytest.mark.committed
 def test_a_wrong_number_is_found() -> None:
     assert wrong(TEXT.replace("## Results\n", "## Results\n\nabove by 77.7 points, .0123\n")) == ["77.7", ".0123"]
     first = re.search(r"\| \.\d{3} \(", TEXT)
