@@ -416,5 +416,5 @@ def test_cuda_where_there_is_none_is_one_line(zoo, world):
         pytest.skip("there is one")
     model, tokenizer = load_model(zoo / "opt"), load_tokenizer(zoo / "opt")
     rows = encode_rows(tokenizer, world.corpus([2], 10, 0, 0), 64)
-    with pytest.raises(ArtifactError, match=r"zoo\.pretrain\.device: cuda is not available"):
+    with pytest.raises(ArtifactError, match=r"zoo\.pretrain\.device: 'cuda' is not to be had here"):
         pretrain(model, rows, Special.of(tokenizer), Recipe(True, 1, 4, 0.1, 0.1, device="cuda"), 0)

@@ -60,6 +60,5 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     gains = "; ".join(f"{r.task} {r.gain:+.1f} (paper {r.paper_gain:+.1f})" for r in told.itertuples())
     return comparator_ablation.bars(
         df, look, BARS, "How unlike blocks are joined. Trained attention against the projection trained as long, "
-        f"points: {gains}; the claims are of the study with most seeds. Dashed: closed-form projection with the "
-        "paper's rule.", ("assyllm_paper", "join_linear"),
+        f"points: {gains}. Dashed: closed-form projection with the paper's rule.", ("assyllm_paper", "join_linear"),
     )  # fmt: skip

@@ -15,11 +15,13 @@ from assyllm import seeding
 from assyllm.artifacts import ArtifactError
 from assyllm.zoo.corpus import TokenRow
 from assyllm.zoo.cuda import moved, quick
+from assyllm.zoo.device import device_of
 from assyllm.zoo.muon import optimizers
 
 MASKED_BESIDE_ANSWER = 0.04  # share of other tokens masked in rows whose answers are masked (always)
 MASKED_ELSEWHERE = 0.3  # share of tokens masked in rows without answers
 WARMUP = 0.05  # share of the steps over which learning rates rise
+DEVICE = "zoo.pretrain.device"  # the key that names it
 HOLD = 0.4  # share of the steps before they fall to zero
 
 
@@ -71,7 +73,7 @@ def pretrain(
     Raises:
         ArtifactError: the loss is not finite, or the device is not there.
     """
-    device = _device(recipe.device)
+    device = device_of(recipe.device, DEVICE)
     draw = seeding.rng("pretrain", *names)
     model.to(device).train()
     steppers = optimizers(model, recipe.matrix_learning_rate, recipe.other_learning_rate)
@@ -100,7 +102,7 @@ def held_out_loss(
     model: nn.Module, rows: Sequence[TokenRow], special: Special, recipe: Recipe, *names: str | int
 ) -> float:
     """Mean loss (nats a predicted token, answers weighted as in training) over ``rows``, each read once."""
-    model.to(_device(recipe.device))
+    model.to(device_of(recipe.device, DEVICE))
     draw = seeding.rng("held_out", *names)
     total = weight = 0.0
     for chosen in _dealt(rows, recipe.batch, draw):
@@ -186,9 +188,3 @@ def _padded(rows: Sequence[TokenRow], pad: int) -> tuple[np.ndarray, np.ndarray,
 
 def _quick(model: nn.Module, device: torch.device) -> AbstractContextManager[Callable[..., Tensor]]:
     return quick(model, cross_entropy) if device.type == "cuda" else nullcontext(cross_entropy)
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ArtifactError("zoo.pretrain.device: cuda is not available here; set it to cpu")
-    return torch.device(name)
