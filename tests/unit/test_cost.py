@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections import Counter
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
@@ -72,15 +74,21 @@ def test_pool_is_41_2_gb_in_16_bit() -> None:
 def real_peak(method: str, config: dict, reading: Reading) -> int:
     """Bytes at the peak of a real step on the CPU, by the profiler's allocator events."""
     step = step_of(method, config, reading, PART)
-    step.run()
     storages = {t.untyped_storage()._cdata: t.untyped_storage() for ts in step.held.values() for t in ts}
+    gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        mark = torch.empty(12_345, dtype=torch.uint8)  # a size of its own: here the steps begin
         step.run()
-    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        most = max(most, live)
+        step.run()  # what the first one leaves behind has a size that the profiler knows
+        del mark
+    events, left = [], list(seen.profiler.kineto_results.experimental_event_tree())
+    for event in left:
+        left += event.children
+        if event.tag == _EventType.Allocation:
+            events.append((event.start_time_ns, event.extra_fields.total_allocated, event.extra_fields.alloc_size))
+    events.sort()
+    start = [size for *_, size in events].index(12_345)
+    most = max(total for _, total, _ in events[start:]) - events[start][1]
     return sum(s.nbytes() for s in storages.values()) + most
 
 
