@@ -72,4 +72,4 @@ pull: install
 
 clean:
 	rm -rf data/zoo data/pool data/sensitivity data/quantized data/precision data/tasks data/partition data/scores data/runs data/cost \
-	  data/checkpoints logs .snakemake
+	  data/checkpoints data/tuning logs .snakemake

@@ -234,7 +234,7 @@ def difference_table(predictions: Rows, ev: Evaluate) -> list[dict]:
     others: set[str] = set()
     for p in predictions:
         setting, name = but(p["setting"], "zoo.seed"), p["method"]
-        if name in VERSUS and (other := re.fullmatch(r'baselines\.model="(\w+)"', setting)):
+        if name in VERSUS and (other := re.fullmatch(r'baselines\.model="([\w-]+)"', setting)):
             setting, name = "", f"{name}_{other[1]}"
             others.add(name)
         if setting == "":

@@ -8,7 +8,9 @@ study was run here, and are kept in ``data/results/minutes.csv`` for clones that
 from __future__ import annotations
 
 import csv
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from decimal import ROUND_HALF_UP, Decimal
@@ -18,11 +20,8 @@ from typing import Any
 from assyllm.artifacts import ArtifactError, write_text
 from assyllm.claims.shown import all_claims
 from assyllm.collect import CONTROLS
-from assyllm.cost.same_step import SAME_STEP
 from assyllm.figures import TOPICS, about
-from assyllm.params import ASSEMBLING, STUDIES
 from assyllm.results import SOURCES, read_table, write_table
-from assyllm.study import Plan, RunKey
 
 TASKS = ("boolq", "piqa", "openbookqa")
 SHARED = ("recomputation", "swapping")  # full fine-tuning's gradients, so its row where their accuracy is equal
@@ -140,7 +139,7 @@ def _accuracy(results: Path, shares: dict[str, float]) -> str:
 
 def _name(row: dict[str, str]) -> str:
     """A method on another model than its own (``zero_shot_llama``); "" under any other setting."""
-    found = re.fullmatch(r'(?:baselines\.)?model="(\w+)"', row["setting"])
+    found = re.fullmatch(r'(?:baselines\.)?model="([\w-]+)"', row["setting"])
     return f"{row['method']}_{found[1]}" if found else ""
 
 
@@ -273,16 +272,17 @@ def parameters(text: str) -> str:
     return "\n".join(parts).replace("\n\n\n", "\n\n")
 
 
-def minutes_rows(results: Path, logs: Path, plan: Plan) -> list[dict[str, Any]]:
+def minutes_rows(root: Path) -> list[dict[str, Any]]:
     """What each claim's command takes in a bare clone: jobs, minutes one after the other, memory.
 
-    From Snakemake's benchmark files; where not every run of a command was made here, the row of ``minutes.csv`` stays.
+    From Snakemake's benchmark files; where not every job of a command was made here, the row of ``minutes.csv`` stays.
     """
+    results = root / "data" / "results"
     path = results / "minutes.csv"
     kept = {r["command"]: r for r in read_table(path)} if path.is_file() else {}
     rows: list[dict[str, Any]] = []
     for command in dict.fromkeys(r["command"] for r in all_claims(results)):
-        read = [_benchmark(file) for file in _jobs(command, logs, plan)]
+        read = [_benchmark(file) for file in _jobs(command, root)]
         if read:
             seconds, memory = (sum(r["s"] for r in read), max(r["max_rss"] for r in read))
             rows.append(
@@ -300,49 +300,25 @@ def _benchmark(path: Path) -> dict[str, float]:
     return {key: float(last[key]) if known.match(last[key]) else 0.0 for key in ("s", "max_rss")}
 
 
-def _jobs(command: str, logs: Path, plan: Plan) -> list[Path]:
-    """The benchmark files of the jobs that a command makes in an empty folder; none if a run of it is missing."""
-    if "assyllm estimate" in command:  # no job
+def _jobs(command: str, root: Path) -> list[Path]:
+    """Benchmark files of the jobs that a command makes in an empty folder (a dry run tells); none if one is missing."""
+    if not command.startswith("snakemake ") or not (root / "logs").is_dir():
         return []
-    if named := re.search(r"data/cost/base/\{([\w,]+)\}\.csv", command):
-        traced = [name for method in named[1].split(",") for name in (method, SAME_STEP.get(method, method))]
-        return _found(logs, [f"cost/base/{method}.tsv" for method in traced])
-    if named := re.search(r"data/runs/(\w+)/(?:\{([\w,]+)\}|(\w+))/zoo0_seed\{([\d,]+)\}", command):
-        methods, seeds = (named[2] or named[3]).split(","), [int(seed) for seed in named[4].split(",")]
-        runs, more = [RunKey(named[1], method, 0, seed) for method in methods for seed in seeds], []
-        curve: set[str] = set()
-    else:
-        size = next((size for size in STUDIES if command.endswith(f" {size}")), "default")
-        runs, study = plan.runs(size), getattr(plan.params.study, size)
-        more = [table.replace("data/", "").replace(".csv", ".tsv") for table in plan.precision_tables(size)]
-        more += ["features/*.tsv", "swap/*.tsv", "collect/*.tsv"] if size == "default" else []
-        curve = set(study.precision.settings) if study.precision else set()
-    runs += [RunKey(r.setting, "ft_oracle", r.zoo, r.seed) for r in runs if r.method in SHARED]
-    files = {run: _found(logs, [f"*/{run.folder.removeprefix('data/runs/')}.tsv"]) for run in dict.fromkeys(runs)}
-    if not all(files.values()):
-        return []
-    zoos, drawn = {run.zoo for run in runs}, {run.seed for run in runs}
-    pool = ["tasks/*.tsv", *(f"download/base/seed{zoo}/*.tsv" for zoo in zoos)]
-    pool += [f"partition/base/seed{seed}.tsv" for seed in drawn]
-    pool += [f"cost/{plan.variant('cost', r.setting)}/{r.method}.tsv" for r in runs]
-    if settings := {run.setting for run in runs if run.method in ASSEMBLING} | curve:
-        variants = {plan.variant("quantize", setting) for setting in settings}
-        above = {(rule, plan.variant(rule, s)) for rule in ("split", "sensitivity") for s in settings}
-        pool += [f"{rule}/{variant}/zoo{zoo}.tsv" for rule, variant in sorted(above) for zoo in zoos]
-        pool += [f"quantize/{variant}/zoo{zoo}.tsv" for variant in variants for zoo in zoos]
-        scored = sorted({plan.variant("score", run.setting) for run in runs if run.method in ASSEMBLING})
-        pool += [f"score/{variant}/zoo{zoo}_seed{seed}/*.tsv" for variant in scored for zoo in zoos for seed in drawn]
-    return [*_found(logs, [*pool, *more]), *(file for found in files.values() for file in found)]
-
-
-def _found(logs: Path, patterns: Iterable[str]) -> list[Path]:
-    return list(dict.fromkeys(file for pattern in patterns for file in sorted(logs.glob(pattern))))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    told = subprocess.run(
+        ["bash", "-c", f"{command} --dry-run --forceall --nolock"], cwd=root, env={**os.environ, "PATH": path},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if told.returncode:
+        raise ArtifactError(f"{command}: {(told.stderr or told.stdout).strip().splitlines()[-1]}")
+    files = [root / name for name in re.findall(r"^ +benchmark: (.+)$", told.stdout + told.stderr, flags=re.M)]
+    return files if all(file.is_file() for file in files) else []
 
 
 def write(root: Path) -> list[Path]:
     """Write minutes (where a study was run), README's parts and docs/PARAMETERS.md; the files that changed."""
     results = root / "data" / "results"
-    rows = minutes_rows(results, root / "logs", Plan(root / "params.yaml"))
+    rows = minutes_rows(root)
     if rows:
         write_table(results / "minutes.csv", rows, COLUMNS)
     made = {

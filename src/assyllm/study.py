@@ -174,7 +174,8 @@ class Plan:
         known = self.raw["settings"]
         if setting not in known:
             raise P.ParamsError(f"settings: no entry {setting!r}{P.nearest(setting, known)}")
-        return known[setting] or {}
+        found: dict[str, Any] = known[setting]
+        return found
 
     def study(self, size: str) -> P.Study:
         """A study's section.
@@ -210,10 +211,8 @@ class Plan:
         for size in P.STUDIES:
             study: P.Study | None = getattr(self.params.study, size)
             for setting, methods in study.runs.items() if study is not None else ():
-                for method in sorted(set(P.CONTROLS) & set(methods)):
-                    own = self.at(setting).assembling.of(method)
-                    if method != "untrained_blocks" or not own.adapter.fitted or not own.selection.joins:
-                        continue
+                own = self.at(setting).assembling.of("untrained_blocks") if "untrained_blocks" in methods else None
+                if own is not None and own.adapter.fitted and own.selection.joins:
                     raise P.ParamsError(
                         f"study.{size}.runs.{setting}: untrained_blocks does not go with assembling.assyllm.adapter."
                         f"kind: {own.adapter.kind}, which is fitted to the states of trained blocks"
@@ -276,7 +275,7 @@ class Plan:
         """What `snakemake tuning` searches: (setting, method) for every model that a study fine-tunes."""
         sizes = [size for size in P.STUDIES if getattr(self.params.study, size) is not None]
         runs = {(run.setting, run.method) for size in sizes for run in self.runs(size)}
-        other = [s for s, changes in self.raw["settings"].items() if "baselines.model" in (changes or {})]
+        other = [s for s, changes in self.raw["settings"].items() if "baselines.model" in changes]
         told = [m for m in P.TUNED if getattr(self.params.baselines, m)]  # a method that nobody runs may be left out
         return [(s, m) for s in ("base", *other) for m in told if s == "base" or (s, m) in runs]
 
@@ -363,7 +362,7 @@ def hold(folder: Path = Path(".snakemake")) -> None:
     """Hold this working folder until the process ends; a second writer is refused in one line.
 
     The kernel frees the lock when the process dies, so a killed run leaves nothing to unlock by hand. Asking again
-    from the same process is fine (every rules file asks).
+    from the same process is fine.
 
     Raises:
         BlockingIOError: another process holds it.

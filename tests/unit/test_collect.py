@@ -583,6 +583,16 @@ def test_an_unknown_figure_is_one_line(results: Path, tmp_path: Path) -> None:
         figure.run(P.sections_json(PARAMS, figure.SECTIONS), "0", "nope", results, tmp_path)
 
 
+@pytest.mark.parametrize("name", [name for name in PARAMS.figures.names if reads(name)])
+def test_a_table_with_other_columns_is_one_line(tmp_path: Path, name: str) -> None:
+    for table in reads(name):
+        write_table(tmp_path / f"{table}.csv", [{"a": 1}])
+    told = rf"{reads(name)[0]}\.csv.*not the columns that figure {name} reads \(.*\.py, line \d+"
+    with pytest.raises(ArtifactError, match=told):
+        figure.run(P.sections_json(PARAMS, figure.SECTIONS), "0", name, tmp_path, tmp_path / "drawn")
+    assert not (tmp_path / "drawn").exists()
+
+
 def test_traffic_that_never_changes_is_told_once() -> None:
     row = {"run_id": "r", "task": "boolq", "setting": "", "metric": "bytes_up", "value": "10"}
     same = [{**row, "round": str(i)} for i in (1, 2, 3)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from assyllm import params as P
 from assyllm import readme
 from assyllm.artifacts import ArtifactError
 from assyllm.claims.shown import all_claims
-from assyllm.results import read_table
+from assyllm.results import read_table, write_table
 from assyllm.study import Plan
 
 ROOT = Path(__file__).parents[2]
@@ -121,30 +122,31 @@ def test_halves_round_up() -> None:
     assert (readme.points("0.1325"), readme.points("-0.0004")) == ("13.3", "0.0")
 
 
-@pytest.mark.parametrize(
-    ("command", "jobs", "minutes"),
-    [
-        ("assyllm estimate --model llama-7b --method lora --batch 16", 0, None),
-        ("snakemake --cores 2 data/runs/base/{lora,swapping}/zoo0_seed{0,1}", 9, "4.0"),
-        ("snakemake --cores 2 data/runs/base/assyllm/zoo0_seed{0,1}", 0, None),  # seed 1 was not run
-        ("snakemake --cores 2 data/cost/base/{lora,nothing}.csv", 1, "0.5"),
-        ("snakemake --cores 2 ablations", 0, None),
-        ("snakemake --cores 2 results", 0, None),
-    ],
-)
-def test_minutes_are_those_of_a_command_s_jobs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, jobs: int, minutes: str | None
-) -> None:
+def test_minutes_are_those_of_a_command_s_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = "snakemake --cores 2 data/runs/alpha_0.1/{lora,swapping}/zoo0_seed{0,1}"
     seconds = {
-        "download/base/seed0/llama.tsv": 60, "download/base/seed1/llama.tsv": 999, "tasks/base.tsv": 30,
-        "cost/base/lora.tsv": 30, "baseline/base/lora/zoo0_seed0.tsv": 40, "baseline/base/lora/zoo0_seed1.tsv": 20,
-        "baseline/base/ft_oracle/zoo0_seed0.tsv": 30, "baseline/base/ft_oracle/zoo0_seed1.tsv": 10,
-        "baseline/base/swapping/zoo0_seed0.tsv": 10, "baseline/base/swapping/zoo0_seed1.tsv": 10,
-        "baseline/base/lora/zoo0_seed2.tsv": 999, "federate/base/assyllm/zoo0_seed0.tsv": 999,
+        "download/base/seed0/llama": 60, "download/base/seed1/llama": 999, "tasks/base": 30,
+        "partition/alpha_0.1/seed0": 10, "partition/alpha_0.1/seed1": 10, "partition/base/seed0": 999,
+        "cost/base/lora": 20, "cost/base/swapping": 10, "cost/base/ft_oracle": 10,
+        "baseline/alpha_0.1/lora/zoo0_seed0": 40, "baseline/alpha_0.1/lora/zoo0_seed1": 20,
+        "baseline/alpha_0.1/lora/zoo0_seed2": 999, "federate/base/assyllm/zoo0_seed0": 999,
+        "baseline/alpha_0.1/ft_oracle/zoo0_seed0": 30, "baseline/alpha_0.1/ft_oracle/zoo0_seed1": 10,
+        "baseline/alpha_0.1/swapping/zoo0_seed0": 5, "baseline/alpha_0.1/swapping/zoo0_seed1": 5,
     }  # fmt: skip
+    seconds |= {f"download/base/seed0/{name}": 15 for name in ("vicuna", "opt", "bert", "roberta")}
     for name, value in seconds.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(f"s\tmax_rss\n{value}\t-\n")
-    monkeypatch.setattr(readme, "all_claims", lambda results: [{"command": command}])
-    rows = readme.minutes_rows(tmp_path, tmp_path, Plan(ROOT / "params.yaml"))
-    assert [(r["jobs"], r["minutes"]) for r in rows] == ([(jobs, minutes)] if jobs else [])
+        path = tmp_path / "logs" / f"{name}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"s\tmax_rss\n{value}\t-\n")
+    for name in ("Snakefile", "params.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "workflow", tmp_path / "workflow")
+    kept = {"command": "snakemake --cores 2 full", "jobs": 252, "minutes": "139.1", "max_mb": 1, "source": "measured"}
+    write_table(tmp_path / "data" / "results" / "minutes.csv", [kept])  # of whose jobs most are not here
+    commands = [made, kept["command"], "snakemake --cores 2 ablations", "assyllm estimate --model llama-7b"]
+    monkeypatch.setattr(readme, "all_claims", lambda results: [{"command": command} for command in commands])
+    rows = [(r["command"], int(r["jobs"]), r["minutes"]) for r in readme.minutes_rows(tmp_path)]
+    assert rows == [(made, 17, "5.3"), (kept["command"], 252, "139.1")]
+    monkeypatch.setattr(readme, "all_claims", lambda results: [{"command": "snakemake --cores 2 nothing"}])
+    with pytest.raises(ArtifactError, match=r"^snakemake --cores 2 nothing: .*nothing"):
+        readme.minutes_rows(tmp_path)

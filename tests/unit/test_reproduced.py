@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from assyllm.artifacts import ArtifactError
 from assyllm.cli import app
 from assyllm.reproduced import EQUAL, compare
-from assyllm.results import read_table, write_table
+from assyllm.results import FIGURE_TABLES, TABLES, read_table, write_table
 
 COMMITTED = Path(__file__).parents[2] / "data" / "results"
 
@@ -48,6 +48,15 @@ def test_one_changed_cell_is_named(again: Path, table: str) -> None:
     assert len(found.differences) == 1
     assert f"{table}.csv line 5" in found.differences[0]
     assert "now 0.123" in found.differences[0]
+
+
+def test_every_table_is_compared_but_those_of_hashes_and_of_the_paper() -> None:
+    assert {*TABLES, *FIGURE_TABLES} - {*EQUAL} == {
+        "runs",
+        "paper",
+        "swap_timeline",
+        "swap_ablation",
+    }  # the last: times
 
 
 def test_hashes_of_code_are_no_results(again: Path) -> None:

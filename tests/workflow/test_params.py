@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from assyllm import params as P
-from assyllm.study import Plan
+from assyllm.study import RULES, Plan, stage_module
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,6 +64,8 @@ def changed(tmp_path: Path, dotted: str, value: object) -> Path:
         ("baselines.ft_oracle.piqa.local_epochs", 5, "local_epochs: sgd makes one step a round"),
         ("baselines.model", "gpt", "baselines.model: 'gpt' is not in zoo.models"),
         ("zoo.models.opt.heads", 7, "zoo.models.opt.hidden_size 72 is not a multiple of heads 7"),
+        ("study.full.precision.fitted", "base", "fitted: unknown key, did you mean 'fitted_on'?"),
+        ("assembling.assyllm.selection.beem", 6, "selection.beem: unknown key, did you mean 'beam'?"),
         ("zoo.models.opt.hedas", 6, "zoo.models.opt.hedas: unknown key, did you mean 'heads'?"),
         ("zoo.models.vicuna.continued_from", "lama", "zoo.models.vicuna.continued_from: 'lama' is not"),
         ("zoo.models.llama.source", "local", "zoo.models.llama.path: needed when its source is local"),
@@ -99,6 +101,7 @@ def changed(tmp_path: Path, dotted: str, value: object) -> Path:
         ("settings.base", {"partition.alpha": 3.0}, "settings.base: empty by definition"),
         ("zoo.models.opt.key_value_heads", 4, "zoo.models.opt.key_value_heads 4 does not divide heads 6"),
         ("zoo.models.vicuna.layers", 9, "zoo.models.vicuna.layers: 9, but llama, which it continues, has 4"),
+        ("zoo.models.vicuna.vocabulary", 500, "zoo.models.vicuna.vocabulary: 500, but llama, which it continues"),
         ("comparator.shards", 201, "comparator.shards: 201 is more than partition.clients (200)"),
         ("tune.seed", 1, "tune.seed: 1 is a seed of study.default"),
         ("tune.seed", -1, "tune.seed: Input should be greater than or equal to 0"),
@@ -154,8 +157,25 @@ def test_files_that_are_no_text_and_keys_that_are_none(tmp_path: Path) -> None:
     path.write_text("? [a, b]\n: 1\n")
     with pytest.raises(P.ParamsError, match="not a key"):
         P.load(path)
+    for text, words in (
+        ("a: 2024-01-01", "read as a date"),
+        ("a: 2024-13-01", "month must be"),
+        ("a: !!set {x}", "a set"),
+    ):
+        path.write_text(text)
+        with pytest.raises(P.ParamsError, match=rf"params\.yaml: .*{words}"):
+            P.load(path)
     path.write_text("a: &x {b: 1}\nc: {<<: *x, d: 2}\n")
     assert P.read_yaml(path)["c"] == {"b": 1, "d": 2}
+
+
+def test_what_a_stage_gets_it_can_read() -> None:
+    plan = Plan(ROOT / "params.yaml")
+    for rule in RULES:
+        P.parse_sections(plan.sections(rule), stage_module(rule).SECTIONS)
+    for text in ("3", "null", '[1, "a"]', "{}"):
+        with pytest.raises(P.ParamsError, match=r"--params: sections .* given, \['figures'\] expected"):
+            P.parse_sections(text, ["figures"])
 
 
 def test_a_setting_may_set_what_has_a_default(tmp_path: Path) -> None:

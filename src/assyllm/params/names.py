@@ -1,4 +1,4 @@
-"""Names that params.yaml may use: tasks, families, methods and what is common to some of them, studies."""
+"""Names that params.yaml may use: tasks, families, methods and what is common to some of them."""
 
 from __future__ import annotations
 

@@ -40,11 +40,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ParamsError(str(error)) from None
     try:
         value = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
+        json.dumps(value, default=_no_value)
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # YAML's own; the 13th month; a list among a set's entries
         raise ParamsError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):
         raise ParamsError(f"{path}: a mapping of sections is expected")
     return value
+
+
+def _no_value(value: Any) -> Any:
+    raise ValueError(f"{value} is read as a {type(value).__name__}, which no parameter is; put it in quotes")
 
 
 def load(path: Path) -> Params:
@@ -66,7 +71,7 @@ def load(path: Path) -> Params:
 def with_setting(raw: dict[str, Any], setting: str) -> Params:
     """The params with one named setting's overrides (``{"partition.alpha": 0.1}``) applied."""
     merged = json.loads(json.dumps(raw))
-    for dotted, value in (raw["settings"][setting] or {}).items():
+    for dotted, value in raw["settings"][setting].items():
         *parents, leaf = dotted.split(".")
         node = merged
         for parent in parents:
@@ -81,7 +86,7 @@ def with_setting(raw: dict[str, Any], setting: str) -> Params:
 
 def setting_text(raw: dict[str, Any], setting: str, zoo_seed: int = 0) -> str:
     """A setting as canonical ``key=value`` text, sorted; ``""`` for the base setting on zoo 0."""
-    pairs = dict(raw["settings"][setting] or {})
+    pairs = dict(raw["settings"][setting])
     if zoo_seed:
         pairs["zoo.seed"] = zoo_seed
     return values_text(pairs)
@@ -123,8 +128,9 @@ def parse_sections(text: str, names: Iterable[str]) -> Any:
     except ValueError as error:
         raise ParamsError(f"--params: not JSON ({error})") from None
     names = tuple(names)
-    if sorted(raw) != sorted(names):
-        raise ParamsError(f"--params: sections {sorted(raw)} given, {sorted(names)} expected")
+    if not isinstance(raw, dict) or sorted(raw) != sorted(names):
+        given = sorted(raw) if isinstance(raw, dict) else raw
+        raise ParamsError(f"--params: sections {given} given, {sorted(names)} expected")
     return SimpleNamespace(**{name: validate(SECTIONS[name], raw[name], prefix=name) for name in names})
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Annotated, Any, Self
+from types import NoneType
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -68,12 +69,18 @@ def _one_line(model: type[BaseModel], raw: Any, error: ValidationError, prefix: 
     return f"{key}: {first['msg']} (got {first['input']!r}){more}"
 
 
-def _known_keys(model: Any, path: list[str]) -> Iterable[str]:
+def _known_keys(kind: Any, path: list[str]) -> Iterable[str]:
     for part in path:
-        fields = getattr(model, "model_fields", None)
-        if fields is None or part not in fields:
-            candidates = [a for a in getattr(model, "__args__", ()) if hasattr(a, "model_fields")]
-            model = candidates[-1] if candidates else model
-            continue
-        model = fields[part].annotation
-    return getattr(model, "model_fields", {})
+        kind = _given(kind)
+        entries = get_args(kind)  # of a dict: its keys, its values
+        kind = fields[part].annotation if (fields := _fields(kind)) else entries[-1] if entries else None
+    return _fields(_given(kind))
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    return getattr(kind, "model_fields", {})
+
+
+def _given(kind: Any) -> Any:
+    """What stands where something does: without the None of an optional one."""
+    return next((a for a in get_args(kind) if a is not NoneType), kind) if NoneType in get_args(kind) else kind

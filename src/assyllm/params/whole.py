@@ -103,6 +103,12 @@ class Params(Section):
         for name, member in self.zoo.models.items():
             if any(not 0 <= facet < self.world.facets for facet in member.facets):
                 raise ValueError(f"zoo.models.{name}.facets: the world has facets 0 to {self.world.facets - 1}")
+            base = self.zoo.models.get(member.continued_from or "", member)
+            if "vocabulary" in member.model_fields_set and member.vocabulary != base.vocabulary:
+                raise ValueError(
+                    f"zoo.models.{name}.vocabulary: {member.vocabulary}, but {member.continued_from}, which it "
+                    f"continues and whose tokenizer it has, has {base.vocabulary}"
+                )
         for size, study in studies.items():
             for setting in study.runs:
                 if setting not in self.settings:

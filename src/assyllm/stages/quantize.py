@@ -7,6 +7,7 @@ from pathlib import Path
 from assyllm.params import parse_sections
 
 SECTIONS = ("quantize",)
+CODE = ("params/pool.py",)  # which widths and scores a pool reads (study.code_sha)
 
 
 def run(params: str, code_sha: str, pool: Path, sensitivity: Path | None, out: Path) -> None:
