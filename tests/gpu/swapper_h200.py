@@ -23,7 +23,8 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from assyllm.swapper.engine import Engine
 from assyllm.swapper.memory import CudaMemory, Unit
-from assyllm.swapper.reader import Reader, read_header
+from assyllm.swapper.reader import Reader
+from assyllm.zoo.header import header
 
 WIDTH, INNER, HEADS = 4096, 11008, 32
 RESERVE = 1_000_000_000  # of a budget for activations and the libraries' workspace
@@ -49,7 +50,7 @@ def write_pool(folder: Path, layers: int) -> list[Unit]:
         tensors |= {name: torch.ones(WIDTH, dtype=torch.bfloat16) for name in ("norm1", "norm2")}
         file = folder / f"layer{i}.safetensors"
         save_file(tensors, file)
-        units.append(Unit(f"llama/{i}", {entry.name: entry for entry in read_header(file)}))
+        units.append(Unit(f"llama/{i}", header(file)))
     torch.cuda.empty_cache()
     return units
 

@@ -17,7 +17,8 @@ from assyllm.artifacts import ArtifactError
 from assyllm.swapper.engine import Engine
 from assyllm.swapper.memory import HostMemory, Unit
 from assyllm.swapper.plan import POLICIES, Cache, count, needed_bytes
-from assyllm.swapper.reader import Reader, read_header
+from assyllm.swapper.reader import Reader
+from assyllm.zoo.header import header
 
 FOLDER = Path(tempfile.mkdtemp(prefix="swapper"))
 COUNTS = (900, 3000, 3000, 5000, 1200, 12000)
@@ -30,7 +31,7 @@ WHOLE = {
 }
 FILE = FOLDER / "pool.safetensors"
 save_file({f"{unit}.{name}": t for unit, tensors in WHOLE.items() for name, t in tensors.items()}, FILE)
-ENTRIES = {entry.name: entry for entry in read_header(FILE)}
+ENTRIES = header(FILE)
 UNITS = [Unit(unit, {name: ENTRIES[f"{unit}.{name}"] for name in tensors}) for unit, tensors in WHOLE.items()]
 SIZES = {unit.id: HostMemory().size(unit) for unit in UNITS}
 NEEDED = needed_bytes(SIZES)

@@ -18,6 +18,7 @@ from assyllm.quantizer.export import export, restore
 from assyllm.zoo import cuda, member, pretrain, random, weights
 from assyllm.zoo.cards import ModelCard, write_card
 from assyllm.zoo.corpus import TokenRow
+from assyllm.zoo.header import KINDS, header
 from assyllm.zoo.load import load_model, weight_files
 from conftest import tiny_params
 from tiny import zoo
@@ -44,27 +45,35 @@ def random_folder(folder, model: str, *names: str):
 
 def test_a_file_written_tensor_by_tensor_is_the_one_that_safetensors_writes(tmp_path) -> None:
     torch.manual_seed(0)
-    tensors = {f"{dtype}.{i}": (torch.randn(3, i) * 9).to(dtype) for i in range(3) for dtype in weights.NAMES}
+    dtypes = [getattr(torch, name) for name, _ in KINDS.values()]
+    tensors = {f"{dtype}.{i}": (torch.randn(3, i) * 9).to(dtype) for i in range(3) for dtype in dtypes}
     tensors["scalar"] = torch.tensor(3.0)
     save_file(tensors, tmp_path / "theirs")
     kinds = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     weights.write(tmp_path / "ours", kinds, tensors.__getitem__)
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
-    kept = weights.header(tmp_path / "ours")
-    assert all(torch.equal(kept[name].read(), tensor) for name, tensor in tensors.items())
+    kept = header(tmp_path / "ours")
+    assert all(torch.equal(kept[name].read().double(), tensor.double()) for name, tensor in tensors.items())
 
 
 def test_damaged_files_and_unannounced_tensors_are_one_line(tmp_path) -> None:
     with pytest.raises(ArtifactError, match="not as announced"):
         weights.write(tmp_path / "a", {"w": (torch.float32, (2,))}, lambda name: torch.zeros(3))
     weights.write(tmp_path / "b", {"w": (torch.float32, (2,))}, lambda name: torch.zeros(2))
-    kept = weights.header(tmp_path / "b")["w"]
+    kept = header(tmp_path / "b")["w"]
+    shutil.copy(tmp_path / "b", tmp_path / "a2")
     (tmp_path / "b").write_bytes((tmp_path / "b").read_bytes()[:-4])
     with pytest.raises(ArtifactError, match="cut short"):
         kept.read()
     (tmp_path / "c").write_bytes(b"\x05\0\0\0\0\0\0\0{{{{{")
-    with pytest.raises(ArtifactError, match="not a safetensors file"):
-        weights.header(tmp_path / "c")
+    with pytest.raises(ArtifactError, match="header is damaged"):
+        header(tmp_path / "c")
+    (tmp_path / "d").write_bytes((tmp_path / "a2").read_bytes().replace(b'"F32"', b'"F4X"'))
+    with pytest.raises(ArtifactError, match="d: w is of dtype F4X, which is not read here"):
+        header(tmp_path / "d")
+    (tmp_path / "d").write_bytes((tmp_path / "a2").read_bytes().replace(b'"shape":[2]', b'"shape":[3]'))
+    with pytest.raises(ArtifactError, match="w has 8 bytes, which is not its shape"):
+        header(tmp_path / "d")
 
 
 @pytest.mark.parametrize("model", CONFIGS)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from assyllm.artifacts import ArtifactError
-from assyllm.swapper.reader import PAGE, Entry, Extent, Reader, extents
+from assyllm.swapper.reader import PAGE, Extent, Reader, extents
+from assyllm.zoo.header import Entry
 
 ALIGN = 256  # bytes between tensors on a GPU
 HUGE = 2 << 20

@@ -22,7 +22,8 @@ from assyllm.blocks.families import FAMILIES, find
 from assyllm.swapper.bind import Binding, Part, place_buffers
 from assyllm.swapper.engine import Engine
 from assyllm.swapper.memory import CudaMemory, HostMemory, Unit, place_of
-from assyllm.swapper.reader import Entry, Reader, read_header
+from assyllm.swapper.reader import Reader
+from assyllm.zoo.header import Entry, header
 from assyllm.zoo.load import weight_files
 from assyllm.zoo.weights import spellings
 
@@ -91,7 +92,7 @@ def under_budget(
 
 
 def _entries(folder: Path) -> dict[str, Entry]:
-    return {entry.name: entry for file in weight_files(folder) for entry in read_header(file)}
+    return {name: entry for file in weight_files(folder) for name, entry in header(file).items()}
 
 
 def _empty(folder: Path, dtype: torch.dtype) -> Any:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
-import math
 import mmap
 import os
 import time
@@ -23,32 +21,10 @@ import torch
 from torch import Tensor
 
 from assyllm.artifacts import ArtifactError
+from assyllm.zoo.header import Entry
 
 PAGE = 4096  # alignment that O_DIRECT asks of offset, length and memory
 CHUNK = 32 << 20  # bytes of one read: few wake-ups of the reading thread, short enough to pace a throttled storage
-
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-    "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One tensor in a file: its bytes are ``begin`` .. ``end - 1``."""
-
-    file: Path
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the tensor."""
-        return self.end - self.begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,38 +41,6 @@ class Extent:
         """Bytes of memory: equal for equal tensors, wherever in a page they begin."""
         length = self.entries[-1].end - self.entries[0].begin
         return (-(-length // PAGE) + 1) * PAGE
-
-
-def read_header(path: Path) -> list[Entry]:
-    """The tensors of a safetensors file, in file order.
-
-    Raises:
-        ArtifactError: missing, truncated, or not a safetensors file.
-    """
-    path = Path(path)
-    try:
-        with open(path, "rb") as handle:
-            size = os.fstat(handle.fileno()).st_size
-            length = int.from_bytes(handle.read(8), "little")
-            if not 0 < length <= size - 8:
-                raise ValueError("its header is longer than the file")
-            header = json.loads(handle.read(length))
-        base = 8 + length
-        entries = [
-            Entry(
-                path, name, DTYPES[raw["dtype"]], tuple(raw["shape"]),
-                base + raw["data_offsets"][0], base + raw["data_offsets"][1],
-            )
-            for name, raw in header.items() if name != "__metadata__"
-        ]  # fmt: skip
-    except OSError as error:
-        raise ArtifactError(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path}: not a safetensors file ({error})") from None
-    for entry in entries:
-        if entry.end > size or entry.bytes != math.prod(entry.shape) * entry.dtype.itemsize:
-            raise ArtifactError(f"{path}: {entry.name} does not fit the file; it is truncated or altered")
-    return sorted(entries, key=lambda entry: entry.begin)
 
 
 def peek(entry: Entry, limit: int = 1 << 16) -> Tensor:

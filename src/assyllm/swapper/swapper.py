@@ -21,7 +21,8 @@ from assyllm.quantizer.pool import prepare
 from assyllm.swapper.bind import Binding, Part, place_buffers
 from assyllm.swapper.engine import Engine, Event
 from assyllm.swapper.memory import CudaMemory, HostMemory, Unit, place_of
-from assyllm.swapper.reader import Reader, peek, read_header
+from assyllm.swapper.reader import Reader, peek
+from assyllm.zoo.header import header
 
 
 class Swapper:
@@ -96,7 +97,7 @@ class Swapper:
 
     def _units(self, block_id: str, cast: bool) -> list[Unit]:
         """A block's units: its embedding, then its layers, the final norm with the last one."""
-        entries = {e.name: e for e in read_header(self.pool.folder / self.pool.info(block_id).file)}
+        entries = header(self.pool.folder / self.pool.info(block_id).file)
         block = self.pool.empty(block_id, {name: peek(entry) for name, entry in entries.items()})
         block.eval().requires_grad_(False)
         block.leaves = True

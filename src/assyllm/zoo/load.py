@@ -5,7 +5,6 @@ Weights are safetensors only and no code comes with a model. Every defect is one
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from assyllm.artifacts import ArtifactError, read_json, sha256_file, sha256_text
+from assyllm.zoo.header import header
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "LICENSE*", "README.md")
@@ -50,25 +50,8 @@ def weight_files(folder: Path) -> list[Path]:
     for file in files:
         if not file.is_file():
             raise ArtifactError(f"{file}: no such file, but {INDEX} lists it")
-        _check_whole(file)
+        header(file)
     return files
-
-
-def _check_whole(file: Path) -> None:
-    """Compare a safetensors file's size with its header (a torn file otherwise fails at its first use)."""
-    size = file.stat().st_size
-    with open(file, "rb") as handle:
-        length = int.from_bytes(handle.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise ArtifactError(f"{file}: not a safetensors file, or cut short ({size} bytes)")
-        try:
-            header = json.loads(handle.read(length))
-            end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
-            whole = size == 8 + length + end
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            raise ArtifactError(f"{file}: its safetensors header is damaged") from None
-    if not whole:
-        raise ArtifactError(f"{file}: {size} bytes, {8 + length + end} expected; fetch or make it again")
 
 
 def weights_sha256(folder: Path) -> str:

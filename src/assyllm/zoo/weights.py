@@ -1,6 +1,6 @@
 """Safetensors files one tensor at a time: a model of 7 billion weights is split on a machine that cannot hold it.
 
-The format is a length, a JSON header and the tensors' bytes. Files written here have the bytes that safetensors
+Files written here have the bytes that safetensors
 itself would write (it needs all tensors at once, and copies them).
 """
 
@@ -9,80 +9,29 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from assyllm.artifacts import ArtifactError
+from assyllm.zoo.header import KINDS, Entry, header
 from assyllm.zoo.load import weight_files
 
-# in the order in which safetensors lays tensors out, widest first; names decide within a dtype
-DTYPES = {
-    "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "U32": torch.uint32,
-    "I32": torch.int32, "BF16": torch.bfloat16, "F16": torch.float16, "U16": torch.uint16, "I16": torch.int16,
-    "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 Give = Callable[[str], Tensor]
-
-
-class Kept(NamedTuple):
-    """A tensor in a file: what it is, and where its bytes are."""
-
-    file: Path
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    begin: int
-    bytes: int
-
-    def read(self) -> Tensor:
-        """The tensor, in memory of its own (pages of a mapped file would add up)."""
-        buffer = bytearray(self.bytes)
-        with open(self.file, "rb", buffering=0) as handle:
-            handle.seek(self.begin)
-            view, done = memoryview(buffer), 0
-            while done < self.bytes and (count := handle.readinto(view[done:])):
-                done += count
-        if done != self.bytes:
-            raise ArtifactError(f"{self.file}: cut short at {self.begin + done} bytes")
-        found = torch.frombuffer(buffer, dtype=self.dtype) if self.bytes else torch.empty(0, dtype=self.dtype)
-        return found.view(self.shape)
-
-
-def header(file: Path) -> dict[str, Kept]:
-    """The tensors of a safetensors file, by name.
-
-    Raises:
-        ArtifactError: no such file, or not in this format.
-    """
-    try:
-        with open(file, "rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            entries = json.loads(handle.read(length))
-    except OSError as error:
-        raise ArtifactError(f"{file}: {error.strerror}") from None
-    except (ValueError, OverflowError, MemoryError):
-        raise ArtifactError(f"{file}: not a safetensors file") from None
-    found = {}
-    for name, entry in entries.items():
-        if name != "__metadata__":
-            begin, end = entry["data_offsets"]
-            kept = Kept(Path(file), DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + begin, end - begin)
-            found[name] = kept
-    return found
 
 
 def write(file: Path, kinds: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], give: Give) -> None:
     """Write tensors of known dtypes and shapes; ``give`` is asked for each once, in the file's order."""
-    ranks = list(DTYPES.values())
+    known = {getattr(torch, theirs): name for name, (theirs, _) in KINDS.items()}
+    ranks = list(known)
     order = sorted(kinds, key=lambda name: (ranks.index(kinds[name][0]), name))
     entries: dict[str, Any] = {}
     end = 0
     for name in order:
         dtype, shape = kinds[name]
         begin, end = end, end + dtype.itemsize * int(torch.Size(shape).numel())
-        entries[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+        entries[name] = {"dtype": known[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +81,7 @@ class Source:
         names: dict[int, list[str]] = {}
         for name, tensor in named(model).items():
             names.setdefault(id(tensor), []).append(name)
-        self._kept: dict[int, Kept] = {}
+        self._kept: dict[int, Entry] = {}
         self._loaded: dict[int, Tensor] = {}
         for key, alike in names.items():
             found = next((kept[name] for name in spellings(alike, prefix) if name in kept), None)
