@@ -145,7 +145,7 @@ def smoothed(values: Sequence[float]) -> np.ndarray:
 
 
 def converged_round(curve: Sequence[tuple[int, float]]) -> int:
-    """The first round whose accuracy is within half a point of the smoothed curve's maximum.
+    """The first round whose smoothed accuracy is within half a point of the smoothed curve's maximum.
 
     Args:
         curve: (round, accuracy in [0, 1]) in ascending order, at least one.

@@ -90,5 +90,9 @@ def test_a_described_adapter_that_does_not_fit_is_one_line() -> None:
         build({"kind": "spline"}, tensors)
     with pytest.raises(ArtifactError, match=r"linear adapter: its tensors do not fit .*bias"):
         build({"kind": "linear", "from": 12, "to": 7}, {"weight": tensors["weight"]})
+    query = {name: torch.zeros(7, 4) for name in ("query", "key", "value")} | {"out": torch.zeros(4, 7)} | tensors
+    for heads in (0, None):
+        with pytest.raises(ArtifactError, match="cross_attention adapter: its tensors do not fit"):
+            build({"kind": "cross_attention", "heads": heads, "key_heads": 2}, query)
     with pytest.raises(ArtifactError, match="linear adapter: described as"):
         build({"kind": "linear", "from": 12, "to": 8}, tensors)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from assyllm import params as P
 from assyllm.artifacts import ArtifactError
+from assyllm.baselines import fedadapter
 from assyllm.baselines.fedadapter import FedAdapter
 from assyllm.baselines.full import FullFineTuning
 from assyllm.baselines.fwdllm import FwdLLM, combine, slopes, unflatten
@@ -317,6 +318,16 @@ def test_adapters_below_the_first_layer_are_refused() -> None:
         FedAdapter(model(), GROWING.model_copy(update={"depth": 9})).start()
 
 
+def test_adapters_grow_to_the_rows_that_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fedadapter, "WIDEST", 6)
+    subject = FedAdapter(model(), GROWING.model_copy(update={"wider": 2000}))
+    subject.prepare(data())
+    groups = subject._groups(subject.after_round(subject.start(), 2))
+    assert {name: next(t.shape[0] for key, t in g.items() if key.endswith("down")) for name, g in groups.items()} == {
+        "shallow": 4, "deep": 4, "wide": 6,
+    }  # fmt: skip
+
+
 def test_a_trial_keeps_the_group_of_least_loss() -> None:
     subject = FedAdapter(model(), GROWING)
     subject.prepare(data())
@@ -434,6 +445,13 @@ def test_directions_are_chosen_by_cosine_with_the_last_estimate() -> None:
 
 
 # ------------------------------------------------------------------------------------------- closed-form head
+
+
+def test_fewer_clients_than_a_sum_is_formed_of_are_refused() -> None:
+    plan = Plan(3, 3, 1, Local(0.0, 1, 1), least=3)
+    subject = OneModelHead(model(), P.ClosedForm(ridge_grid=[1.0], rounds=3))
+    with pytest.raises(ArtifactError, match=r"^2 client\(s\) can take part, fewer than federated\.least_clients \(3\)"):
+        run_rounds(subject, data(), plan, 0, [client for client, items in enumerate(OWNED) if items][:2])
 
 
 def test_the_head_is_that_of_all_data_at_once() -> None:

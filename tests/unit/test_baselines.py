@@ -18,11 +18,12 @@ from assyllm.artifacts import ArtifactError
 from assyllm.baselines import local as local_training
 from assyllm.baselines import majority
 from assyllm.baselines.full import FullFineTuning
-from assyllm.baselines.job import budget, eligible_clients
+from assyllm.baselines.job import budget
 from assyllm.baselines.local import Local, groups, schedule, train_client, train_cohort
 from assyllm.baselines.method import Data, choose
 from assyllm.baselines.rounds import Diverged, Plan, run_rounds
 from assyllm.checkpoint import Checkpoint
+from assyllm.federated.cohort import eligible_clients
 from assyllm.results import Metric, Prediction, Run, check_columns, write_table
 from assyllm.stages import baseline, tune
 from assyllm.zoo.encoding import encode
@@ -215,6 +216,9 @@ def test_participation_comes_from_the_cost_table(tmp_path: Path) -> None:
         eligible_clients(cost, "ft_practical", "opt", [64])
     with pytest.raises(ArtifactError, match=r"c\.csv: the cost table of ft_practical, qlora's is expected"):
         eligible_clients(cost, "qlora", "llama", [64])
+    write_table(tmp_path / "f.csv", [{"model": "llama", "method": "qlora"}])
+    with pytest.raises(ArtifactError, match=r"f\.csv: no cost table, it has no column memory_gb"):
+        eligible_clients(tmp_path / "f.csv", "qlora", "llama", [64])
 
 
 def test_majority_answers_alike() -> None:

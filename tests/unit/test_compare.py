@@ -80,6 +80,11 @@ def test_models_of_16_bits_score_alike_and_one_is_in_memory_at_a_time(tiny_folde
     assert len(there) == 4
 
 
+def test_an_unknown_estimator_is_refused_before_a_model_is_loaded() -> None:
+    with pytest.raises(ArtifactError, match=r"^estimator: 'nope' is none of unbiased, biased"):
+        compare("/nowhere/a", "/nowhere/b", TEXTS, estimator="nope")  # type: ignore[arg-type]
+
+
 def test_a_model_that_is_given_is_run_itself(tiny_folder) -> None:
     folder = tiny_folder / "zoo" / "llama"
     model, calls = load_model(folder), []

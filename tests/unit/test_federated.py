@@ -18,6 +18,7 @@ from assyllm.assembly.assembled import AssembledModel
 from assyllm.assembly.head import HeadSums
 from assyllm.checkpoint import Checkpoint
 from assyllm.comparator.cka import HsicTerms
+from assyllm.federated import tuning as tuning_module
 from assyllm.federated.cohort import device_memory, in_time, once_each, sample
 from assyllm.federated.messages import CandidateSums, ScoreReply, ScoreTask, Vote
 from assyllm.federated.rounds import Rounds
@@ -200,6 +201,26 @@ def test_adapters_are_tuned_and_resume(scored, tuning, tmp_path) -> None:
     assert all(float(adapter.out.abs().sum()) > 0 for adapter in moved)
     for tensors, raw in states[-6:-1:2]:
         assert summary(rounds(scored, **changes).run(State.load(tensors, raw))) == summary(whole)
+
+
+def test_a_round_of_tuning_that_nobody_answers_is_no_step(scored, monkeypatch) -> None:
+    steps: list[int] = []
+    adam = tuning_module._adam
+
+    def counted(run, name, gradient, step, rate) -> None:
+        steps.append(step)
+        adam(run, name, gradient, step, rate)
+
+    monkeypatch.setattr(tuning_module, "_adam", counted)
+    tuned = {"kind": "cross_attention", "tuning": "local", "tuning_rounds": 12, "mismatch": 0.0}
+    selection = {"rule": "paper_other_model", "max_blocks": 2}
+    federated = {"dropout": 0.6, "clients_per_round": 4}
+    state = rounds(scored, selection=selection, adapter=tuned, federated=federated).run()
+    rows = [row for row in state.rows if row.get("tuned")]
+    answered = [row for row in rows if row["participants"]]
+    assert 0 < len(answered) < len(rows) == 12
+    assert all(("loss" in row) == (row["participants"] > 0) for row in rows)
+    assert sorted(set(steps)) == list(range(1, len(answered) + 1))
 
 
 def test_a_trained_projection_keeps_its_attention_silent(scored) -> None:
@@ -433,5 +454,5 @@ def test_scores_of_another_pool_are_refused(scored, tmp_path):
 
 def test_a_run_that_nobody_answers_ends(scored) -> None:
     run = rounds(scored, federated={"dropout": 0.99})
-    with pytest.raises(ArtifactError, match="no cohort answered in 11 rounds, so nothing was assembled"):
+    with pytest.raises(ArtifactError, match="no cohort told anything in 11 rounds, so nothing was assembled"):
         run.run()

@@ -144,7 +144,7 @@ def test_who_was_surveyed_passes_nothing_in_the_rounds_of_the_head(scored) -> No
                 shares.append(len(new) / max(1, len({*clients, *late})))
         assert [row["passing"] for row in state.rows if row["phase"] == "head"] == shares
         assert 0 < sum(shares) < len(shares), "some were surveyed, some were not"
-        walked = walk_rows("run", "piqa", run.pool, state, True)
+        walked = walk_rows("run", "piqa", run.pool, state, run.settings.rule)
         assert {row["passing"] for row in walked if row["phase"] == "survey"} == {1}
         assert [row["passing"] for row in walked if row["phase"] == "head"] == [
             row["passing"] for row in state.rows if row["phase"] == "head" and row["participants"]

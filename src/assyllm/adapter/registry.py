@@ -35,7 +35,7 @@ def build(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Adapte
         raise ArtifactError(f"adapter kind {kind!r}: not one of {', '.join(KINDS)}")
     try:
         adapter = KINDS[kind].build(values, tensors)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError, IndexError, ArithmeticError, RuntimeError) as error:
         raise ArtifactError(f"{kind} adapter: its tensors do not fit ({' '.join(str(error).split())})") from None
     if describe(adapter) != dict(described):
         raise ArtifactError(f"{kind} adapter: described as {dict(described)}, its tensors say {describe(adapter)}")

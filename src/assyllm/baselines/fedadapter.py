@@ -25,6 +25,7 @@ from assyllm.params import FedAdapterTuning
 from assyllm.zoo.forward import Packed
 
 TRIALS = ("shallow", "deep", "wide")  # the groups, from the cheapest on
+WIDEST = 1024  # rows that are drawn of every adapter, so that a wider one begins with the narrower's
 MAX_DEPTH = 0.75  # share of the layers that may get adapters; the cost table counts with it
 
 
@@ -54,7 +55,7 @@ class FedAdapter(OnModel):
         grown = {HEAD: weights[HEAD].clone()}
         for layer in range(layers - depth, layers):
             name = f"adapter.{layer}."
-            draws = seeding.rng("adapter", self.seed, layer).uniform(-1, 1, (1024, hidden))[:width] * hidden**-0.5
+            draws = seeding.rng("adapter", self.seed, layer).uniform(-1, 1, (WIDEST, hidden))[:width] * hidden**-0.5
             down = torch.from_numpy(draws).to(like.dtype)
             bias, up = like.new_zeros(width), like.new_zeros(hidden, width)
             if name + "up" in weights:
@@ -155,8 +156,8 @@ class FedAdapter(OnModel):
         trial = {"shallow": weights}
         if depth < self.deepest:
             trial["deep"] = self._grown(weights, min(depth + self.tuning.deeper, self.deepest), width)
-        if width < self.width:
-            trial["wide"] = self._grown(weights, depth, min(width + self.tuning.wider, self.width))
+        if width < (widest := min(self.width, WIDEST)):
+            trial["wide"] = self._grown(weights, depth, min(width + self.tuning.wider, widest))
         if len(trial) == 1:
             return weights
         return {f"{name}/{key}": tensor for name, group in trial.items() for key, tensor in group.items()}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from assyllm import params as P
-from assyllm.artifacts import MANIFEST, ArtifactError, verify_folder
+from assyllm.artifacts import MANIFEST, verify_folder
 from assyllm.baselines.int8 import rounded
 from assyllm.baselines.local import Local
 from assyllm.baselines.method import Data, Method
@@ -101,19 +101,6 @@ def open_base(folder: Path, method: str, base: P.FrozenBase, lengths: Mapping[st
     """As :func:`open_model`, the weights rounded to INT8 where ``method`` does not train them and ``base`` says so."""
     model, tokenizer = open_model(folder, lengths)
     return (rounded(model) if method in P.FROZEN_BASE and base.bits == 8 else model), tokenizer
-
-
-def eligible_clients(cost: Path, method: str, model: str, memory_gb: Sequence[int]) -> list[int]:
-    """Numbers of the clients whose device can run ``method`` on ``model``.
-
-    Raises:
-        ArtifactError: the table is another method's, or has no row for the model or for a memory class.
-    """
-    classes = participating(cost, method, model)
-    for memory in sorted(set(memory_gb)):
-        if memory not in classes:
-            raise ArtifactError(f"{cost}: no row for {model} on devices of {memory} GB")
-    return [client for client, memory in enumerate(memory_gb) if classes[memory]]
 
 
 def budget(cost: Path, method: str, model: str) -> str:

@@ -90,9 +90,14 @@ def run_rounds(
 
     Raises:
         Diverged: a round's loss is not finite.
+        ArtifactError: some clients can take part, but fewer than ``plan.least``, of a method whose clients do so once.
     """
     eligible = [client for client in eligible if len(data.owned[client])]
     data = method.prepare(data)
+    if method.once and 0 < len(eligible) < plan.least:
+        raise ArtifactError(
+            f"{len(eligible)} client(s) can take part, fewer than federated.least_clients ({plan.least})"
+        )
     weights, outcome, server = method.start(seed), Outcome(), Server(plan.server, plan.server_rate)
     best = weights
     stored = checkpoint.load() if checkpoint else None

@@ -46,7 +46,7 @@ def compare(method: Method, full: FullFineTuning, data: Data, plan: Plan, seed: 
     count = 0
     holding = [client for client in eligible if len(data.owned[client])]
     plain = replace(plan.local, optimizer="momentum")  # its first moment after one step from nothing is the gradient
-    for client in sample(seed, 1, holding, plan.clients_per_round, plan.dropout)[:clients]:
+    for client in sample(seed, 1, holding, plan.clients_per_round)[:clients]:
         head = torch.from_numpy(seeding.rng("proof head", seed).standard_normal(full.start()[HEAD].shape))
         ours, theirs = (full.start() | {HEAD: head.to(full.start()[HEAD].dtype)} for _ in range(2))
         states = [start_state(weights, plan.local.optimizer) for weights in (ours, theirs)]

@@ -39,7 +39,7 @@ class Comparison:
     """Scores of every layer of model A (rows) against every layer of model B (columns).
 
     Layer 0 is the embedding, layer l what the l-th layer gives; the last is after the final norm where the family
-    has one. None means no score: fewer than four texts, or states that do not vary or are not finite.
+    has one. None means no score: states that do not vary or are not finite.
     """
 
     a: str
@@ -126,6 +126,8 @@ def compare(
         raise ArtifactError(f"histogram_bins: {histogram_bins}, at least 2 are expected")
     if dtype not in get_args(Dtype):
         raise ArtifactError(f"dtype: {dtype!r} is none of {', '.join(get_args(Dtype))}")
+    if estimator not in get_args(Estimator):
+        raise ArtifactError(f"estimator: {estimator!r} is none of {', '.join(get_args(Estimator))}")
     sides = [_open(source, device_of(device), dtype) for source in (model_a, model_b)]
     rows = _read_by_both([text for text in texts if text.strip()], [side.tokenizer for side in sides])
     max_tokens = min(max_tokens, *(positions(side.config) for side in sides))
@@ -148,8 +150,8 @@ def compare(
         terms = [pair_terms(hsic, i, split + j) for j in range(len(right))]
         ckas.append(
             tuple(
-                float(t.cka()) if bool(t.scored()) and first[i] and varies else None
-                for t, varies in zip(terms, second, strict=True)
+                float(t.cka()) if bool(t.scored()) and first[i] and other else None
+                for t, other in zip(terms, second, strict=True)
             )
         )
         cors.append(tuple(_cor(left[i], q) for q in right))

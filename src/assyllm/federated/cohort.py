@@ -40,14 +40,29 @@ def participating(table: Path, method: str, model: str) -> Mapping[int, bool]:
     """Memory class (GB) -> whether it can run ``method``, from the method's cost table.
 
     Raises:
-        ArtifactError: no rows for the model, or the table is another method's.
+        ArtifactError: no rows for the model, another method's table, or no cost table.
     """
-    rows = [row for row in read_table(table) if row["model"] == model]
+    rows = [row for row in read_table(table) if row.get("model") == model]
     if not rows:
         raise ArtifactError(f"{table}: no rows for {model!r}")
+    if lacking := [name for name in ("method", "memory_gb", "participates") if name not in rows[0]]:
+        raise ArtifactError(f"{table}: no cost table, it has no column {lacking[0]}")
     if {row["method"] for row in rows} != {method}:
         raise ArtifactError(f"{table}: the cost table of {rows[0]['method']}, {method}'s is expected")
     return {int(row["memory_gb"]): row["participates"] == "1" for row in rows}
+
+
+def eligible_clients(cost: Path, method: str, model: str, memory_gb: Sequence[int]) -> list[int]:
+    """Numbers of the clients whose device can run ``method`` on ``model``.
+
+    Raises:
+        ArtifactError: the table is another method's, or has no row for the model or for a memory class.
+    """
+    classes = participating(cost, method, model)
+    for memory in sorted(set(memory_gb)):
+        if memory not in classes:
+            raise ArtifactError(f"{cost}: no row for {model} on devices of {memory} GB")
+    return [client for client, memory in enumerate(memory_gb) if classes[memory]]
 
 
 def sample(seed: int, round_: int, eligible: Sequence[int], size: int, dropout: float = 0.0) -> list[int]:

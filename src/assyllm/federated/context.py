@@ -157,8 +157,8 @@ class Context:
     ) -> None:
         """Add a round's row: who took part, who was late, and mean bytes a client by channel (late ones as many).
 
-        Where all that answered were late nothing is computed here, so bytes up are known only if every client sends
-        the same; else they are 0.
+        Where all that answered were late nothing is computed here, so bytes up are those known beforehand: of tensors
+        that are trained or counted; those of votes and of head sums are 0.
         """
         state.rows.append(
             {

@@ -55,7 +55,7 @@ class TaskData:
         return self._encoded[model, split]
 
     def shortened(self, pool: Pool, models: Iterable[str]) -> int:
-        """Questions of all splits that lost more than context to ``max_tokens`` in some of the models' tokens."""
+        """Questions of all splits that lost more than context to ``max_tokens``, by the model that cuts most."""
         names = sorted(set(models))
         return sum(max(self.encoded(pool, name, split).cut for name in names) for split in SPLITS)
 

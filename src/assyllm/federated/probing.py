@@ -197,7 +197,7 @@ def _stack(run: Context, state: State, task: ProbeTask) -> State:
     state.keep(best, joined)
     run.joins.use(state.joined)
     state.probes = {chain.id: probes[chain.id] for chain in [*best, *state.finished]}
-    state.probed, state.tried, state.stage = {}, 0, state.stage + 1
+    state.probed, state.tried = {}, 0
     if not best:
         if not state.finished:
             raise ArtifactError(f"{run.data.task}: no client answered, so nothing was assembled")

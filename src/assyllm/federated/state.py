@@ -20,7 +20,7 @@ from assyllm.comparator.cka import HsicTerms
 from assyllm.federated.server import Tally
 
 Phase = Literal["native", "survey", "select", "tune", "head", "done"]
-PLAIN = ("phase", "round", "stage", "tried", "rows", "dropped", "seconds", "chosen", "surveyed", "best")
+PLAIN = ("phase", "round", "tried", "rows", "dropped", "seconds", "chosen", "surveyed", "best")
 
 
 @dataclass
@@ -33,7 +33,6 @@ class State:
 
     phase: Phase = "native"
     round: int = 0
-    stage: int = 0  # blocks chosen so far
     tried: int = 0  # rounds spent on the block that is being chosen
     open: list[Chain] = field(default_factory=list)
     finished: list[Chain] = field(default_factory=list)

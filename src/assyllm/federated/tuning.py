@@ -40,10 +40,10 @@ def tune(run: Context, state: State, chain: Sequence[str]) -> State:
         state.tuned = start(run, state, chain)
     clients, late = run.sample(state.round)
     names = sorted(state.tuned)
-    loss = 0.0
+    told: dict[str, float] = {}
     if clients:
-        gradients, loss = _gradients(run, state, chain, clients)
-        step = sum(1 for row in state.rows if row.get("tuned")) + 1
+        gradients, told["loss"] = _gradients(run, state, chain, clients)
+        step = sum(1 for row in state.rows if row.get("tuned") and row["participants"]) + 1
         for name in names:
             _adam(state, name, gradients[name], step, settings.learning_rate)
         _write_back(state, chain)
@@ -51,7 +51,7 @@ def tune(run: Context, state: State, chain: Sequence[str]) -> State:
     fixed = (state.joined[name] for name in edges(chain) if not any(key.startswith(f"{name}/") for key in names))
     down = size + ID * len(chain) + sum(adapter.sent_bytes for adapter in fixed if adapter is not None)
     run.log(state, clients, late, up_sums=size, down=down)
-    state.rows[-1] |= {"tuned": 1, "loss": loss}
+    state.rows[-1] |= {"tuned": 1, **told}
     if sum(1 for row in state.rows if row.get("tuned")) >= settings.tuning_rounds or not names:
         state.tuned, state.moments, state.phase = {}, {}, "head"
     return state

@@ -37,7 +37,9 @@ def native(run: Context, state: State) -> State:
     if state.round <= SPARE and not hsic.any():
         return state  # a whole cohort lost, or too few examples for CKA: ask the next one
     if not clients:
-        raise ArtifactError(f"{run.data.task}: no cohort answered in {state.round} rounds, so nothing was assembled")
+        raise ArtifactError(
+            f"{run.data.task}: no cohort told anything in {state.round} rounds, so nothing was assembled"
+        )
     state.hsic = hsic
     state.histograms = {b: run.data.histograms[b][clients].sum(0) for b in blocks}
     state.open, state.phase = search.roots(run.pool), "select"
@@ -121,7 +123,7 @@ def _stack(run: Context, state: State, task: ScoreTask) -> State:
     state.finished = [*state.finished, *finished]
     state.keep(still, joined)
     run.joins.use(state.joined)
-    state.tally, state.tried, state.stage = Tally(), 0, state.stage + 1
+    state.tally, state.tried = Tally(), 0
     if not still:
         if not state.finished:
             rule = run.settings.selection.rule

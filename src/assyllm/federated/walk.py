@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from assyllm.assembly import search
 from assyllm.blocks.pool import Pool
+from assyllm.comparator.compatibility import Rule
+from assyllm.federated.rounds import reported
 from assyllm.federated.state import State
 
 Walked = list[tuple[list[str], list[str]]]
 COLUMNS = ("run_id", "task", "round", "phase", "clients", "passing", "chain", "candidates")
 
 
-def walk_rows(run_id: str, task: str, pool: Pool, state: State, adding: bool) -> list[dict[str, Any]]:
+def walk_rows(run_id: str, task: str, pool: Pool, state: State, rule: Rule) -> list[dict[str, Any]]:
     """One row a round and open chain, in the search's order; block ids are space-separated.
-
-    ``adding``: how finished chains rank (:func:`search.ranked`).
 
     A first round, or one of a survey, passes through every model of the pool, a select round through each open chain
     and the candidates put on it, a round that trains adapters through the reported chain, a head round through every
@@ -23,7 +22,7 @@ def walk_rows(run_id: str, task: str, pool: Pool, state: State, adding: bool) ->
     """
     whole: Walked = [([info.id for info in pool.of_model(model)], []) for model in pool.models]
     finished: Walked = [(list(chain.blocks), []) for chain in sorted(state.finished, key=lambda chain: chain.id)]
-    tuned: Walked = [(list(chain.blocks), []) for chain in search.ranked(state.finished, adding)[:1]]
+    tuned: Walked = [(list(reported(state, rule).blocks), [])] if state.finished else []
     rows = []
     for row in state.rows:
         phase = row["phase"]

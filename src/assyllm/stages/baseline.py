@@ -166,8 +166,7 @@ class Job:
 
     def eligible(self) -> list[int]:
         """The clients that take part: those whose memory suffices for every model."""
-        from assyllm.baselines.job import eligible_clients
-        from assyllm.federated.cohort import device_memory
+        from assyllm.federated.cohort import device_memory, eligible_clients
 
         memory = device_memory(self.seed, self.p.fleet, self.p.partition.clients)
         each = [eligible_clients(self.cost, self.method, model, memory) for model in self.models]

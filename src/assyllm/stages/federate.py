@@ -42,7 +42,7 @@ def run(
     from assyllm.blocks.untrained import UntrainedPool
     from assyllm.checkpoint import Checkpoint
     from assyllm.comparator.native import correlations
-    from assyllm.federated.cohort import device_memory, participating
+    from assyllm.federated.cohort import device_memory, eligible_clients
     from assyllm.federated.context import Settings
     from assyllm.federated.outcome import Outcome, outcome, write_run
     from assyllm.federated.rounds import Rounds
@@ -72,12 +72,10 @@ def run(
         opened = lend(opened, p.swapper, correlations(files, opened.ids) if files else None)
     inputs = [manifest_sha(Path(folder)) for folder in (pool, tasks, *scores)]
     inputs += [sha256_file(Path(partition) / f"{task}.csv") for task in p.tasks.names]
-    key = sha256_text("\n".join([params, code_sha, method, str(seed), sha256_file(Path(cost)), *inputs]))
-    classes = participating(Path(cost), method, "pool")
-    devices = device_memory(seed, p.fleet, p.partition.clients)
-    eligible = [client for client, memory in enumerate(devices) if classes[memory]]
+    eligible = eligible_clients(Path(cost), method, "pool", device_memory(seed, p.fleet, p.partition.clients))
     settings = Settings(own.selection, p.comparator, own.adapter, own.head, p.federated)
     run_id = f"{setting_name}-{method}-zoo{zoo_seed}-seed{seed}"
+    key = sha256_text("\n".join([params, code_sha, run_id, sha256_file(Path(cost)), *inputs]))
     outcomes: list[Outcome] = []
     for task in p.tasks.names:
         data = open_task(opened, task, p, Path(tasks), Path(partition), [Path(folder) for folder in scores])
@@ -105,7 +103,7 @@ def run(
             setting=setting, alpha=p.partition.alpha, weights_sha=manifest_sha(Path(pool))[:12],
             params_sha=params_sha(params), code_sha=code_sha,
         )  # fmt: skip
-        walks = [row for o in outcomes for row in walk_rows(run_id, o.data.task, opened, o.state, settings.rule.probe)]
+        walks = [row for o in outcomes for row in walk_rows(run_id, o.data.task, opened, o.state, settings.rule)]
         write_table(folder / "walk.csv", walks, COLUMNS)
     if checkpoint is not None:
         shutil.rmtree(checkpoint, ignore_errors=True)

@@ -38,11 +38,11 @@ def run(
     """
     import torch
 
-    from assyllm.baselines.job import eligible_clients, encode_task, open_base, plan, read_task
+    from assyllm.baselines.job import encode_task, open_base, plan, read_task
     from assyllm.baselines.registry import METHODS
     from assyllm.baselines.rounds import Diverged, Outcome, run_rounds
     from assyllm.evaluate import smoothed
-    from assyllm.federated.cohort import device_memory
+    from assyllm.federated.cohort import device_memory, eligible_clients
 
     torch.set_num_threads(1)
     p = P.parse_sections(params, SECTIONS)
