@@ -13,7 +13,8 @@ from pathlib import Path
 
 from assyllm import params as P
 from assyllm.artifacts import ArtifactError, read_json
-from assyllm.cost.pool_sizes import Precision, model_bytes
+from assyllm.blocks.segment import segments
+from assyllm.cost.pool_sizes import FP16, Precision, block_bytes, model_bytes, sensitivity_bytes
 from assyllm.cost.shapes import Shape, shape_of
 from assyllm.hub import fetch as hub
 from assyllm.hub.ask import COMMIT, Patience, Repository, ask, wanted
@@ -101,7 +102,13 @@ def needs(plan: Plan, folder: Path, ask: Ask | None) -> Needs:
     zoo_bytes = sum(m.written + (0 if here or zoo.source_of(m.name) != "hub" else m.to_fetch) for m in models)
     steps.append(Step("download (data/zoo)", folder, zoo_bytes))
     steps.append(Step("split pool", folder, sum(m.shape.parameters * m.bits // 8 for m in models)))
-    for setting in _pools(plan):
+    settings = _pools(plan)
+    measured = [s for s in settings if plan.at(s).quantize.needs_sensitivity]
+    if measured:
+        kept = plan.params.sensitivity
+        size = sum(m.shape.layers * sensitivity_bytes(m.shape, len(kept.scores), kept.moments) for m in models)
+        steps.append(Step("sensitivity", folder, size))
+    for setting in settings:
         chosen = plan.at(setting)
         size = _quantized(models, chosen.quantize, chosen.blocks)
         steps.append(Step(f"quantized pool {setting} ({chosen.quantize.mean_bits:g} bits)", folder, size))
@@ -134,6 +141,7 @@ def _need(name: str, zoo: P.Zoo, home: Path, ask: Ask | None, remarks: list[str]
     if member.revision not in (None, record.revision):
         remarks.append(f"zoo.models.{name}: recorded is another revision, {record.revision}")
     _remark_on_vocabulary(name, [record.vocabulary], remarks)
+    _remark_on_licence(name, member, record.licence, f"recorded ({record.licence_is}) is", remarks)
     said = "recorded" if record.files_are == "seen" else "recorded, size from the shape"
     return ModelNeed(
         name, member.hub_id, member.revision, member.licence or "-", said, record.gated,
@@ -154,6 +162,7 @@ def _asked(name: str, member: P.Member, said: Repository, record: Record | None,
     if not weights:
         raise HubError(f"{said.id}@{said.commit[:12]}: neither safetensors nor .bin weights are there")
     _remark_on_vocabulary(name, [f.name for f in files], remarks)
+    _remark_on_licence(name, member, said.licence, "the hub says", remarks)
     size = sum(f.bytes for f in files)
     there = _cached(said.id, said.commit)
     try:
@@ -162,7 +171,7 @@ def _asked(name: str, member: P.Member, said: Repository, record: Record | None,
         shape = shape_of(member.stands_for)
         remarks.append(f"{error}; so memory and pools are those of {member.stands_for}")
     return ModelNeed(
-        name, said.id, said.commit, member.licence or said.licence or "-", "the hub", said.gated,
+        name, said.id, said.commit, member.licence or "-", "the hub", said.gated,
         max(size - there, 0), there, sum(f.bytes for f in weights if f.name.endswith(".bin")), shape,
         _bits(sum(f.bytes for f in weights), shape),
     )  # fmt: skip
@@ -172,6 +181,12 @@ def _remark_on_vocabulary(name: str, files: list[str], remarks: list[str]) -> No
     needed = lacking(files)
     if needed:
         remarks.append(f"zoo.models.{name}: {needed}")
+
+
+def _remark_on_licence(name: str, member: P.Member, said: str | None, who: str, remarks: list[str]) -> None:
+    mine = member.licence or "-"
+    if said and said.lower() not in ("other", mine.lower()):
+        remarks.append(f"zoo.models.{name}.licence: {mine!r}, but {who} {said!r}")
 
 
 def _in_cache(name: str, member: P.Member) -> ModelNeed:
@@ -209,8 +224,8 @@ def _cached(hub_id: str, revision: str | None) -> int:
 def _pools(plan: Plan) -> list[str]:
     """A setting for every quantized pool that the default study makes."""
     found: dict[str, str] = {}
-    for run in plan.runs("default"):
-        found.setdefault(plan.variant("quantize", run.setting), run.setting)
+    for setting, _ in plan.pools("default"):
+        found.setdefault(plan.variant("quantize", setting), setting)
     return list(found.values())
 
 
@@ -224,6 +239,10 @@ def _quantized(models: list[ModelNeed], quantize: P.Quantize, blocks: P.Blocks) 
 
 def _memory(plan: Plan, models: list[ModelNeed], steps: list[Step]) -> tuple[tuple[str, int], ...]:
     out = [("split, its largest table at 32 bit", int(LIBRARIES) + max(_largest(m.shape) for m in models) * 4)]
+    if any(step.name == "sensitivity" for step in steps):
+        out.append(
+            ("sensitivity, a block at 32 bit and what is measured of it", max(_measured(plan, m) for m in models))
+        )
     methods = {run.method for run in plan.runs("default")}
     if methods & set(P.ASSEMBLING):
         budget = plan.params.swapper.budget_gb
@@ -238,6 +257,13 @@ def _memory(plan: Plan, models: list[ModelNeed], steps: list[Step]) -> tuple[tup
         size = model.shape.parameters * (4 + TRAINED_BYTES * clients)
         out.append((f"fine-tuning {model.name}, {clients} clients of a round at once (at most)", size))
     return tuple(out)
+
+
+def _measured(plan: Plan, model: ModelNeed) -> int:
+    kept, shape = plan.params.sensitivity, model.shape
+    block = max(block_bytes(shape, plan.params.blocks, FP16)) * 2
+    layers = max(segments(shape.layers, plan.params.blocks))
+    return int(LIBRARIES) + block + layers * sensitivity_bytes(shape, len(kept.scores), kept.moments)
 
 
 def _largest(shape: Shape) -> int:

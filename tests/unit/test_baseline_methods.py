@@ -224,10 +224,19 @@ def test_int8_rows_are_a_byte_a_weight_within_half_a_level_of_the_largest() -> N
 # ---------------------------------------------------------------------------------------------------- QLoRA
 
 
+def on_device(subject: QLora) -> QLora:
+    """The method, where this processor's kernel decodes its base rightly."""
+    try:
+        check_kernel(subject.quantised)
+    except ArtifactError as error:
+        pytest.skip(str(error))
+    return subject
+
+
 @pytest.mark.parametrize("family", ["opt", "roberta"])  # whose rows bitsandbytes decodes rightly
 @pytest.mark.parametrize("kind", [QLora, QLoraRecomputation])
 def test_simulated_gradients_are_those_of_real_4_bit_layers(family: str, kind: type[QLora]) -> None:
-    subject, batch = kind(model(family), LORA), data(family).train.take(torch.arange(6))
+    subject, batch = on_device(kind(model(family), LORA)), data(family).train.take(torch.arange(6))
     weights = shaken(subject.start())
     real = gradients(subject.device_loss, weights, batch)
     assert difference(gradients(subject.loss, weights, batch), real) <= 1e-5
@@ -235,7 +244,7 @@ def test_simulated_gradients_are_those_of_real_4_bit_layers(family: str, kind: t
 
 
 def test_the_base_went_through_4_bit() -> None:
-    subject = QLora(model("opt"), LORA)
+    subject = on_device(QLora(model("opt"), LORA))
     for name, part in subject.device.named_modules():
         if name.endswith("base_layer"):
             plain = subject.base.get_submodule(name).weight.detach()
@@ -263,7 +272,7 @@ def test_a_wrong_kernel_is_not_trusted(shape: tuple[int, int]) -> None:
 
 def test_4_bit_layers_give_gradients_after_an_evaluation() -> None:
     """bitsandbytes repacks weights on CPUs with avx512_bf16 at the first evaluation; gradients must survive it."""
-    subject, batch = QLora(model("opt"), LORA), data("opt").train.take(torch.arange(4))
+    subject, batch = on_device(QLora(model("opt"), LORA)), data("opt").train.take(torch.arange(4))
     weights = shaken(subject.start())
     before = gradients(subject.device_loss, weights, batch)
     subject.device.eval()

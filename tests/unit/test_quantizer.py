@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from assyllm import params as P
-from assyllm.artifacts import ArtifactError, manifest_sha, output_folder
+from assyllm.artifacts import ArtifactError, manifest_sha, output_folder, read_json
 from assyllm.blocks.pool import Pool
+from assyllm.cost.pool_sizes import sensitivity_bytes
+from assyllm.cost.shapes import Shape
 from assyllm.quantizer import allocate
 from assyllm.quantizer.backends import Int8Linear, Nf4Linear, encode
 from assyllm.quantizer.calibrate import batches, linears, native_inputs, public_lines
@@ -25,7 +27,9 @@ from assyllm.quantizer.pool import open_pool, quantize_pool
 from assyllm.quantizer.scores import scores
 from assyllm.quantizer.sensitivity import write_sensitivity
 from assyllm.quantizer.sizes import WIDTHS, matrix_bytes
+from assyllm.zoo.header import header
 from conftest import tiny_params
+from tiny import zoo
 
 UNIFORM = {"scheme": "uniform", "rounding": "nearest"}
 
@@ -49,6 +53,14 @@ def sensitivity(tiny_folder, tmp_path_factory):
     ).sensitivity
     write_sensitivity(tiny_folder / "pool", folder, lines, 32, settings)
     return folder
+
+
+def test_what_is_measured_has_the_bytes_that_are_planned(tiny_folder, sensitivity) -> None:
+    for name in zoo.FAMILY:
+        shape = Shape.of(read_json(tiny_folder / "zoo" / name / "config.json"))
+        kept = [header(file) for file in sorted((sensitivity / "blocks").glob(f"{name}*"))]
+        stored = sum(entry.bytes for entries in kept for entry in entries.values())
+        assert stored == shape.layers * sensitivity_bytes(shape, 5, moments=True), name
 
 
 def quantized(tiny_folder, folder, sensitivity=None, **changes) -> Pool:

@@ -171,7 +171,7 @@ def test_quick_training_has_the_same_loss_and_leaves_the_model_as_it_was(name) -
             quick = pretrain.loss(model, rows, special, recipe, draws[1], objective)
             assert torch.get_float32_matmul_precision() == "high"
         after = pretrain.loss(model, rows, special, recipe, draws[2])
-    assert torch.allclose(plain, quick, rtol=1e-5)
+    assert torch.allclose(plain, quick, rtol=2e-3)  # "high" means TF32 products on some CPUs too
     assert torch.equal(plain, after)
     assert torch.get_float32_matmul_precision() == "highest"
     assert model.config._attn_implementation == attention

@@ -83,11 +83,12 @@ def base_model(wildcards):
 
 
 def zoo_folders(wildcards):
-    """Every member of the zoo."""
-    variant = PLAN.variant("download", wildcards.variant)
+    """Every member of the zoo that a setting or a variant is of."""
+    setting = wildcards.get("setting") or wildcards.variant
+    variant = PLAN.variant("download", setting)
+    zoo = wildcards.get("zoo") or "0"
     return [
-        f"data/zoo/{variant}/seed{wildcards.zoo}/{model}"
-        for model in PLAN.at(wildcards.variant).zoo.models
+        f"data/zoo/{variant}/seed{zoo}/{model}" for model in PLAN.at(setting).zoo.models
     ]
 
 
@@ -198,21 +199,6 @@ def score_folders(wildcards):
         f"data/scores/{variant}/zoo{wildcards.zoo}_seed{wildcards.seed}/shard{i}"
         for i in range(shards)
     ]
-
-
-def member_folders(variant_of):
-    """Every member of the zoo, for rules that fine-tune whole models."""
-
-    def folders(wildcards):
-        setting = wildcards.get("setting") or variant_of
-        zoo = wildcards.get("zoo") or "0"
-        variant = PLAN.variant("download", setting)
-        return [
-            f"data/zoo/{variant}/seed{zoo}/{model}"
-            for model in PLAN.at(setting).zoo.models
-        ]
-
-    return folders
 
 
 def walked(wildcards):

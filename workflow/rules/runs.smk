@@ -147,7 +147,7 @@ rule precision:
 
 rule baseline:
     input:
-        zoo=member_folders("base"),
+        zoo=zoo_folders,
         tasks=above("tasks", "data/tasks/{variant}"),
         partition=above("partition", "data/partition/{variant}/seed{seed}"),
         cost=above("cost", "data/cost/{variant}/{method}.csv"),
@@ -233,7 +233,7 @@ rule features:
 
 rule tune:
     input:
-        zoo=member_folders("base"),
+        zoo=zoo_folders,
         tasks=above("tasks", "data/tasks/{variant}"),
         partition=above(
             "partition", f"data/partition/{{variant}}/seed{PLAN.params.tune.seed}"

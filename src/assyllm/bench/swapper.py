@@ -151,17 +151,9 @@ def read_ratios() -> dict[str, float]:
     budget, window = sum(sizes.values()) // 2, len(sizes) // 2
     least = optimum_bytes(plan, sizes, budget)
     read = {w: sum(step.bytes for step in count(plan, sizes, budget, "plan", window=w)) for w in (None, window)}
-    by_clients = {
-        clients: sum(
-            sum(s.bytes for s in count(units_of(walk(each.chains, "block", clients), sizes), sizes, budget))
-            for each in walked
-        )
-        for clients in (20, 200)
-    }
     return {
         "reads_over_optimum_plan": read[None] / least,
         "reads_over_optimum_window": read[window] / least,
-        "reads_200_over_20_clients": by_clients[200] / by_clients[20],
     }
 
 

@@ -34,7 +34,12 @@ def matrices(shape: Shape) -> list[tuple[int, int]]:
     """(rows, columns) of every linear layer of one transformer layer."""
     h, f = shape.hidden, shape.intermediate
     inner = [(f, h), (f, h), (h, f)] if shape.family == "llama" else [(f, h), (h, f)]
-    return [(h, h)] * 4 + inner
+    return [(h, h), (h, h), (shape.key_value_width, h), (shape.key_value_width, h), *inner]
+
+
+def sensitivity_bytes(shape: Shape, scores: int, moments: bool) -> int:
+    """Bytes of what is measured of one layer: float32 scores by row, and X'X ``[columns, columns]`` of every matrix."""
+    return sum(4 * (scores * rows + (columns**2 if moments else 0)) for rows, columns in matrices(shape))
 
 
 def layer_bytes(shape: Shape, precision: Precision) -> int:

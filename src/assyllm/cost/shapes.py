@@ -50,12 +50,16 @@ class Shape:
     key_value_heads: int = 0  # 0: as many as heads
 
     @property
+    def key_value_width(self) -> int:
+        """Width of a layer's keys and of its values: narrower than ``hidden`` where several heads share them."""
+        return self.hidden * (self.key_value_heads or self.heads) // self.heads
+
+    @property
     def layer_parameters(self) -> int:
         """Weights and biases of one layer."""
         h, f = self.hidden, self.intermediate
         if self.family == "llama":  # four projections, gated MLP, two RMS norms, no biases
-            narrow = h * (self.key_value_heads or self.heads) // self.heads
-            return 2 * h * h + 2 * h * narrow + 3 * h * f + 2 * h
+            return 2 * h * h + 2 * h * self.key_value_width + 3 * h * f + 2 * h
         return 4 * h * h + 4 * h + 2 * h * f + h + f + 4 * h  # biases everywhere, two layer norms
 
     @property

@@ -50,7 +50,6 @@ class Repository:
     files: tuple[RemoteFile, ...]
     gated: bool
     licence: str | None
-    parameters: int | None
 
 
 def pinned(revision: str | None, key: str) -> str:
@@ -91,7 +90,6 @@ def ask(hub_id: str, revision: str | None, patience: Patience | None = None) -> 
             files=tuple(files),
             gated=bool(said.gated),
             licence=card.get("license"),
-            parameters=said.safetensors.total if said.safetensors else None,
         )
 
     return patiently(once, what, hub_id, patience)

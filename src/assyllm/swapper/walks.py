@@ -18,9 +18,6 @@ class Round:
     """What one round of a task asks of each of its clients."""
 
     task: str
-    round: int
-    phase: str
-    clients: int
     chains: Chains = field(default_factory=list)
 
 
@@ -33,8 +30,7 @@ def read_walk(path: Path) -> list[Round]:
     rounds: dict[tuple[str, str], Round] = {}
     try:
         for row in read_table(path):
-            made = Round(row["task"], int(row["round"]), row["phase"], int(row["clients"]))
-            found = rounds.setdefault((row["task"], row["round"]), made)
+            found = rounds.setdefault((row["task"], row["round"]), Round(row["task"]))
             found.chains.append((row["chain"].split(), row["candidates"].split()))
     except (KeyError, ValueError) as error:
         raise ArtifactError(f"{path}: not a walk ({error})") from None
@@ -75,26 +71,21 @@ def units_of(blocks: Iterable[str], sizes: Mapping[str, int]) -> list[str]:
         raise ArtifactError(f"walk: block {error} has no size") from None
 
 
-def walk(chains: Sequence[tuple[Sequence[str], Sequence[str]]], order: str = "block", clients: int = 1) -> list[str]:
+def walk(chains: Sequence[tuple[Sequence[str], Sequence[str]]], order: str = "block") -> list[str]:
     """The blocks that one round of the search passes through.
 
     Args:
         chains: (blocks of an open chain, its candidates), in the search's order.
         order: ``block``: each block once a round for every client and chain that asks (block outer, clients and
-            batches inner); ``candidate``: the paper's order, client by client, chain by chain, prefixes that a
-            client has already run left out.
+            batches inner); ``candidate``: the paper's order, chain by chain, as each client goes through it, prefixes
+            that it has already run left out.
     """
-    asked = [(*chain[: i + 1],) for chain, _ in chains for i in range(len(chain))]
-    asked += [(*chain, block) for chain, candidates in chains for block in candidates]
-    if order == "block":
-        # a prefix is never longer than what follows it: depth by depth, equal blocks side by side
-        by_depth = sorted({(len(path), path[-1]) for path in asked})
-        return [block for _, block in by_depth]
-    seen: set[tuple[str, ...]] = set()
-    one: list[str] = []
-    for chain, candidates in chains:
-        for path in [*((*chain[: i + 1],) for i in range(len(chain))), *((*chain, block) for block in candidates)]:
-            if path not in seen:
-                seen.add(path)
-                one.append(path[-1])
-    return one * clients
+    asked = [
+        path
+        for chain, candidates in chains
+        for path in [*((*chain[: i + 1],) for i in range(len(chain))), *((*chain, block) for block in candidates)]
+    ]
+    if order == "candidate":
+        return [path[-1] for path in dict.fromkeys(asked)]
+    # a prefix is never longer than what follows it: depth by depth, equal blocks side by side
+    return [block for _, block in sorted({(len(path), path[-1]) for path in asked})]
