@@ -14,12 +14,14 @@ from huggingface_hub import constants, snapshot_download
 from safetensors.torch import load_file
 
 from assyllm.artifacts import ArtifactError, read_json
+from assyllm.comparator import compare
 from assyllm.hub import space
 from assyllm.hub.ask import Patience, RemoteFile, ask, pinned, wanted
-from assyllm.hub.fetch import complete, fetch
+from assyllm.hub.fetch import complete, fetch, fetch_safetensors
 from assyllm.hub.member import obtain
-from assyllm.hub.words import without_secrets
+from assyllm.hub.words import HubError, without_secrets
 from assyllm.params import Member
+from tiny import zoo
 from tiny.hub import TOKEN, Fault, Hub, Repository
 
 COMMIT, OTHER = "c" * 40, "d" * 40
@@ -170,6 +172,29 @@ def test_a_file_damaged_in_the_cache_is_fetched_again(hub, waits):
     blob.write_bytes(blob.read_bytes()[:-1] + b"x")
     fetch("some/opt", COMMIT, waits.patience())
     nothing_half_written(hub)
+
+
+def test_a_branch_is_what_it_was_where_the_hub_is_not_asked(hub, waits, monkeypatch):
+    folder = fetch_safetensors("some/opt", "main", waits.patience())
+    assert folder == fetch("some/opt", COMMIT, waits.patience())[0]
+    texts = zoo.sentences()
+    table = compare("some/opt", f"some/opt@{COMMIT}", texts)
+    assert table.compatibility == compare(folder, folder, texts).compatibility
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert compare("some/opt", f"some/opt@{COMMIT}", texts).cka == table.cka
+    with pytest.raises(HubError, match="some/opt@other: not in the cache, and HF_HUB_OFFLINE is set"):
+        fetch_safetensors("some/opt", "other", waits.patience())
+    with pytest.raises(
+        ArtifactError, match=r"^some/bert: no such folder, and from the hub: some/bert@main: not in the"
+    ):
+        compare("some/bert", folder, texts)
+
+
+def test_weights_that_are_no_safetensors_are_refused_before_they_are_fetched(hub, waits):
+    (hub.repositories["some/opt"].folder / WEIGHTS).unlink()
+    with pytest.raises(HubError, match="some/opt@main: it has no safetensors, and only those are read"):
+        fetch_safetensors("some/opt", "main", waits.patience())
+    assert not cached()
 
 
 def test_unknown_names_are_told_apart(hub, waits):

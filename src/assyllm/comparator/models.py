@@ -23,9 +23,10 @@ from assyllm.artifacts import ArtifactError, write_json
 from assyllm.comparator.cka import MINIMUM_ROWS, Estimator, all_pairs, column_scale, pair_terms, varies
 from assyllm.comparator.compatibility import compatibility
 from assyllm.comparator.cor import Spread, cor
+from assyllm.hub.fetch import fetch_safetensors
 from assyllm.zoo.device import device_of
 from assyllm.zoo.encoding import pad_id, prefix_and_suffix
-from assyllm.zoo.load import fetch, load_config, load_model, load_tokenizer, positions, weight_files
+from assyllm.zoo.load import load_config, load_model, load_tokenizer, positions, weight_files
 
 Source = str | Path | tuple[Any, Any]  # a folder, a hub id (``id`` or ``id@revision``), or (model, tokenizer)
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -206,7 +207,7 @@ def _open(source: Source, device: torch.device, dtype: Dtype) -> _Side:
             raise ArtifactError(f"{source}: no such folder")
         hub_id, _, revision = str(source).partition("@")
         try:
-            folder = fetch(hub_id, revision or "main")
+            folder = fetch_safetensors(hub_id, revision or "main")
         except ArtifactError as error:
             raise ArtifactError(f"{source}: no such folder, and from the hub: {error}") from None
     weight_files(folder)

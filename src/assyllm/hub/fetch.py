@@ -18,7 +18,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from assyllm.hub.ask import Patience, RemoteFile, Repository, ask, patiently, wanted
+from assyllm.artifacts import read_text, write_text
+from assyllm.hub.ask import COMMIT, Patience, RemoteFile, Repository, ask, patiently, wanted
 from assyllm.hub.convert import lacking
 from assyllm.hub.space import require
 from assyllm.hub.words import HubError, Unreachable, endpoint
@@ -62,6 +63,29 @@ def fetch(hub_id: str, commit: str, patience: Patience | None = None) -> tuple[P
     for file in files:
         _link(_bring(repository, file, patience), snapshot / file.name)
     return snapshot, repository
+
+
+def fetch_safetensors(hub_id: str, revision: str = "main", patience: Patience | None = None) -> Path:
+    """As :func:`fetch`, at a commit or at what a branch is today, of a model that needs no conversion.
+
+    Where the hub is not to be asked, a branch is what it was when it was last fetched.
+
+    Raises:
+        HubError: as :func:`fetch`, or the weights are no safetensors.
+    """
+    reference = storage(hub_id) / "refs" / revision
+    try:
+        repository = ask(hub_id, revision, patience)
+    except Unreachable:
+        commit = revision if COMMIT.fullmatch(revision) else read_text(reference) if reference.is_file() else None
+        if commit is None:
+            raise
+        return fetch(hub_id, commit, patience)[0]
+    if not any(f.name.endswith(".safetensors") for f in wanted(repository.files)):
+        raise HubError(f"{hub_id}@{revision}: it has no safetensors, and only those are read")
+    if not COMMIT.fullmatch(revision):
+        write_text(reference, repository.commit)
+    return fetch(hub_id, repository.commit, patience)[0]
 
 
 def fetch_one(repository: Repository, name: str, patience: Patience | None = None) -> Path:

@@ -1,11 +1,10 @@
-"""Models and tokenizers from transformers folders, and folders from the hub.
+"""Models and tokenizers from transformers folders.
 
 Weights are safetensors only and no code comes with a model. Every defect is one line that names the file.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,6 @@ from assyllm.artifacts import ArtifactError, read_json, sha256_file, sha256_text
 from assyllm.zoo.header import header
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "LICENSE*", "README.md")
 AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert")
 LM_CLASSES = {
     "llama": "LlamaForCausalLM",
@@ -175,32 +173,6 @@ def load_tokenizer(folder: Path, named: bool = False) -> Any:
         )
     except Exception as error:
         raise ArtifactError(f"{path}: not readable as a tokenizer ({first_line(error)})") from None
-
-
-def fetch(hub_id: str, revision: str) -> Path:
-    """A model of the hub in the local hub cache: resumable, at a pinned revision, safetensors only.
-
-    Files already whole are not fetched again; ``HF_HOME``, ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE``
-    are honoured.
-
-    Args:
-        revision: a commit; a branch works too, but does not pin anything.
-
-    Returns:
-        The folder, its weight files checked for wholeness.
-
-    Raises:
-        ArtifactError: not to be had (offline, no such id or revision, no access), or files missing or torn.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(WANTED)))
-    except Exception as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        raise ArtifactError(f"{hub_id}@{revision}: {first_line(error)}{offline}") from None
-    weight_files(folder)
-    return folder
 
 
 def first_line(error: BaseException) -> str:
