@@ -133,18 +133,6 @@ def zoo_plan(
     refuse_early(found)
 
 
-@bench_app.command("quantizer")
-def bench_quantizer(json_file: BenchJson = None, rounds: BenchRounds = None) -> None:
-    """Packed linear layers against nf4 and dense 16-bit ones on the CPU."""
-    from assyllm.bench import quantizer
-
-    record = quantizer.run(rounds or quantizer.ROUNDS)
-    for key, ratio in record.ratios.items():
-        typer.echo(f"{key}: {ratio.median:.2f} ({ratio.min:.2f} to {ratio.max:.2f})")
-    if json_file is not None:
-        record.write(json_file)
-
-
 @app.command()
 def download(
     params: ParamsJson,
@@ -517,19 +505,27 @@ def assemble(
 
 
 @bench_app.command("comparator")
-def bench_comparator(json_out: BenchJson = None, rounds: BenchRounds = None) -> None:
+def bench_comparator(json_file: BenchJson = None, rounds: BenchRounds = None) -> None:
     """CKA of all pairs at once against a loop over pairs; its error on known states and in bfloat16."""
     from assyllm.bench import comparator
 
-    _report(comparator.run(rounds or 2), json_out)
+    _report(comparator.run(rounds or 2), json_file)
 
 
 @bench_app.command("scoring")
-def bench_scoring(json_out: BenchJson = None, rounds: BenchRounds = None) -> None:
+def bench_scoring(json_file: BenchJson = None, rounds: BenchRounds = None) -> None:
     """Block passes that the prefix cache saves; what a client's step costs beside them."""
     from assyllm.bench import scoring
 
-    _report(scoring.run(rounds or 3), json_out)
+    _report(scoring.run(rounds or 3), json_file)
+
+
+@bench_app.command("quantizer")
+def bench_quantizer(json_file: BenchJson = None, rounds: BenchRounds = None) -> None:
+    """Packed linear layers against nf4 and dense 16-bit ones on the CPU."""
+    from assyllm.bench import quantizer
+
+    _report(quantizer.run(rounds or quantizer.ROUNDS), json_file)
 
 
 @bench_app.command("swapper")

@@ -59,8 +59,8 @@ def quantizer_table(
     about: dict[str, dict[str, str]] = defaultdict(dict)  # task -> question -> what it is about, in the test's order
     for p in predictions:
         setting, method, zoo_seed, seed = p["run_id"].rsplit("-", 3)
-        about[p["task"]][p["question"]] = p["about"]
         if setting in sizes:
+            about[p["task"]][p["question"]] = p["about"]
             grouped[setting, method, p["task"], f"{zoo_seed}_{seed}"].append(int(p["correct"]))
     for (setting, method, task, repetition), values in grouped.items():
         refitted[setting, method, task][repetition] = np.array(values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from assyllm.artifacts import ArtifactError
 from assyllm.params import Member, parse_sections
 
 SECTIONS = ("zoo", "world")
@@ -29,6 +30,8 @@ def run(
 
     torch.set_num_threads(1)
     zoo = p.zoo
+    if model not in zoo.models:
+        raise ArtifactError(f"zoo.models: no {model!r}; known: {', '.join(zoo.models)}")
     if zoo.source_of(model) == "hub":
         print(hub_member.obtain(model, zoo.models[model], out).model_dump_json(indent=2), flush=True)
         return

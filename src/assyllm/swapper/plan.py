@@ -159,13 +159,11 @@ class Cache:
         uses = self._uses.get(unit, [])
         place = bisect_right(uses, self.position)
         found = uses[place] if place < len(uses) else math.inf
-        if window is None and found < math.inf:
+        if window is None:
             return found
-        horizon = self.position + window if window is not None else len(self.plan)
+        horizon = self.position + window
         if found <= horizon:
             return found
-        if window is None:
-            return math.inf
         expected = self.resident[unit] + self.gap.get(unit, len(self.sizes))
         return max(horizon + 1, expected)
 
