@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,27 +17,10 @@ from assyllm import seeding
 from assyllm.artifacts import ArtifactError
 from assyllm.results import Metric, Prediction
 
+if TYPE_CHECKING:
+    from assyllm.tasks.record import Question
+
 COLLAPSED_SHARE = 0.95  # a method whose answers are this often the same index has collapsed
-
-
-class Question(Protocol):
-    """What is needed of a ``tasks.record.Question``."""
-
-    @property
-    def id(self) -> str:
-        """Its name in its split."""
-
-    @property
-    def answer(self) -> int:
-        """Index of the right choice."""
-
-    @property
-    def facts(self) -> tuple[str, ...]:
-        """The facts it rests on."""
-
-    @property
-    def about(self) -> str:
-        """What they are about."""
 
 
 # ---------------------------------------------------------------------------------------------- accuracies

@@ -18,8 +18,7 @@ from assyllm import seeding
 from assyllm.adapter import sent
 from assyllm.adapter.limit import SLACK, Limit, broken, shortened
 from assyllm.artifacts import ArtifactError
-
-NEGATIVE = -1e30  # score of a padding choice
+from assyllm.zoo.forward import mask_padding
 
 
 def centred(features: Tensor, choice_mask: Tensor) -> Tensor:
@@ -219,7 +218,7 @@ class Head(nn.Module):
     def forward(self, features: Tensor, choice_mask: Tensor) -> Tensor:
         """Scores, padding choices out of reach of any argmax."""
         scores = centred(features, choice_mask) @ self.weight.to(features.dtype)
-        return scores.masked_fill(~choice_mask, NEGATIVE)
+        return mask_padding(scores, choice_mask)
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ def correct(model: AssembledModel, questions: Sequence[Question]) -> list[int]:
 
 def size_bytes(model: AssembledModel, pool: Pool) -> int:
     """Bytes of the model's tensors on ``pool``: blocks, embeddings that adapters read, adapters and head."""
-    own = sum(t.nbytes for name, t in model.fitted().items() if not name.startswith("embeddings."))
+    own = sum(tensor.nbytes for tensor in model.fitted().values())
     started = {pool.info(name).model for name in model.recipe.blocks if pool.info(name).kind == "start"}
     read = sum(pool.embedding_bytes(name) for name in model.embeddings if name not in started)
     return own + read + sum(pool.info(name).bytes for name in model.recipe.blocks)

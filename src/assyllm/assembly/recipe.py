@@ -16,6 +16,7 @@ import yaml
 from assyllm.adapter.base import Adapter
 from assyllm.adapter.registry import describe
 from assyllm.artifacts import MANIFEST, ArtifactError, read_json, sha256_text, write_text
+from assyllm.blocks.block import block_id
 from assyllm.blocks.pool import Pool
 from assyllm.zoo.encoding import POOLED
 
@@ -64,7 +65,7 @@ class Recipe:
     @property
     def blocks(self) -> tuple[str, ...]:
         """Block ids in order."""
-        return tuple(f"{s['model']}:{s['layer_range'][0]}-{s['layer_range'][1]}" for s in self.slices)
+        return tuple(block_id(s["model"], *s["layer_range"]) for s in self.slices)
 
     @property
     def fits(self) -> str:

@@ -102,7 +102,7 @@ class RandomPool(Pool):
             )  # fmt: skip
             config._attn_implementation = "sdpa"
             model = getattr(importlib.import_module(spec.module), spec.model_class)(config).eval()
-            self.models[name] = ModelInfo(name, family, name, "MIT", "", width, layers, 0)
+            self.models[name] = ModelInfo(name, family, name, "MIT", "", width, layers)
             for block in split(model, name, family, [1] * layers):
                 self._blocks[block.id] = block.requires_grad_(False)
                 self._infos[block.id] = BlockInfo(

@@ -31,7 +31,7 @@ from assyllm.artifacts import (
     verify_folder,
     write_json,
 )
-from assyllm.blocks.block import Block, Kind, kind_of
+from assyllm.blocks.block import Block, Kind, block_id, kind_of
 from assyllm.blocks.embedding import PREFIX, Embedding, load_embedding
 from assyllm.blocks.families import family as family_of
 from assyllm.blocks.families import find
@@ -83,7 +83,6 @@ class ModelInfo:
     revision: str
     width: int
     layers: int
-    bytes: int  # of its language-model head, which no chain carries
 
 
 def make_pool(folders: Mapping[str, Path], out: Path, blocks: Blocks) -> None:
@@ -223,11 +222,11 @@ class Pool:
         for name in self._raw["order"]:
             raw = self._raw["models"][name]
             fields = ("family", "stands_for", "licence", "revision", "width", "layers")
-            self.models[name] = ModelInfo(name=name, bytes=raw["head_bytes"], **{f: raw[f] for f in fields})
+            self.models[name] = ModelInfo(name=name, **{f: raw[f] for f in fields})
             for row in raw["blocks"]:
                 first, last = row["layers"]
                 info = BlockInfo(
-                    id=f"{name}:{first}-{last}",
+                    id=block_id(name, first, last),
                     model=name,
                     family=raw["family"],
                     kind=kind_of(first, last, raw["layers"]),

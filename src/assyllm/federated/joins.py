@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -33,7 +32,7 @@ class Joins:
         self._pool, self._data, self._settings = pool, data, settings
         self.readings = readings(pool, lambda model: data.encoded(pool, model, "public"))
         # every block in its own model: no adapter anywhere
-        self._native = Walker(pool, self.readings, defaultdict(lambda: None))
+        self._native = Walker(pool, self.readings, {})
         self._walker = Walker(pool, self.readings, {})
         self._rereading: dict[str, fixed_attention.Rereading] = {}
         self._unread: dict[str, list[Tensor]] = {}  # per chunk, what the re-reading of a block leaves unexplained

@@ -175,10 +175,11 @@ def write_run(
         common: dict[str, Any] = {
             "run_id": run_id, "method": method, "task": task, "world": world, "seed": seed, "setting": setting,
         }  # fmt: skip
+        label = Label(**common)
         train, tests = found.data.splits["train"], found.data.splits["test"]
         seen = seen_facts((train[item] for items in found.data.owned for item in items), tests)
-        final = final_rows(Label(**common), tests, found.reported.chosen, seen, found.reported.dev)
-        metrics += [*final[0], *_metrics(found, common)]
+        final = final_rows(label, tests, found.reported.chosen, seen, found.reported.dev)
+        metrics += [*final[0], *_metrics(found, label)]
         predictions += final[1]
         for place, model in enumerate(found.models):
             row = {key: value for key, value in common.items() if key != "world"}
@@ -192,7 +193,7 @@ def write_run(
         product = assemble(pool, found, settings, params_sha, provenance)
         product.save_pretrained(folder / "models" / task)
         shortened = float(found.data.shortened(pool, product.tokenizers))
-        metrics.append(Metric(**common, split="", metric="shortened_questions", value=shortened))
+        metrics.append(label.row("", "shortened_questions", shortened))
     run = Run(
         run_id=run_id, method=method, tasks=" ".join(found.data.task for found in outcomes), world=world,
         models=" ".join(pool.models), weights_sha=weights_sha, budget="none", alpha=alpha, seed=seed,
@@ -206,26 +207,22 @@ def write_run(
     write_json(folder / "dropped_votes.json", dropped)
 
 
-def _metrics(found: Outcome, common: dict[str, Any]) -> list[Metric]:
+def _metrics(found: Outcome, label: Label) -> list[Metric]:
     rows, state = [], found.state
     for row in state.rows:
+        at = row["round"]
         for name in ("participants", "bytes_up", "bytes_down", "bytes_up_votes", "bytes_up_sums"):
             unit = "bytes" if name.startswith("bytes") else ""
-            value = float(row[name])
-            rows.append(Metric(**common, split="", round=row["round"], metric=name, value=value, unit=unit))
+            rows.append(label.row("", name, float(row[name]), round=at, unit=unit))
         if "stragglers" in row:
-            late = float(row["stragglers"])
-            rows.append(Metric(**common, split="", round=row["round"], metric="stragglers", value=late))
-        for split in ("dev", "test"):
-            if split in row:
-                where = {"split": split, "round": row["round"]}
-                rows.append(Metric(**common, **where, metric="accuracy", value=row[split]))
+            rows.append(label.row("", "stragglers", float(row["stragglers"]), round=at))
+        rows += [label.row(split, "accuracy", row[split], round=at) for split in ("dev", "test") if split in row]
         if "loss" in row:
-            rows.append(Metric(**common, split="train", round=row["round"], metric="loss", value=row["loss"]))
+            rows.append(label.row("train", "loss", row["loss"], round=at))
     for family, count in sorted(state.chosen.items()):
-        rows.append(Metric(**common, split="", block=family, metric="times_chosen", value=float(count)))
+        rows.append(label.row("", "times_chosen", float(count), block=family))
     for name, value in (("models_assembled", len(found.models)), ("votes_dropped", len(state.dropped))):
-        rows.append(Metric(**common, split="", metric=name, value=float(value)))
+        rows.append(label.row("", name, float(value)))
     return rows
 
 
