@@ -402,9 +402,9 @@ def test_the_stage_writes_whole_tables_and_a_model_twice_alike(scored, tmp_path,
     assert ended == {row["model"] for row in models}, "the head's rounds pass through every assembled model"
     own = next(row["blocks"].split() for row in models if row["reported"] == "1")
     tuned = [row for row in rows if row["phase"] == "tune"]
-    assert all((row["chain"].split(), row["candidates"]) == (own, "") for row in tuned), "training passes through the reported model alone"
+    assert {(row["chain"], row["candidates"]) for row in tuned} <= {(" ".join(own), "")}, "it trains the reported model"
     assert bool(tuned) == (method == "assyllm_paper")
-    assert sum(each.phase == "native" for each in walked) == (method == "assyllm_paper")
+    assert len({row["round"] for row in rows if row["phase"] == "native"}) == (method == "assyllm_paper")
     assert [m["metric"] for m in metrics].count("collapsed") == 1
 
 
