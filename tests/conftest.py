@@ -157,3 +157,11 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     yield point
     close_session()
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory) -> Path:
+    """The tables of a made-up study, to be read only."""
+    from tiny.tables import write_results
+
+    return write_results(tmp_path_factory.mktemp("collect"))

@@ -157,7 +157,7 @@ def marker(method: str) -> str:
 def method_axis(ax: Axes, methods: Sequence[str]) -> None:
     """Methods from top to bottom along the y axis."""
     ax.set_yticks(range(len(methods)), [label(m) for m in methods])
-    ax.set_ylim(len(methods) - 0.5, -0.5)
+    ax.set_ylim(max(len(methods), 1) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", visible=False)
 
