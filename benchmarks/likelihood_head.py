@@ -23,11 +23,11 @@ from torch import Tensor
 
 from assyllm import params as P
 from assyllm.baselines.full import FullFineTuning
-from assyllm.baselines.job import eligible_clients, encode_task, open_model, plan, read_task
+from assyllm.baselines.job import encode_task, open_model, plan, read_task
 from assyllm.baselines.local import Weights
 from assyllm.baselines.method import HEAD
 from assyllm.baselines.rounds import run_rounds
-from assyllm.federated.cohort import device_memory
+from assyllm.federated.cohort import device_memory, eligible_clients
 from assyllm.results import write_table
 from assyllm.zoo.forward import Packed, inputs, pool_states
 
@@ -82,13 +82,13 @@ def main() -> None:
 
     def run(method: str, name: str, task: str, seed: int, rate: float, partition: Path) -> dict[str, Any]:
         files = read_task(data / "tasks" / "base", partition, task, p.partition)
-        model, tokenizer = open_model(data / "zoo" / "base" / "seed0" / name)
+        model, tokenizer = open_model(data / "zoo" / "base" / "seed0" / name, p.tasks.lengths)
         subject = WithLikelihood(model)
         kept = getattr(p.baselines, method)[task]
-        tuned = kept.at(rate, kept.local_epochs, kept.rounds)
+        tuned = kept.at(rate, kept.local_epochs)
         encoded, _ = encode_task(files, tokenizer, subject, p.tasks.max_tokens[task])
         memory = device_memory(seed, p.fleet, p.partition.clients)
-        eligible = eligible_clients(data / "cost" / "base" / f"{method}.csv", name, memory)
+        eligible = eligible_clients(data / "cost" / "base" / f"{method}.csv", method, name, memory)
         going = replace(plan(tuned, p.federated, p.baselines), test_every=tuned.rounds)
         _, outcome = run_rounds(subject, encoded, going, seed, eligible)
         test = float((np.array(outcome.test_chosen) == encoded.test.answer.numpy()).mean())

@@ -14,7 +14,7 @@ from pathlib import Path
 from assyllm import params as P
 from assyllm.artifacts import ArtifactError, read_json
 from assyllm.blocks.segment import segments
-from assyllm.cost.pool_sizes import FP16, Precision, block_bytes, model_bytes, sensitivity_bytes
+from assyllm.cost.pool_sizes import FP16, Precision, block_bytes, matrices, model_bytes, sensitivity_bytes
 from assyllm.cost.shapes import Shape, shape_of
 from assyllm.hub import fetch as hub
 from assyllm.hub.ask import COMMIT, Patience, Repository, ask, wanted
@@ -103,9 +103,9 @@ def needs(plan: Plan, folder: Path, ask: Ask | None) -> Needs:
     steps.append(Step("download (data/zoo)", folder, zoo_bytes))
     steps.append(Step("split pool", folder, sum(m.shape.parameters * m.bits // 8 for m in models)))
     settings = _pools(plan)
-    measured = [s for s in settings if plan.at(s).quantize.needs_sensitivity]
-    if measured:
-        kept = plan.params.sensitivity
+    measured = {plan.variant("sensitivity", s): s for s in settings if plan.at(s).quantize.needs_sensitivity}
+    for setting in measured.values():
+        kept = plan.at(setting).sensitivity
         size = sum(m.shape.layers * sensitivity_bytes(m.shape, len(kept.scores), kept.moments) for m in models)
         steps.append(Step("sensitivity", folder, size))
     for setting in settings:
@@ -246,7 +246,8 @@ def _memory(plan: Plan, models: list[ModelNeed], steps: list[Step]) -> tuple[tup
     methods = {run.method for run in plan.runs("default")}
     if methods & set(P.ASSEMBLING):
         budget = plan.params.swapper.budget_gb
-        pool = max(s.bytes for s in steps if s.name.startswith("quantized"))
+        searched = [plan.at(run.setting) for run in plan.runs("default") if run.method in P.ASSEMBLING]
+        pool = max(_quantized(models, at.quantize, at.blocks) for at in searched)
         out.append(("searching, the pool in memory" if budget is None else "searching, swapper.budget_gb",
                     pool if budget is None else int(budget * 1e9)))  # fmt: skip
     model = next(m for m in models if m.name == plan.params.baselines.model)
@@ -262,8 +263,10 @@ def _memory(plan: Plan, models: list[ModelNeed], steps: list[Step]) -> tuple[tup
 def _measured(plan: Plan, model: ModelNeed) -> int:
     kept, shape = plan.params.sensitivity, model.shape
     block = max(block_bytes(shape, plan.params.blocks, FP16)) * 2
-    layers = max(segments(shape.layers, plan.params.blocks))
-    return int(LIBRARIES) + block + layers * sensitivity_bytes(shape, len(kept.scores), kept.moments)
+    changes = len({*kept.scores} - {"sparsity", "correlation"})  # a copy of the weights each, let go before the moments
+    copies = changes * sum(4 * rows * columns for rows, columns in matrices(shape))
+    moments = sensitivity_bytes(shape, len(kept.scores), kept.moments)
+    return int(LIBRARIES) + block + max(segments(shape.layers, plan.params.blocks)) * max(copies, moments)
 
 
 def _largest(shape: Shape) -> int:

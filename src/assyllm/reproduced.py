@@ -21,7 +21,7 @@ from assyllm.results import read_table
 SHAPES = ("cost", "curves", "model_sizes")  # of true shapes only: the same whatever the weights
 EQUAL = (
     "metrics", "accuracy", "rounds", "differences", "zoos", "ablations", "non_iid", "models", "resources", "quantizer",
-    "tradeoff",    "compatibility_heatmaps", "feature_differences", "claims", *SHAPES,
+    "tradeoff", "compatibility_heatmaps", "feature_differences", "claims", *SHAPES,
 )  # fmt: skip
 OF_RUNS = ("metrics", "models", "cost", "curves")  # whose every row belongs to one run or one method
 ROOM = 0.05  # between two zoos of one recipe, pre-trained on two types of machine (EXPERIMENTS.md)

@@ -41,7 +41,7 @@ class Repository:
     folder: Path
     commit: str
     token: str | None = None
-    licence: str = "apache-2.0"
+    licence: str | list[str] = "apache-2.0"
     branches: tuple[str, ...] = ("main",)
 
 

@@ -182,12 +182,39 @@ def test_a_branch_is_what_it_was_where_the_hub_is_not_asked(hub, waits, monkeypa
     assert table.compatibility == compare(folder, folder, texts).compatibility
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert compare("some/opt", f"some/opt@{COMMIT}", texts).cka == table.cka
+    assert fetch_safetensors("some/opt", "main", waits.patience()) == folder
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub.repositories["some/opt"].commit = "d" * 40  # the branch moves, and what is there now cannot be had
+    hub.faults = [Fault("cut", file=WEIGHTS)]
+    (hub.repositories["some/opt"].folder / WEIGHTS).write_bytes(b"another model")
+    with pytest.raises(HubError, match="cut off"):
+        fetch_safetensors("some/opt", "main", waits.patience())
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert fetch_safetensors("some/opt", "main", waits.patience()) == folder
     with pytest.raises(HubError, match="some/opt@other: not in the cache, and HF_HUB_OFFLINE is set"):
         fetch_safetensors("some/opt", "other", waits.patience())
     with pytest.raises(
         ArtifactError, match=r"^some/bert: no such folder, and from the hub: some/bert@main: not in the"
     ):
         compare("some/bert", folder, texts)
+
+
+def test_what_is_whole_in_the_cache_is_asked_once_and_nothing_is_written(hub, waits):
+    folder = fetch_safetensors("some/opt", "main", waits.patience())
+    cache, asked = Path(constants.HF_HUB_CACHE), len(hub.served)
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
+    shutil.rmtree(cache / ".locks")
+    assert fetch_safetensors("some/opt", "main", waits.patience()) == folder
+    assert len(hub.served) == asked + 1
+    assert not (cache / ".locks").exists()
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == {
+        path: when for path, when in before.items() if path.exists()
+    }
+
+
+def test_a_card_with_several_licences(hub, waits):
+    hub.repositories["some/opt"].licence = ["mit", "apache-2.0"]
+    assert ask("some/opt", COMMIT, waits.patience()).licence == "mit, apache-2.0"
 
 
 def test_weights_that_are_no_safetensors_are_refused_before_they_are_fetched(hub, waits):

@@ -156,14 +156,28 @@ def test_a_study_that_cannot_fit_is_refused_early(monkeypatch, hub_cache):
     done = CliRunner().invoke(app, ["zoo", "plan", "--recorded", str(ROOT / "presets" / "paper" / "params.yaml")])
     assert re.search(r"split pool +42\.1 GB", done.stdout)
     assert re.search(r"sensitivity +104\.7 GB", done.stdout)
+    assert re.search(r"sensitivity, a block .* 20\.5 GB", done.stdout)
     assert re.match(r"does not fit: \d+\.\d GB on the disk of .*, 60\.0 GB free$", str(done.exception))
     monkeypatch.setattr(needs, "free", lambda folder: 10**12)
-    monkeypatch.setattr(needs, "_ram", lambda: 20 * 10**9)
+    monkeypatch.setattr(needs, "_ram", lambda: 21 * 10**9)
     found = needs.needs(Plan(ROOT / "presets" / "paper" / "params.yaml"), ROOT, None)
     with pytest.raises(
-        ArtifactError, match=r"does not fit: methods on llama alone, at 32 bit .* of memory, 20\.0 GB are"
+        ArtifactError, match=r"does not fit: methods on llama alone, at 32 bit .* of memory, 21\.0 GB are"
     ):
         needs.refuse_early(found)
+
+
+def test_what_is_searched_is_held_and_what_a_curve_takes_is_not(tmp_path, hub_cache):
+    hub_cache("http://127.0.0.1:9")
+    path = tmp_path / "params.yaml"
+    raw = P.read_yaml(ROOT / "presets" / "paper" / "params.yaml")
+    raw["settings"]["fp16"] = P.read_yaml(ROOT / "params.yaml")["settings"]["fp16"]
+    raw["study"]["default"]["precision"] = {"fitted_on": "base", "settings": ["base", "fp16"]}
+    path.write_text(yaml.safe_dump(raw))
+    found = needs.needs(Plan(path), tmp_path, None)
+    assert [s.name.split()[2] for s in found.steps if s.name.startswith("quantized")] == ["base", "fp16"]
+    held = dict(found.memory)["searching, the pool in memory"]
+    assert held == next(s.bytes for s in found.steps if s.name.startswith("quantized pool base"))
 
 
 def test_a_silent_hub_leaves_the_recorded_facts(hub_cache, monkeypatch):

@@ -72,6 +72,18 @@ def test_damaged_files_and_unannounced_tensors_are_one_line(tmp_path) -> None:
     with pytest.raises(ArtifactError, match="d: w is of dtype F4X, which is not read here"):
         header(tmp_path / "d")
     (tmp_path / "d").write_bytes((tmp_path / "a2").read_bytes().replace(b'"shape":[2]', b'"shape":[3]'))
+    for before, after in (
+        (b'"shape":[2]', b'"shape":[-2,-1]'),
+        (b'"shape":[2]', b'"shape":[2.0]'),
+        (b"[0,8]", b"[-4,4]"),
+        (b"[0,8]", b"[4,12]"),
+    ):
+        whole = (tmp_path / "a2").read_bytes()
+        length = int.from_bytes(whole[:8], "little")
+        head = whole[8 : 8 + length].replace(before, after).strip()
+        (tmp_path / "e").write_bytes(len(head).to_bytes(8, "little") + head + whole[8 + length :])
+        with pytest.raises(ArtifactError, match="header is damaged"):
+            header(tmp_path / "e")
     with pytest.raises(ArtifactError, match="w has 8 bytes, which is not its shape"):
         header(tmp_path / "d")
 

@@ -167,6 +167,23 @@ def test_a_hash_follows_what_is_imported(monkeypatch: pytest.MonkeyPatch, tmp_pa
         study.code_sha.cache_clear()
 
 
+@pytest.mark.parametrize("path", sorted([*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tests" / "gpu").glob("*.py")]),
+                         ids=lambda p: p.name)  # fmt: skip
+def test_scripts_that_no_test_runs_import_what_is_there(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("assyllm"):
+            continue
+        file = SOURCE.joinpath(*(node.module or "").split(".")[1:])
+        defined = ast.parse((file / "__init__.py" if file.is_dir() else file.with_suffix(".py")).read_text()).body
+        made = [target for n in defined if isinstance(n, ast.Assign) for target in n.targets]
+        made += [n.target for n in defined if isinstance(n, ast.AnnAssign)]
+        names = {name.id for target in made for name in ast.walk(target) if isinstance(name, ast.Name)}
+        names |= {getattr(n, "name", "") for n in defined}
+        names |= {alias.asname or alias.name for n in defined if isinstance(n, ast.ImportFrom) for alias in n.names}
+        names |= {f.stem for f in file.glob("*.py")} | {f.name for f in file.glob("*/")} if file.is_dir() else set()
+        assert {alias.name for alias in node.names} <= names, f"{path.name}: {node.module}"
+
+
 def test_light_imports_do_not_load_torch() -> None:
     code = (
         "import sys, assyllm.cli, assyllm.study, assyllm.params\n"

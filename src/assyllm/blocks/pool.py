@@ -39,8 +39,9 @@ from assyllm.blocks.segment import segments
 from assyllm.blocks.split import empty_block, head_of, split
 from assyllm.params import Blocks
 from assyllm.zoo.cards import CARD, read_card
+from assyllm.zoo.header import header
 from assyllm.zoo.load import load_config, load_model, load_tokenizer
-from assyllm.zoo.weights import Give, Source, header, named, write
+from assyllm.zoo.weights import Give, Source, named, write
 
 HEAD = "head.safetensors"
 MODEL_FILES = (

@@ -84,12 +84,13 @@ def ask(hub_id: str, revision: str | None, patience: Patience | None = None) -> 
             for s in said.siblings or ()
         ]
         card: Any = said.card_data or {}
+        said_licence = card.get("license")
         return Repository(
             id=hub_id,
             commit=str(said.sha),
             files=tuple(files),
             gated=bool(said.gated),
-            licence=card.get("license"),
+            licence=", ".join(said_licence) if isinstance(said_licence, list) else said_licence,
         )
 
     return patiently(once, what, hub_id, patience)

@@ -45,24 +45,14 @@ def fetch(hub_id: str, commit: str, patience: Patience | None = None) -> tuple[P
         HubError: one line; the cache holds no half file under a file's name.
         ArtifactError: the disk is too small.
     """
-    patience = patience or Patience()
-    snapshot = storage(hub_id) / "snapshots" / commit
     try:
         repository = ask(hub_id, commit, patience)
     except Unreachable:
-        if not complete(snapshot):
+        found = _cached(hub_id, commit)
+        if found is None:
             raise
-        check_snapshot(snapshot, hub_id)
-        return snapshot, None
-    files = wanted(repository.files)
-    needed = lacking(f.name for f in files)
-    if needed:
-        raise HubError(f"{hub_id}: {needed}")
-    missing = [f for f in files if not (snapshot / f.name).is_file()]
-    require(sum(f.bytes for f in missing), cache_folder(), f"{hub_id}: fetching it")
-    for file in files:
-        _link(_bring(repository, file, patience), snapshot / file.name)
-    return snapshot, repository
+        return found, None
+    return _snapshot(repository, patience or Patience()), repository
 
 
 def fetch_safetensors(hub_id: str, revision: str = "main", patience: Patience | None = None) -> Path:
@@ -74,18 +64,45 @@ def fetch_safetensors(hub_id: str, revision: str = "main", patience: Patience | 
         HubError: as :func:`fetch`, or the weights are no safetensors.
     """
     reference = storage(hub_id) / "refs" / revision
+    last = read_text(reference).strip() if reference.is_file() else None
     try:
         repository = ask(hub_id, revision, patience)
     except Unreachable:
-        commit = revision if COMMIT.fullmatch(revision) else read_text(reference) if reference.is_file() else None
-        if commit is None:
+        commit = revision if COMMIT.fullmatch(revision) else last
+        found = _cached(hub_id, commit) if commit else None
+        if found is None:
             raise
-        return fetch(hub_id, commit, patience)[0]
+        return found
     if not any(f.name.endswith(".safetensors") for f in wanted(repository.files)):
         raise HubError(f"{hub_id}@{revision}: it has no safetensors, and only those are read")
-    if not COMMIT.fullmatch(revision):
+    snapshot = _snapshot(repository, patience or Patience())
+    if not COMMIT.fullmatch(revision) and last != repository.commit:
         write_text(reference, repository.commit)
-    return fetch(hub_id, repository.commit, patience)[0]
+    return snapshot
+
+
+def _cached(hub_id: str, commit: str) -> Path | None:
+    """The folder that the cache has of a model, checked; None where it is not whole."""
+    snapshot = storage(hub_id) / "snapshots" / commit
+    if not complete(snapshot):
+        return None
+    check_snapshot(snapshot, hub_id)
+    return snapshot
+
+
+def _snapshot(repository: Repository, patience: Patience) -> Path:
+    """The folder of a model as the hub says it is; what is missing or altered is fetched, nothing else is written."""
+    snapshot, files = storage(repository.id) / "snapshots" / repository.commit, wanted(repository.files)
+    needed = lacking(f.name for f in files)
+    if needed:
+        raise HubError(f"{repository.id}: {needed}")
+    missing = [f for f in files if not (snapshot / f.name).is_file()]
+    if not missing and all(_digest(snapshot / f.name, f.digest) == f.digest for f in files):
+        return snapshot
+    require(sum(f.bytes for f in missing), cache_folder(), f"{repository.id}: fetching it")
+    for file in files:
+        _link(_bring(repository, file, patience), snapshot / file.name)
+    return snapshot
 
 
 def fetch_one(repository: Repository, name: str, patience: Patience | None = None) -> Path:

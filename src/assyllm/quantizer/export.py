@@ -12,8 +12,8 @@ from torch import Tensor
 
 from assyllm.artifacts import MANIFEST, ArtifactError, output_folder, verify_folder
 from assyllm.quantizer.planes import NAMES, Layout, check_weight, nearest, pack
+from assyllm.zoo.header import header
 from assyllm.zoo.load import WEIGHTS, weight_files
-from assyllm.zoo.weights import header
 
 PACKED = "packed.safetensors"
 GROUP = 128  # weights that share a scale: 8.13 bits a weight at 8

@@ -92,16 +92,23 @@ def header(file: Path) -> dict[str, Entry]:
         entries = [_entry(file, 8 + length, name, raw) for name, raw in listed.items() if name != "__metadata__"]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         raise ArtifactError(f"{file}: its safetensors header is damaged") from None
-    end = max((entry.end for entry in entries), default=8 + length)
+    entries.sort(key=lambda entry: (entry.begin, entry.end))
+    end = 8 + length
+    for entry in entries:
+        if entry.begin != end:
+            raise ArtifactError(f"{file}: its safetensors header is damaged ({entry.name} begins at the wrong byte)")
+        end = entry.end
     if size != end:
         raise ArtifactError(f"{file}: {size} bytes, {end} expected; fetch or make it again")
-    return {entry.name: entry for entry in sorted(entries, key=lambda entry: entry.begin)}
+    return {entry.name: entry for entry in entries}
 
 
 def _entry(file: Path, base: int, name: str, raw: dict) -> Entry:
     if raw["dtype"] not in KINDS:
         raise ArtifactError(f"{file}: {name} is of dtype {raw['dtype']}, which is not read here")
     begin, end = raw["data_offsets"]
+    if not all(isinstance(number, int) and number >= 0 for number in (begin, end, *raw["shape"])):
+        raise ValueError("offsets and sizes are whole numbers")
     entry = Entry(file, name, raw["dtype"], tuple(raw["shape"]), base + begin, base + end)
     if entry.bytes != math.prod(entry.shape) * KINDS[entry.kind][1]:
         raise ArtifactError(f"{file}: {name} has {entry.bytes} bytes, which is not its shape; the file is altered")

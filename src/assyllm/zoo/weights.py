@@ -1,7 +1,6 @@
 """Safetensors files one tensor at a time: a model of 7 billion weights is split on a machine that cannot hold it.
 
-Files written here have the bytes that safetensors
-itself would write (it needs all tensors at once, and copies them).
+Files written here have the bytes that safetensors itself would write (it needs all tensors at once, and copies them).
 """
 
 from __future__ import annotations
