@@ -37,7 +37,7 @@ SCORES = ("what", "world", "task", "seed", "model", "candidate", "shown", "row",
 
 
 @dataclass
-class Public:
+class PublicRun:
     """The pool's models on public questions: their readings, pooled states, histograms and scales."""
 
     pool: Pool
@@ -46,7 +46,9 @@ class Public:
     comparator: params.Comparator
 
     @classmethod
-    def read(cls, pool: Pool, questions: Sequence[Question], max_tokens: int, comparator: params.Comparator) -> Public:
+    def read(
+        cls, pool: Pool, questions: Sequence[Question], max_tokens: int, comparator: params.Comparator
+    ) -> PublicRun:
         """Run every model of the pool over the questions once."""
         encoded: dict[str, Encoded] = {}
         for model in pool.models:
@@ -95,7 +97,7 @@ def layers_of(block: Block, states: Sequence[Tensor] | None, rows: Rows) -> tupl
 class Chains:
     """Finished chains of a run, built again with linear adapters fitted to public text, and what they score."""
 
-    def __init__(self, public: Public, ridge: float) -> None:
+    def __init__(self, public: PublicRun, ridge: float) -> None:
         self._public, self._ridge = public, ridge
         self._joined: dict[str, Adapter | None] = {}
         self._walker = Walker(public.pool, public.readings, self._joined)
@@ -143,7 +145,7 @@ class Chains:
         return found
 
 
-def heatmap(public: Public, chains: Chains, chain: Sequence[str]) -> list[list[float | None]]:
+def heatmap(public: PublicRun, chains: Chains, chain: Sequence[str]) -> list[list[float | None]]:
     """CKA of the chain's layers (rows) with the layers of its last block's own model (columns)."""
     own = public.layers(public.pool.info(chain[-1]).model)
     return [[public.cka(x, y) for y in own] for x in chains.layers(chain)]
@@ -159,7 +161,7 @@ def chosen(models: Sequence[Mapping[str, str]], count: int) -> list[str]:
 
 
 def score_rows(
-    public: Public, models: Sequence[Mapping[str, str]], settings: params.Features, ridge: float, draw: bool
+    public: PublicRun, models: Sequence[Mapping[str, str]], settings: params.Features, ridge: float, draw: bool
 ) -> list[dict[str, Any]]:
     """The rows of ``compatibility_heatmaps.csv`` for one task: every finished model, and the cells of some.
 
@@ -225,7 +227,7 @@ def plane(points: np.ndarray, perplexity: float) -> np.ndarray:
     return tsne.fit_transform(reduced)
 
 
-def point_rows(public: Public, settings: params.Features) -> list[dict[str, Any]]:
+def point_rows(public: PublicRun, settings: params.Features) -> list[dict[str, Any]]:
     """The rows of ``feature_differences.csv``: for each pair of models, points in both spaces and CKA of all layers."""
     rows: list[dict[str, Any]] = []
     for pair in settings.pairs:

@@ -19,7 +19,7 @@ from assyllm.federated import surveying
 from assyllm.federated.outcome import assemble, outcome
 from assyllm.federated.rounds import Rounds, reported
 from assyllm.federated.state import State
-from assyllm.federated.walk import walk_rows
+from assyllm.federated.walk_table import walk_rows
 from tiny.rounds import rounds, summary
 
 

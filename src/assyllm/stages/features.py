@@ -21,7 +21,7 @@ def run(params: str, code_sha: str, pool: Path, tasks: Path, walked: Path, out: 
 
     from assyllm.artifacts import read_lines, verify_folder
     from assyllm.comparator.public import cloze_questions
-    from assyllm.features import POINTS, SCORES, Public, point_rows, score_rows
+    from assyllm.features import POINTS, SCORES, PublicRun, point_rows, score_rows
     from assyllm.quantizer.pool import open_pool
     from assyllm.results import read_table, write_table
 
@@ -37,7 +37,7 @@ def run(params: str, code_sha: str, pool: Path, tasks: Path, walked: Path, out: 
     for task in p.tasks.names:
         lines = read_lines(Path(tasks) / task / "public.txt")
         questions = cloze_questions(lines, p.features.texts)
-        public = Public.read(opened, questions, p.tasks.max_tokens[task], p.comparator)
+        public = PublicRun.read(opened, questions, p.tasks.max_tokens[task], p.comparator)
         mine = [row for row in models if row["task"] == task]
         scores += [row | {"world": min(worlds)} for row in score_rows(public, mine, p.features, ridge, task == shown)]
         if task == shown:

@@ -48,7 +48,7 @@ def run(
     from assyllm.federated.rounds import Rounds
     from assyllm.federated.state import State
     from assyllm.federated.task import open_task
-    from assyllm.federated.walk import COLUMNS, walk_rows
+    from assyllm.federated.walk_table import COLUMNS, walk_rows
     from assyllm.quantizer.pool import open_pool
     from assyllm.results import write_table
     from assyllm.swapper.swapper import lend
