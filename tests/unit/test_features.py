@@ -12,7 +12,7 @@ from assyllm.features import (
     POINTS,
     SCORES,
     Chains,
-    Public,
+    PublicRun,
     chosen,
     heatmap,
     plane,
@@ -29,17 +29,17 @@ SETTINGS = tiny_params(
 
 
 @pytest.fixture(scope="module")
-def public(tiny_pool, tiny_folder) -> Public:
+def public(tiny_pool, tiny_folder) -> PublicRun:
     lines = (tiny_folder / "tasks" / "boolq" / "public.txt").read_text(encoding="utf-8").splitlines()
     questions = cloze_questions(lines, SETTINGS.features.texts)
-    return Public.read(tiny_pool, questions, 48, SETTINGS.comparator)
+    return PublicRun.read(tiny_pool, questions, 48, SETTINGS.comparator)
 
 
-def blocks_of(public: Public, model: str) -> list[str]:
+def blocks_of(public: PublicRun, model: str) -> list[str]:
     return [info.id for info in public.pool.of_model(model)]
 
 
-def test_a_model_s_own_blocks_are_the_model(public: Public) -> None:
+def test_a_model_s_own_blocks_are_the_model(public: PublicRun) -> None:
     own = blocks_of(public, "opt")
     chains = Chains(public, 0.01)
     for mine, theirs in zip(chains.layers(own), public.layers("opt"), strict=True):
@@ -52,7 +52,7 @@ def test_a_model_s_own_blocks_are_the_model(public: Public) -> None:
     assert np.isnan(chains.scores(own[:1])).all()  # nothing was joined
 
 
-def test_a_joined_chain_is_scored_below_its_block_s_own_model(public: Public) -> None:
+def test_a_joined_chain_is_scored_below_its_block_s_own_model(public: PublicRun) -> None:
     chain = [blocks_of(public, "llama")[0], *blocks_of(public, "bert")[1:]]
     chains = Chains(public, 0.01)
     cka, cor, both = chains.scores(chain)
@@ -91,7 +91,7 @@ def test_candidates_are_spread_over_compatibility() -> None:
     assert chosen(models[:2], 4) == ["a:0-1 b:1-2"]
 
 
-def test_rows_have_every_model_the_cells_of_some_and_all_points(public: Public) -> None:
+def test_rows_have_every_model_the_cells_of_some_and_all_points(public: PublicRun) -> None:
     ends = [f"{blocks_of(public, 'opt')[0]} {blocks_of(public, name)[-1]}" for name in ("llama", "bert", "roberta")]
     models = [
         {
