@@ -43,58 +43,11 @@ def sentences() -> list[str]:
 
 
 def tokenizer(kind: str) -> Any:
-    """A small tokenizer of a family's own sort, trained on :func:`sentences`."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+    """A small tokenizer of a family's own sort, trained on :func:`sentences`: the same one every time."""
+    from assyllm.zoo import families, tokenizers
 
-    special = {
-        "llama": ["<unk>", "<s>", "</s>"],
-        "opt": ["<s>", "<pad>", "</s>", "<unk>"],
-        "bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
-        "roberta": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
-    }[kind]
-    named = {
-        "llama": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"},
-        "opt": {"unk_token": "<unk>", "bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>"},
-        "bert": {
-            "unk_token": "[UNK]",
-            "cls_token": "[CLS]",
-            "sep_token": "[SEP]",
-            "pad_token": "[PAD]",
-            "mask_token": "[MASK]",
-        },
-        "roberta": {
-            "unk_token": "<unk>",
-            "bos_token": "<s>",
-            "eos_token": "</s>",
-            "cls_token": "<s>",
-            "sep_token": "</s>",
-            "pad_token": "<pad>",
-            "mask_token": "<mask>",
-        },
-    }[kind]
     size = {"llama": 120, "opt": 320, "bert": 150, "roberta": 300}[kind]
-    trainer: Any
-    if kind == "bert":
-        tool = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        tool.normalizer = normalizers.BertNormalizer()
-        tool.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False)
-    elif kind == "llama":
-        tool = Tokenizer(models.BPE(unk_token="<unk>"))
-        tool.pre_tokenizer = pre_tokenizers.Metaspace()
-        trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, show_progress=False)
-    else:
-        tool = Tokenizer(models.BPE())
-        tool.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        trainer = trainers.BpeTrainer(
-            vocab_size=size,
-            special_tokens=special,
-            show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        )
-    tool.train_from_iterator(sentences(), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tool, **named)
+    return tokenizers.train(families.family(kind), sentences(), size, POSITIONS)
 
 
 def config(name: str, vocabulary: int, pad: int) -> Any:

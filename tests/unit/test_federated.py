@@ -308,9 +308,10 @@ def test_clients_with_too_few_examples_for_cka_are_said_to_have_them(scored) -> 
 @pytest.mark.parametrize(("method", "rule"), WAYS)
 def test_bounds_that_nothing_breaks_change_no_bit(scored, method, rule) -> None:
     changes = {"selection": rule | {"max_blocks": 3}, "method": method}
-    default = rounds(scored, **changes).run()
+    # blocks that know nothing tell the choices of the public text hardly apart: real rows are up to 19 times as long
+    wide = rounds(scored, **changes, federated={"row_norm": 100.0, "max_examples": 1000}).run()
     free = rounds(scored, **changes, federated={"row_norm": None, "max_examples": None}).run()
-    assert summary(default) == summary(free)
+    assert summary(wide) == summary(free)
     tight = rounds(scored, **changes, federated={"row_norm": 0.1, "max_examples": 1}).run()
     assert {row["why"] for row in tight.dropped} <= {"no vote on this chain"}, "an honest device keeps the bounds"
     assert summary(tight)[1] != summary(free)[1]
