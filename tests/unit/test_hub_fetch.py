@@ -258,6 +258,12 @@ def test_a_gated_model_is_explained_and_opened_by_a_token_that_no_message_shows(
     )
 
 
+def test_a_cached_index_without_files_is_not_a_whole_model(tmp_path):
+    for name, text in (("config.json", "{}"), ("tokenizer.json", "{}"), ("model.safetensors.index.json", "{}")):
+        (tmp_path / name).write_text(text)
+    assert not complete(tmp_path)
+
+
 def test_a_token_is_not_sent_on_to_the_storage(hub, waits, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     storage = Hub({"some/gated": Repository(hub.repositories["some/gated"].folder, COMMIT)})

@@ -25,6 +25,7 @@ from assyllm.assembly.head import Head
 from assyllm.assembly.predict import predict, read_asked
 from assyllm.assembly.recipe import Recipe, recipe_of
 from assyllm.quantizer.pool import open_pool
+from assyllm.tasks import own
 from assyllm.tasks.record import Question
 from tiny import zoo
 
@@ -205,17 +206,17 @@ def test_a_question_of_which_nothing_is_left_and_scores_that_are_none(saved) -> 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"choices": ["a", "b"]}', "line 2: no 'question'"),
+        ('{"choices": ["a", "b"]}', "line 2: not a question .*question is missing"),
         ('{"question": "x", "choices": ["a"]}', "line 2: not a question .*1 choices"),
-        ('{"question": "x", "choices": "ab"}', "line 2: .*not a list of texts"),
+        ('{"question": "x", "choices": "ab"}', "line 2: .*choices must be a list of texts"),
         ('{"question": "x", "choices": ["a", "b"], "answer": 2}', "line 2: .*not one of its choices"),
         ('{"question": "x", "choices": ["a", "b"], "anwser": 1}', "line 2: .*unknown key 'anwser'"),
         ("{", "line 2: not a question"),
-        ('{"question": null, "choices": ["a", "b"]}', "line 2: .*not a text"),
-        ('{"question": "x", "choices": ["a", "b"], "context": 5}', "line 2: .*not a text"),
-        ('{"question": "x", "choices": ["a", "b"], "answer": true}', "line 2: .*not the number of a choice"),
-        ('{"question": "x", "choices": ["a", "b"], "answer": "0"}', "line 2: .*not the number of a choice"),
-        ('{"question": " ", "choices": ["a", "b"]}', "line 2: .*must not be empty"),
+        ('{"question": null, "choices": ["a", "b"]}', "line 2: .*question must be a text"),
+        ('{"question": "x", "choices": ["a", "b"], "context": 5}', "line 2: .*context must be a text"),
+        ('{"question": "x", "choices": ["a", "b"], "answer": true}', "line 2: .*answer must be a whole number"),
+        ('{"question": "x", "choices": ["a", "b"], "answer": "0"}', "line 2: .*answer must be a whole number"),
+        ('{"question": " ", "choices": ["a", "b"]}', "line 2: .*question must be a text"),
         ("5", "line 2: .*a mapping is expected"),
         ('{"question": "\\ud800", "choices": ["a", "b"]}', "line 2: .*half of a surrogate pair"),
         ('{"question": "x", "choices": ["a", "b"], "id": 1}', "line 2: .*the id '1' was given before"),
@@ -231,10 +232,19 @@ def test_questions_may_hold_any_separator_and_no_question_is_told(tmp_path) -> N
     path = tmp_path / "q.jsonl"
     row = {"question": "a\u2028b", "choices": ["a", "b"], "context": None}
     path.write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert [q.question for q, _ in read_asked(path)] == ["a\u2028b"]
+    assert [q.question for q, _ in read_asked(path)] == ["a b"]  # as in training: any white space is one space
     path.write_text("\n")
     with pytest.raises(ArtifactError, match="no questions"):
         read_asked(path)
+
+
+def test_a_model_is_asked_in_the_text_that_it_was_fitted_on(tmp_path) -> None:
+    row = {"question": " what\tis  it ?", "choices": ["a  b ", "c"], "context": "two\nlines", "answer": 1, "id": 0}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n")
+    [(asked, answered)] = read_asked(tmp_path / "q.jsonl")
+    assert answered
+    assert asked == own.question(row, "1")
+    assert (asked.id, asked.stem, asked.choices) == ("0", "two lines what is it ?", ("a b", "c"))
 
 
 def tampered(saved: Path, folder: Path, change) -> Path:

@@ -14,7 +14,7 @@ from assyllm.blocks.pool import Pool, write_model, write_pool
 from assyllm.cost.shapes import CONFIGS
 from assyllm.params import Blocks, Member
 from assyllm.quantizer import pool as pool_module
-from assyllm.quantizer.export import export, restore
+from assyllm.quantizer.export import PACKED, export, restore
 from assyllm.zoo import cuda, member, pretrain, random, weights
 from assyllm.zoo.cards import ModelCard, write_card
 from assyllm.zoo.corpus import TokenRow
@@ -153,6 +153,8 @@ def test_zoo_source_random_writes_a_member_with_a_tokenizer(tmp_path) -> None:
 def test_an_export_comes_back_as_the_rounded_weights(tmp_path) -> None:
     folder = random_folder(tmp_path / "member", "llama-7b", "a")
     size = export(folder, tmp_path / "export")
+    export(folder, tmp_path / "once more")
+    assert len({(tmp_path / made / PACKED).read_bytes() for made in ("export", "once more")}) == 1
     restore(tmp_path / "export", tmp_path / "restored")
     before, after = load_model(folder), load_model(tmp_path / "restored")
     assert size < 1.3 * before.num_parameters()

@@ -95,6 +95,23 @@ def changed(tmp_path: Path, dotted: str, value: object) -> Path:
             {"kind": "cross_attention", "ridge": 0.1, "tuning": "local"},
             "assembling.assyllm.adapter.tuning: local does not go with a survey, which joins nothing",
         ),
+        (
+            "assembling.assyllm",
+            {
+                "selection": {
+                    "rule": "probe",
+                    "enter": "text",
+                    "evaluated_per_round": None,
+                    "kept_per_round": 2,
+                    "beam": 2,
+                    "rounds_per_block": 1,
+                    "max_blocks": 4,
+                },
+                "adapter": {"kind": "cross_attention", "ridge": 0.1, "tuning": "end_to_end"},
+                "head": {"scope": "all_blocks", "ridge_grid": [1.0], "rounds": 1},
+            },
+            "assembling.assyllm.adapter.tuning: end_to_end does not go with enter: text",
+        ),
         ("blocks.members", [], "blocks.members: List should have at least 1 item"),
         ("sensitivity.moments", False, "sensitivity.moments: false, but quantize.rounding: compensated takes them"),
         ("settings.a b", {}, "settings.a b.[key]: String should match pattern"),

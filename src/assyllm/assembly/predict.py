@@ -9,6 +9,7 @@ from typing import Any
 
 from assyllm.artifacts import ArtifactError, read_text
 from assyllm.assembly.assembled import AssembledModel
+from assyllm.tasks import own
 from assyllm.tasks.record import Question
 
 KEYS = {"id", "context", "question", "choices", "answer", "topic", "facts"}
@@ -18,8 +19,9 @@ BATCH = 64  # questions of one forward pass
 def read_asked(path: Path) -> list[tuple[Question, bool]]:
     """Questions as JSON lines, and whether each came with its answer.
 
-    ``question`` and ``choices`` are needed; ``context``, ``id`` (default: the line's number) and ``answer`` (an
-    index into the choices) are not.
+    Read as the questions of a task of one's own are (:mod:`assyllm.tasks.own`): a model sees the text that it was
+    fitted on. ``question`` and ``choices`` are needed; ``context``, ``id`` (default: the line's number) and
+    ``answer`` (an index into the choices) are not.
 
     Raises:
         ArtifactError: no such file, no question in it, or a line that is none; file and line number are named.
@@ -36,25 +38,12 @@ def read_asked(path: Path) -> list[tuple[Question, bool]]:
             unknown = sorted(set(row) - KEYS)
             if unknown:
                 raise ArtifactError(f"unknown key {unknown[0]!r}")
-            choices = row["choices"]
-            if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-                raise ArtifactError("choices is not a list of texts")
             answered = row.get("answer") is not None
-            answer = row["answer"] if answered else 0
-            texts = row["question"], row.get("context") or ""
-            if not all(isinstance(text, str) for text in texts):
-                raise ArtifactError("question or context is not a text")
-            if not all(text.strip() for text in (row["question"], *choices)):
-                raise ArtifactError("question and choices must not be empty")
-            if type(answer) is not int:
-                raise ArtifactError("answer is not the number of a choice")
-            name = str(number if row.get("id") in (None, "") else row["id"])
-            if name in names:
-                raise ArtifactError(f"the id {name!r} was given before")
-            names.add(name)
-            asked.append((Question(name, texts[1], texts[0], tuple(choices), answer), answered))
-        except KeyError as error:
-            raise ArtifactError(f"{path}, line {number}: no {error.args[0]!r}") from None
+            found = own.question(row if answered else row | {"answer": 0}, str(number))
+            if found.id in names:
+                raise ArtifactError(f"the id {found.id!r} was given before")
+            names.add(found.id)
+            asked.append((found, answered))
         except (ValueError, TypeError, ArtifactError) as error:
             raise ArtifactError(f"{path}, line {number}: not a question ({error})") from None
     if not asked:
@@ -73,10 +62,10 @@ def predict(model: AssembledModel, questions: list[Question]) -> list[dict[str, 
     for start in range(0, len(questions), BATCH):
         part = questions[start : start + BATCH]
         for question, scores in zip(part, model(model.encode(part)).tolist(), strict=True):
-            own = scores[: len(question.choices)]
-            if not all(map(math.isfinite, own)):
+            real = scores[: len(question.choices)]
+            if not all(map(math.isfinite, real)):
                 raise ArtifactError(f"question {question.id!r}: the model's scores are not finite")
-            chosen = max(range(len(own)), key=lambda c: (own[c], -c))
+            chosen = max(range(len(real)), key=lambda c: (real[c], -c))
             choice = question.choices[chosen]
-            found.append({"id": question.id, "chosen": chosen, "choice": choice, "scores": [round(s, 6) for s in own]})
+            found.append({"id": question.id, "chosen": chosen, "choice": choice, "scores": [round(s, 6) for s in real]})
     return found

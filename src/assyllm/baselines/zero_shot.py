@@ -18,7 +18,7 @@ from assyllm.zoo.likelihood import zero_shot
 class Answers:
     """One model's choices, by the likelihood that does better on the development split."""
 
-    kind: str  # acc (sum of log-probabilities) | acc_norm (over the choice's bytes)
+    kind: str  # acc (sum of log-probabilities) | acc_norm (over the choice's characters)
     dev: np.ndarray  # [N]
     test: np.ndarray  # [N]
     both: dict[str, np.ndarray]  # test choices [N] of either kind

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from assyllm.baselines.int8 import int8_layers
 from assyllm.baselines.local import Local, start_state
@@ -265,20 +264,20 @@ def compute_buffers(model: nn.Module, device: str) -> list[Tensor]:
     return moved
 
 
-class _Reads(TorchDispatchMode):
+class _Fakes(FakeTensorMode):
     """Reading a number off a tensor that has none gives one: no branch of a step depends on a loss's value."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             dtype = args[0].dtype
             return True if dtype is torch.bool else 1.0 if dtype.is_floating_point else 1
-        return func(*args, **(kwargs or {}))
+        return super().dispatch(func, types, args, kwargs or {})
 
 
 @contextmanager
 def fakes() -> Iterator[None]:
     """Everything made inside has a shape and no storage."""
-    with FakeTensorMode(allow_non_fake_inputs=True), _Reads():
+    with _Fakes(allow_non_fake_inputs=True):
         yield
 
 

@@ -97,7 +97,7 @@ class Prices:
     def join(self, last: Block, block: Block, trained: bool = False) -> int:
         """Weights that compute in the adapter between two blocks.
 
-        None where the second follows in its own model, or begins it and reads the text itself.
+        0 where the second follows in its own model, or begins it and reads the text itself.
         """
         if block.start == 0 or (last.model, last.end) == (block.model, block.start):
             return 0

@@ -130,7 +130,8 @@ def complete(snapshot: Path) -> bool:
         if single in names:
             return True
         if f"{single}.index.json" in names:
-            return set(read_json(snapshot / f"{single}.index.json")["weight_map"].values()) <= names
+            index = read_json(snapshot / f"{single}.index.json")
+            return bool(index.get("weight_map")) and set(index["weight_map"].values()) <= names
     return False
 
 

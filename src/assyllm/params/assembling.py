@@ -114,6 +114,11 @@ class Assembling(Section):
             )
         if self.selection.rule.startswith("survey") and self.adapter.tuning != "none":
             raise ValueError(f"adapter.tuning: {self.adapter.tuning} does not go with a survey, which joins nothing")
+        if self.selection.enter != "adapter" and self.adapter.tuning != "none":
+            raise ValueError(
+                f"adapter.tuning: {self.adapter.tuning} does not go with enter: {self.selection.enter}, "
+                "as nothing joins a block that reads the text"
+            )
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from assyllm.zoo.load import WEIGHTS, weight_files
 
 PACKED = "packed.safetensors"
 GROUP = 128  # weights that share a scale: 8.13 bits a weight at 8
+COLUMNS = "columns"  # of the file's metadata: the width of every packed matrix
 PART = "{}|{}"  # a packed tensor's name: its matrix's, and its own (quantizer.planes)
 
 
@@ -27,7 +29,7 @@ def export(folder: Path, out: Path, bits: int = 8) -> int:
         ArtifactError: weights that are missing, damaged or not finite.
     """
     packed: dict[str, Tensor] = {}
-    columns: dict[str, str] = {}
+    columns: dict[str, int] = {}
     stored = {name: kept for file in weight_files(folder) for name, kept in header(file).items()}
     for name, kept in stored.items():
         weight = check_weight(kept.read(), f"{folder}: {name}")
@@ -35,12 +37,13 @@ def export(folder: Path, out: Path, bits: int = 8) -> int:
             packed[name] = weight.half()
             continue
         widths = torch.full((len(weight),), bits, dtype=torch.uint8)
-        columns[name] = str(weight.shape[1])
+        columns[name] = weight.shape[1]
         for part, value in pack(*nearest(weight, widths, GROUP), weight, widths).items():
             packed[PART.format(name, part)] = value.contiguous()
     with output_folder(out) as made:
         _copy_rest(folder, made)
-        save_file(packed, made / PACKED, metadata=columns)
+        # one entry: safetensors writes several in any order
+        save_file(packed, made / PACKED, metadata={COLUMNS: json.dumps(columns, sort_keys=True)})
     return sum(tensor.nbytes for tensor in packed.values())
 
 
@@ -54,13 +57,13 @@ def restore(folder: Path, out: Path) -> None:
     if not (folder / PACKED).is_file():
         raise ArtifactError(f"{folder / PACKED}: no such file; this is no exported member")
     with safe_open(folder / PACKED, framework="pt") as opened:
-        names, columns = set(opened.keys()), opened.metadata()
+        names, columns = set(opened.keys()), json.loads(opened.metadata()[COLUMNS])
         weights = {name: opened.get_tensor(name).float() for name in names if "|" not in name}
         for name, number in columns.items():
             held = {part: PART.format(name, part) for part in NAMES}
             parts = {part: opened.get_tensor(key) for part, key in held.items() if key in names}
             rows, width = len(parts["widths"]), int(parts["widths"][0])
-            weights[name] = Layout({width: rows}, int(number), GROUP).rows_of(parts, 0, rows, torch.float32)
+            weights[name] = Layout({width: rows}, number, GROUP).rows_of(parts, 0, rows, torch.float32)
     with output_folder(out) as made:
         _copy_rest(folder, made)
         save_file(weights, made / WEIGHTS, metadata={"format": "pt"})

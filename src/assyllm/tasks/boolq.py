@@ -27,7 +27,7 @@ def question(row: Mapping[str, Any], identity: str) -> Question:
     return Question(
         id=identity,
         context=" ".join(row["passage"].split()),
-        question=row["question"].strip().rstrip("?") + "?",
+        question=" ".join(row["question"].split()).rstrip("?") + "?",
         choices=CHOICES,
         answer=int(row["answer"]),
         topic=str(title),

@@ -36,7 +36,7 @@ def question(row: Mapping[str, Any], identity: str) -> Question:
         raise ValueError("context must be a text")
     stem = " ".join(text.split())
     return Question(
-        id=str(row.get("id") or identity),
+        id=identity if row.get("id") in (None, "") else str(row["id"]),
         context=" ".join(context.split()),
         question=stem,
         choices=tuple(" ".join(choice.split()) for choice in choices),
