@@ -6,12 +6,11 @@ device holds full fine-tuning (paper section 2.2).
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from assyllm.baselines.local import Weights
-from assyllm.baselines.method import HEAD, OnModel
+from assyllm.baselines.method import OnModel
 from assyllm.params import Tuning
-from assyllm.zoo.forward import Packed, pooled
 
 
 class FullFineTuning(OnModel):
@@ -23,8 +22,3 @@ class FullFineTuning(OnModel):
     def start(self, seed: int = 0) -> Weights:
         """The trainable tensors before round one: the pre-trained weights, and a head of zeros."""
         return {name: p.detach().clone() for name, p in self.base.named_parameters()} | self.head()
-
-    def scores(self, weights: Weights, batch: Packed) -> Tensor:
-        """Scores [n, C] of every choice; padding choices are not masked."""
-        body = {name: tensor for name, tensor in weights.items() if name != HEAD}
-        return pooled(self.base, body, batch) @ weights[HEAD]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from assyllm import seeding
 from assyllm.baselines.local import Local, Loss, Weights, groups, schedule, weighted_loss
 from assyllm.baselines.lora import Lora
-from assyllm.baselines.method import HEAD
+from assyllm.baselines.method import HEAD, body
 from assyllm.params import FwdLLMTuning
 from assyllm.zoo.forward import Packed, pooled
 
@@ -139,7 +139,7 @@ class FwdLLM(Lora):
         shares = torch.tensor([min(len(items), local.batch) / total for _, items in clients])
         estimates: list[Tensor] = []  # per ask [K, J, P]
         losses = torch.zeros(len(clients))
-        adapters = {name: tensor for name, tensor in weights.items() if name != HEAD}
+        adapters = body(weights)
         for ask in range(self.tuning.asks):
             found, losses = self._ask(adapters, weights[HEAD], data, clients, local, ask, *names)
             estimates.append(found)
@@ -161,7 +161,7 @@ class FwdLLM(Lora):
 
     def _head_gradient(self, weights: Weights, batch: Packed) -> Tensor:
         """The head's own gradient [F] on a batch: it needs the last states only, so no backward pass."""
-        features = pooled(self.base, {name: t for name, t in weights.items() if name != HEAD}, batch)
+        features = pooled(self.base, body(weights), batch)
         with torch.enable_grad():
             head = weights[HEAD].detach().requires_grad_()
             loss = weighted_loss(features @ head, batch, torch.ones(len(batch), device=head.device))

@@ -64,8 +64,7 @@ def int8_layers(base: nn.Module) -> nn.Module:
     """``base`` with its linear layers in INT8, in this very module (on the meta device: empty ones)."""
     for name, part in list(base.named_modules()):
         if type(part) is nn.Linear:
-            parent, _, leaf = name.rpartition(".")
-            setattr(base.get_submodule(parent), leaf, Int8Linear(part))
+            base.set_submodule(name, Int8Linear(part))
     return base
 
 

@@ -103,13 +103,8 @@ def _without_layers(base: nn.Module, trunk: str, layers: str, ends: list[str]) -
     removed |= {name.removesuffix("."): nn.Identity() for name in ends}
     kept = {path: base.get_submodule(path) for path in removed}
     for path, module in removed.items():
-        _put(base, path, module)
+        base.set_submodule(path, module)
     skeleton = copy.deepcopy(base)
     for path, module in kept.items():
-        _put(base, path, module)
+        base.set_submodule(path, module)
     return skeleton, skeleton.get_submodule(next(iter(removed)))[0]  # type: ignore[index]
-
-
-def _put(base: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, leaf = path.rpartition(".")
-    setattr(base.get_submodule(parent), leaf, module)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from assyllm import seeding
 from assyllm.baselines.local import Weights
-from assyllm.baselines.method import HEAD, OnModel
+from assyllm.baselines.method import OnModel
 from assyllm.params import LoraTuning
-from assyllm.zoo.forward import Packed, pooled
 
 
 def with_adapters(base: nn.Module, tuning: LoraTuning) -> nn.Module:
@@ -53,8 +52,3 @@ class Lora(OnModel):
                     draws = seeding.rng("lora", seed, name).uniform(-bound, bound, parameter.shape)
                     weights[name].copy_(torch.from_numpy(draws))
         return weights | self.head()
-
-    def scores(self, weights: Weights, batch: Packed) -> Tensor:
-        """Scores [n, C] of every choice; padding choices are not masked."""
-        adapters = {name: tensor for name, tensor in weights.items() if name != HEAD}
-        return pooled(self.base, adapters, batch) @ weights[HEAD]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from assyllm.baselines.local import CHUNK_TOKENS, Local, Weights, by_length, local_step, train_cohort, weighted_loss
 from assyllm.tasks.record import Question
 from assyllm.zoo.encoding import features
-from assyllm.zoo.forward import Packed, is_causal, mask_padding
+from assyllm.zoo.forward import Packed, is_causal, mask_padding, pooled
 
 HEAD = "head.weight"
 
@@ -113,9 +113,18 @@ class OnModel(Method):
         config: Any = self.base.config
         self.width = int(getattr(config, "word_embed_proj_dim", config.hidden_size))
 
+    def scores(self, weights: Weights, batch: Packed) -> Tensor:
+        """Scores [n, C] of every choice by the model with ``weights`` as its own; padding choices are not masked."""
+        return pooled(self.base, body(weights), batch) @ weights[HEAD]
+
     def head(self) -> Weights:
         """A head of zeros under the name :data:`HEAD`: every choice scores alike."""
         return {HEAD: torch.zeros(features(self.width), dtype=next(self.base.parameters()).dtype)}
+
+
+def body(weights: Weights) -> Weights:
+    """All but the head."""
+    return {name: tensor for name, tensor in weights.items() if name != HEAD}
 
 
 def chunks(data: Packed) -> Iterator[Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from assyllm.artifacts import ArtifactError
 from assyllm.baselines.local import Local, Weights, local_step, weighted_loss
 from assyllm.baselines.lora import Lora, with_adapters
-from assyllm.baselines.method import HEAD, OnModel
+from assyllm.baselines.method import HEAD, OnModel, body
 from assyllm.params import LoraTuning
 from assyllm.zoo.forward import Packed, pooled
 
@@ -38,8 +38,7 @@ def four_bit(base: nn.Module) -> nn.Module:
         # On CPUs with avx512_bf16 an evaluation would repack the weights in place, and no gradient would pass them.
         layer.support_avx512bf16_for_cpu = False
         layer.load_state_dict(part.state_dict())
-        parent, _, leaf = name.rpartition(".")
-        setattr(base.get_submodule(parent), leaf, layer.to(part.weight.device))  # moving is what quantises
+        base.set_submodule(name, layer.to(part.weight.device))  # moving is what quantises
     base.is_loaded_in_4bit = True  # type: ignore[assignment]  # peft then puts its 4-bit layers in place
     return base
 
@@ -101,8 +100,7 @@ class QLora(Lora):
 
     def device_loss(self, weights: Weights, batch: Packed, item_weights: Tensor) -> Tensor:
         """The loss as a device computes it: peft's adapters over bitsandbytes' layers (does not vectorise)."""
-        adapters = {name: tensor for name, tensor in weights.items() if name != HEAD}
-        return weighted_loss(pooled(self.device, adapters, batch) @ weights[HEAD], batch, item_weights)
+        return weighted_loss(pooled(self.device, body(weights), batch) @ weights[HEAD], batch, item_weights)
 
     def step(self, weights: Weights, state: list[Weights], step: int, batch: Packed, local: Local) -> float:
         """One step of one client on the 4-bit layers."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from assyllm.baselines.layered import Layered
 from assyllm.baselines.local import Weights, weighted_loss
-from assyllm.baselines.method import HEAD
+from assyllm.baselines.method import HEAD, body
 from assyllm.baselines.qlora import QLora
 from assyllm.zoo.forward import Packed
 
@@ -23,5 +23,4 @@ class QLoraRecomputation(QLora):
 
     def device_loss(self, weights: Weights, batch: Packed, item_weights: Tensor) -> Tensor:
         """The loss as a device computes it; the same gradients as QLoRA's."""
-        adapters = {name: tensor for name, tensor in weights.items() if name != HEAD}
-        return weighted_loss(self.layered.checkpointed(adapters, batch) @ weights[HEAD], batch, item_weights)
+        return weighted_loss(self.layered.checkpointed(body(weights), batch) @ weights[HEAD], batch, item_weights)

@@ -21,7 +21,7 @@ from assyllm.baselines.fwdllm import FwdLLM, unflatten
 from assyllm.baselines.layered import Layered
 from assyllm.baselines.local import Local, Weights, start_state
 from assyllm.baselines.lora import Lora, with_adapters
-from assyllm.baselines.method import HEAD, Method, OnModel
+from assyllm.baselines.method import HEAD, Method, OnModel, body
 from assyllm.baselines.qlora import QLora
 from assyllm.baselines.qlora_recomputation import QLoraRecomputation
 from assyllm.baselines.recomputation import Recomputation
@@ -103,7 +103,7 @@ def _forward_gradient(method: str, config: dict[str, Any], reading: Reading, dev
     weights, frozen = on_device(subject, device)
     batch = questions(config["model_type"], reading, config["vocab_size"], device)
     ones = torch.ones(len(batch), device=device)
-    adapters = {name: tensor for name, tensor in weights.items() if name != HEAD}
+    adapters = body(weights)
     size, dtype = sum(tensor.numel() for tensor in adapters.values()), next(iter(adapters.values())).dtype
 
     def at(direction: Weights, distance: float) -> Tensor:

@@ -113,6 +113,5 @@ def pack_nf4(base: nn.Module, device: Any = "meta") -> nn.Module:
     """``base`` with its linear layers replaced by empty 4-bit ones, in this very module."""
     for name, part in list(base.named_modules()):
         if isinstance(part, nn.Linear) and not isinstance(part, Nf4Linear):
-            parent, _, leaf = name.rpartition(".")
-            setattr(base.get_submodule(parent), leaf, Nf4Linear(part, device))
+            base.set_submodule(name, Nf4Linear(part, device))
     return base

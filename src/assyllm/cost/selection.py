@@ -72,11 +72,9 @@ def pack(block: Block, residency: Residency) -> None:
     """Put packed layers (on the meta device) in place of a block's linear ones."""
     for path, linear in list(block.stack.named_modules()):
         if isinstance(linear, nn.Linear):
-            parent, _, leaf = path.rpartition(".")
             counts = row_widths(linear.out_features, residency)
             size = (linear.in_features, residency.group_size, linear.bias is not None)
-            packed = DeviceLinear(counts, *size, device="meta")
-            setattr(block.stack.get_submodule(parent), leaf, packed)
+            block.stack.set_submodule(path, DeviceLinear(counts, *size, device="meta"))
 
 
 def row_widths(rows: int, residency: Residency) -> dict[int, int]:

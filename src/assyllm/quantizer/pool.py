@@ -250,24 +250,19 @@ def prepare(block: Block, info: BlockInfo, tensors: dict[str, Tensor], keep: boo
             bias = linear.bias is not None
             packed = PackedLinear(counts, linear.in_features, info.group_size, bias, device="meta")
             packed.keeps = keep
-            _replace(block, path, packed)
+            block.set_submodule(path, packed)
         elif (layer := backends.layer_for(tensors, path, linear)) is not None:
-            _replace(block, path, layer)
+            block.set_submodule(path, layer)
     for path, table in tables_of(block).items():
         if f"{path}.widths" in tensors:
             (width,) = _counts(tensors[f"{path}.widths"])
             size = (table.num_embeddings, table.embedding_dim)
-            _replace(block, path, PackedEmbedding(width, *size, info.group_size, device="meta"))
+            block.set_submodule(path, PackedEmbedding(width, *size, info.group_size, device="meta"))
 
 
 def _counts(widths: Tensor) -> dict[int, int]:
     found, counts = widths.unique(return_counts=True)
     return dict(zip(found.tolist(), counts.tolist(), strict=True))
-
-
-def _replace(block: Block, path: str, layer: nn.Module) -> None:
-    parent, _, leaf = path.rpartition(".")
-    setattr(block.get_submodule(parent), leaf, layer)
 
 
 def tables_of(block: Block) -> dict[str, nn.Embedding]:
