@@ -109,9 +109,9 @@ class Nf4Linear(nn.Linear):
         return _Product.apply(x, bias, [self.out_features, self.in_features], *stored)
 
 
-def pack_nf4(base: nn.Module, device: Any = "meta") -> nn.Module:
+def pack_nf4(base: nn.Module) -> nn.Module:
     """``base`` with its linear layers replaced by empty 4-bit ones, in this very module."""
     for name, part in list(base.named_modules()):
         if isinstance(part, nn.Linear) and not isinstance(part, Nf4Linear):
-            base.set_submodule(name, Nf4Linear(part, device))
+            base.set_submodule(name, Nf4Linear(part))
     return base

@@ -8,14 +8,13 @@ from typing import Any
 from assyllm.cost.shapes import shape_of
 
 
-def unit_bytes(models: Mapping[str, Any], bytes_per_weight: float = 1.0) -> dict[str, int]:
-    """Bytes of every unit (``<block>/embed``, ``<block>/<layer>``), blocks in the pool's order.
+def unit_bytes(models: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes in INT8 of every unit (``<block>/embed``, ``<block>/<layer>``), blocks in the pool's order.
 
     A member of fewer layers than the model it stands for has as many blocks; each of its layers becomes several.
 
     Args:
         models: ``models`` of a ``pool.json``.
-        bytes_per_weight: 1 is INT8.
     """
     found = {}
     for name, model in models.items():
@@ -24,8 +23,8 @@ def unit_bytes(models: Mapping[str, Any], bytes_per_weight: float = 1.0) -> dict
             first, last = block["layers"]
             if first == 0:
                 input_rows = shape.vocabulary + shape.positions + shape.token_types
-                found[f"{name}:{first}-{last}/embed"] = round(input_rows * shape.hidden * bytes_per_weight)
+                found[f"{name}:{first}-{last}/embed"] = input_rows * shape.hidden
             ends = (edge * shape.layers // model["layers"] for edge in (first, last))
             for i in range(-next(ends) + next(ends)):
-                found[f"{name}:{first}-{last}/{i}"] = round(shape.layer_parameters * bytes_per_weight)
+                found[f"{name}:{first}-{last}/{i}"] = shape.layer_parameters
     return found

@@ -49,10 +49,10 @@ def validate(model: type[BaseModel], raw: Any, prefix: str = "") -> Any:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise ParamsError(_one_line(model, raw, error, prefix)) from None
+        raise ParamsError(_one_line(model, error, prefix)) from None
 
 
-def _one_line(model: type[BaseModel], raw: Any, error: ValidationError, prefix: str) -> str:
+def _one_line(model: type[BaseModel], error: ValidationError, prefix: str) -> str:
     errors = error.errors(include_url=False)
     # a misspelt key is also a missing one: the first names both
     first = next((found for found in errors if found["type"] == "extra_forbidden"), errors[0])

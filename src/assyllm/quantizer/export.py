@@ -13,8 +13,7 @@ from torch import Tensor
 
 from assyllm.artifacts import MANIFEST, ArtifactError, output_folder, verify_folder
 from assyllm.quantizer.planes import NAMES, Layout, check_weight, nearest, pack
-from assyllm.zoo.header import header
-from assyllm.zoo.load import WEIGHTS, weight_files
+from assyllm.zoo.load import WEIGHTS, stored_tensors
 
 PACKED = "packed.safetensors"
 GROUP = 128  # weights that share a scale: 8.13 bits a weight at 8
@@ -30,9 +29,8 @@ def export(folder: Path, out: Path, bits: int = 8) -> int:
     """
     packed: dict[str, Tensor] = {}
     columns: dict[str, int] = {}
-    stored = {name: kept for file in weight_files(folder) for name, kept in header(file).items()}
-    for name, kept in stored.items():
-        weight = check_weight(kept.read(), f"{folder}: {name}")
+    for name, entry in stored_tensors(folder).items():
+        weight = check_weight(entry.read(), f"{folder}: {name}")
         if weight.dim() != 2:
             packed[name] = weight.half()
             continue

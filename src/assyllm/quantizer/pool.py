@@ -85,29 +85,11 @@ def _bits(size: int, parameters: int, settings: Quantize) -> float:
     return settings.bits if settings.scheme == "uniform" else round(8 * size / parameters, 3)
 
 
-def _stored(sensitivity: Path | None, info: BlockInfo, settings: Quantize) -> Mapping[str, Tensor]:
+def _stored(sensitivity: Path | None, info: BlockInfo, settings: Quantize) -> Mapping[str, Entry]:
+    """A block's scores and moments, to be read one at a time: an edge block's take 7 to 11 GB at 7 billion weights."""
     if sensitivity is None or not settings.needs_sensitivity:
         return {}
-    return _Stored(header(sensitivity / info.file))
-
-
-class _Stored(Mapping[str, Tensor]):
-    """Tensors of a file, read when asked for: an edge block's moments take 7 to 11 GB at 7 billion weights."""
-
-    def __init__(self, entries: Mapping[str, Entry]) -> None:
-        self._entries = entries
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._entries[name].read()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._entries
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
+    return header(sensitivity / info.file)
 
 
 def allocation(source: Pool, settings: Quantize, sensitivity: Path) -> dict[str, Tensor]:
@@ -150,10 +132,10 @@ def allocation(source: Pool, settings: Quantize, sensitivity: Path) -> dict[str,
         ) from None
 
 
-def _score(stored: Mapping[str, Tensor], score: str, path: str, block: str) -> Tensor:
+def _score(stored: Mapping[str, Entry], score: str, path: str, block: str) -> Tensor:
     if f"{score}|{path}" not in stored:
         raise ArtifactError(f"block {block}: no score {score!r}; add it to sensitivity.scores")
-    return stored[f"{score}|{path}"]
+    return stored[f"{score}|{path}"].read()
 
 
 def _rest(block: Block, read: Give, settings: Quantize, device: str = "cpu") -> dict[str, Tensor]:
@@ -190,7 +172,7 @@ def quantize_block(
     read: Give,
     settings: Quantize,
     widths: Mapping[str, Tensor | None],
-    stored: Mapping[str, Tensor],
+    stored: Mapping[str, Entry],
     device: str = "cpu",
 ) -> dict[str, Tensor]:
     """A block's tensors as they go to disk.
@@ -218,7 +200,7 @@ def quantize_block(
                 moments = stored.get(f"moments|{path}")
                 if moments is None:
                     raise ArtifactError(f"block {block.id}: no moments of {path}; set sensitivity.moments")
-                integers = compensated(weight, own, settings.group_size, moments.to(device))
+                integers = compensated(weight, own, settings.group_size, moments.read().to(device))
             else:
                 integers = nearest(weight, own, settings.group_size)
             packed = pack(*integers, weight, own)

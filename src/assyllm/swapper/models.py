@@ -23,11 +23,9 @@ from assyllm.swapper.bind import Binding, Part, place_buffers
 from assyllm.swapper.engine import Engine
 from assyllm.swapper.memory import CudaMemory, HostMemory, Unit, place_of
 from assyllm.swapper.reader import Reader
-from assyllm.zoo.header import Entry, header
-from assyllm.zoo.load import weight_files
+from assyllm.zoo.header import Entry
+from assyllm.zoo.load import stored_tensors
 from assyllm.zoo.weights import spellings
-
-INDEX = "model.safetensors.index.json"
 
 
 @contextmanager
@@ -59,11 +57,11 @@ def under_budget(
     """
     folder = Path(folder)
     on = place_of(budget_bytes, device, host, bytes_per_s)
-    entries = _entries(folder)
-    dtype = next((e.dtype for e in entries.values() if e.dtype.is_floating_point), torch.float32)
+    stored = stored_tensors(folder)
+    dtype = next((e.dtype for e in stored.values() if e.dtype.is_floating_point), torch.float32)
     model = _empty(folder, dtype)
-    parts, units = _parts(model, entries, folder)
-    files = {entry.file for entry in entries.values()}
+    parts, units = _parts(model, stored, folder)
+    files = {entry.file for entry in stored.values()}
     hashes = None
     if (folder / MANIFEST).is_file():
         listed = read_json(folder / MANIFEST).get("files", {})
@@ -89,10 +87,6 @@ def under_budget(
         yield model
     finally:
         engine.close()
-
-
-def _entries(folder: Path) -> dict[str, Entry]:
-    return {name: entry for file in weight_files(folder) for name, entry in header(file).items()}
 
 
 def _empty(folder: Path, dtype: torch.dtype) -> Any:

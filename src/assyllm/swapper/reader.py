@@ -45,11 +45,9 @@ class Extent:
 
 def peek(entry: Entry, limit: int = 1 << 16) -> Tensor:
     """A small tensor's values, a large one's shape and dtype only (on the meta device)."""
-    if entry.bytes > limit or not entry.bytes:
-        return torch.empty(entry.shape, dtype=entry.dtype, device="meta")
-    with open(entry.file, "rb") as handle:
-        raw = bytearray(os.pread(handle.fileno(), entry.bytes, entry.begin))
-    return torch.frombuffer(raw, dtype=entry.dtype).view(entry.shape)
+    if 0 < entry.bytes <= limit:
+        return entry.read()
+    return torch.empty(entry.shape, dtype=entry.dtype, device="meta")
 
 
 def extents(entries: Iterable[Entry]) -> tuple[Extent, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from assyllm.artifacts import ArtifactError, read_json, sha256_file, sha256_text
-from assyllm.zoo.header import header
+from assyllm.zoo.header import Entry, header
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert")
@@ -50,6 +50,11 @@ def weight_files(folder: Path) -> list[Path]:
             raise ArtifactError(f"{file}: no such file, but {INDEX} lists it")
         header(file)
     return files
+
+
+def stored_tensors(folder: Path) -> dict[str, Entry]:
+    """The tensors of a transformers folder by name, whichever file they stand in (errors as :func:`weight_files`)."""
+    return {name: entry for file in weight_files(folder) for name, entry in header(file).items()}
 
 
 def weights_sha256(folder: Path) -> str:

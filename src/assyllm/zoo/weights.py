@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from assyllm.artifacts import ArtifactError
-from assyllm.zoo.header import KINDS, Entry, header
-from assyllm.zoo.load import weight_files
+from assyllm.zoo.header import KINDS, Entry
+from assyllm.zoo.load import stored_tensors
 
 Give = Callable[[str], Tensor]
 
@@ -75,7 +75,7 @@ class Source:
     """
 
     def __init__(self, folder: Path, model: nn.Module, whole: Callable[[], nn.Module]) -> None:
-        kept = {name: entry for file in weight_files(folder) for name, entry in header(file).items()}
+        kept = stored_tensors(folder)
         prefix = getattr(model, "base_model_prefix", "")
         names: dict[int, list[str]] = {}
         for name, tensor in named(model).items():
