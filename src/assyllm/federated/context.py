@@ -61,7 +61,9 @@ class Context:
         self.pool, self.data, self.settings, self.seed, self.zoo_seed = pool, data, settings, seed, zoo_seed
         self.eligible = [client for client in eligible if len(data.owned[client])]
         if not self.eligible:
-            raise ArtifactError(f"{data.task}: no client has both the memory and the data to take part")
+            raise ArtifactError(
+                f"{data.task}: no client has both the memory (fleet.memory_gb) and the data (partition) to take part"
+            )
         if len(self.eligible) < settings.federated.least_clients:
             raise ArtifactError(
                 f"{data.task}: {len(self.eligible)} client(s) can take part, fewer than federated.least_clients"
@@ -73,7 +75,7 @@ class Context:
     @property
     def after_search(self) -> Phase:
         """What follows the search."""
-        return "head" if self.settings.adapter.tuning == "none" else "tune"
+        return "tune" if self.settings.adapter.trained else "head"
 
     def sample(self, round_: int) -> tuple[list[int], list[int]]:
         """The clients that answer in a round: those whose reply counts, and those that are too late."""

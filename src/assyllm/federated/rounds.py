@@ -105,7 +105,9 @@ class Rounds(Context):
             state.rows[-1] |= judged or self._evaluate(state, best)
         if last:
             if not heads:
-                raise ArtifactError(f"{self.data.task}: no client answered in the head's rounds")
+                said = [row["why"] for row in state.dropped if row["round"] == state.round]
+                why = f"every answer was refused ({said[0]})" if said else "no client answered"
+                raise ArtifactError(f"{self.data.task}: {why} in the head's rounds, so no model was made")
             state.phase = "done"
         return state
 

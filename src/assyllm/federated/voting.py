@@ -129,7 +129,8 @@ def _stack(run: Context, state: State, task: ScoreTask) -> State:
             rule = run.settings.selection.rule
             why = "no vote was cast" if any(task.candidates.values()) else f"rule {rule} lets no block follow"
             if state.hsic is not None and not state.hsic.any():
-                why = f"CKA needs {MINIMUM_ROWS} examples (question, choice), which no client that was asked has"
+                why = f"CKA needs {MINIMUM_ROWS} examples (question, choice), which no client that was asked has "
+                why += "(partition.items_per_client, partition.clients)"
             raise ArtifactError(f"{run.data.task}: {why}, so nothing was assembled")
         state.phase = run.after_search
     return state

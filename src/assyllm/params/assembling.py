@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, model_validator
 
 from assyllm.params.names import CONTROLS
-from assyllm.params.section import Count, Fraction, ParamsError, Part, Positive, Section
+from assyllm.params.section import Count, Fraction, ParamsError, Part, Positive, Rate, Section
 
 
 class Comparator(Section):
@@ -30,7 +30,7 @@ class Adapter(Section):
     tuning: Literal["none", "local", "end_to_end"] = "none"
     tuned: Literal["all", "projection"] = "all"
     tuning_rounds: Count = 40
-    learning_rate: Positive = 0.01
+    learning_rate: Rate = 0.01
     mismatch: Fraction = 0.1
 
     @property
@@ -38,13 +38,10 @@ class Adapter(Section):
         """Whether it begins as a projection that is fitted to states."""
         return self.kind != "fixed_attention"
 
-    @model_validator(mode="after")
-    def _only_attention_is_trained(self) -> Adapter:
-        if self.tuning != "none" and self.kind != "cross_attention":
-            raise ValueError(f"tuning: {self.tuning} goes with kind cross_attention only")
-        if self.tuned == "projection" and self.tuning == "none":
-            raise ValueError("tuned: projection goes with a tuning, and tuning is none")
-        return self
+    @property
+    def trained(self) -> bool:
+        """Whether rounds of tuning follow: of attention only, the other kinds are fitted in closed form."""
+        return self.kind == "cross_attention" and self.tuning != "none"
 
 
 class Selection(Section):
@@ -112,9 +109,9 @@ class Assembling(Section):
             raise ValueError(
                 f"head.scope: {self.head.scope} does not go with rule {rule}, whose gains are of all blocks"
             )
-        if self.selection.rule.startswith("survey") and self.adapter.tuning != "none":
+        if self.selection.rule.startswith("survey") and self.adapter.trained:
             raise ValueError(f"adapter.tuning: {self.adapter.tuning} does not go with a survey, which joins nothing")
-        if self.selection.enter != "adapter" and self.adapter.tuning != "none":
+        if self.selection.enter != "adapter" and self.adapter.trained:
             raise ValueError(
                 f"adapter.tuning: {self.adapter.tuning} does not go with enter: {self.selection.enter}, "
                 "as nothing joins a block that reads the text"
@@ -154,6 +151,6 @@ class Federated(Section):
     stragglers: Part
     liars: Fraction
     lie: Literal["votes", "sums"]
-    row_norm: Positive | None
+    row_norm: Annotated[float, Field(gt=0, le=1e6)] | None
     max_examples: Count | None
     least_clients: Count = 2

@@ -13,7 +13,7 @@ class Fleet(Section):
     """Memory of the clients' devices: GB (10^9 bytes) -> share of the clients."""
 
     memory_gb: dict[Count, Fraction]
-    reserve_gb: Annotated[float, Field(ge=0)]
+    reserve_gb: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> Fleet:

@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from assyllm.params.section import Count, Fraction, Positive, Section
+from assyllm.params.section import Count, Fraction, Group, Positive, Section
 
 
 class Blocks(Section):
     """Where a model is cut into blocks (paper section 4.1)."""
 
     members: Annotated[list[str], Field(min_length=1)] | None = None
-    edge_to_middle: Positive
+    edge_to_middle: Annotated[float, Field(ge=1, le=100)]
     blocks_per_model: Annotated[int, Field(ge=2)] | None
 
 
@@ -26,7 +26,7 @@ class Sensitivity(Section):
     """What is learnt of the blocks' weights before quantizing, from the server's public text."""
 
     scores: list[Score] = Field(min_length=1)
-    group_size: Count
+    group_size: Group
     texts: Count
     probes: Count
     moments: bool
@@ -41,7 +41,7 @@ class Quantize(Section):
     widths: list[Width] = Field(min_length=1)
     score: Score
     rounding: Literal["nearest", "compensated"]
-    group_size: Count
+    group_size: Group
     embedding_bits: Literal[4, 8, 16]
     sparsity_quantile: Fraction
     output_quantile: Fraction
@@ -100,6 +100,6 @@ class SwapStudy(Section):
 
     layers: Annotated[int, Field(ge=4)]
     hidden_size: Annotated[int, Field(ge=64, multiple_of=64)]
-    storage_mb_per_s: Positive
+    storage_mb_per_s: Annotated[float, Field(ge=1, le=1e6)]
     budget_shares: list[Annotated[float, Field(gt=0, le=1)]] = Field(min_length=1)
     passes: Annotated[int, Field(ge=2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from types import NoneType
 from typing import Annotated, Any, Self, get_args
@@ -14,7 +15,9 @@ from assyllm.artifacts import ArtifactError
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(ge=0, lt=1)]  # somebody must be left
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=100)]  # of learning
 Count = Annotated[int, Field(ge=1)]
+Group = Annotated[int, Field(ge=1, le=65_536)]  # weights that share a scale
 Seed = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]  # of a folder and a wildcard
 ModelName = Annotated[str, Field(pattern=r"^[\w-]+$")]  # and of a module, which may hold no dot
@@ -55,10 +58,11 @@ def validate(model: type[BaseModel], raw: Any, prefix: str = "") -> Any:
 def _one_line(model: type[BaseModel], error: ValidationError, prefix: str) -> str:
     errors = error.errors(include_url=False)
     # a misspelt key is also a missing one: the first names both
-    first = next((found for found in errors if found["type"] == "extra_forbidden"), errors[0])
-    where = [str(part) for part in first["loc"]]
+    first = next((found for found in errors if found["type"] == "extra_forbidden"), None) or _deepest(errors)
+    where = _keys(first["loc"])
     key = ".".join([prefix, *where] if prefix else where)
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    others = len({tuple(_keys(found["loc"])) for found in errors} | {tuple(where)}) - 1
+    more = f" (and {others} more)" if others else ""
     if first["type"] == "extra_forbidden":
         return f"{key}: unknown key{nearest(where[-1], _known_keys(model, where[:-1]))}{more}"
     if first["type"] == "missing":
@@ -67,6 +71,18 @@ def _one_line(model: type[BaseModel], error: ValidationError, prefix: str) -> st
         message = str(first["ctx"]["error"])
         return f"{key}.{message}{more}" if key else f"{message}{more}"
     return f"{key}: {first['msg']} (got {first['input']!r}){more}"
+
+
+def _keys(loc: tuple[int | str, ...]) -> list[str]:
+    """A path as params.yaml has it: pydantic puts the kinds that a value may be of among the keys."""
+    return [str(part) for part in loc if not (isinstance(part, str) and re.match(r"constrained-|\w+\[", part))]
+
+
+def _deepest(errors: list[Any]) -> Any:
+    """The first error; of a value that may be of several kinds, what is wrong inside the kind that it is of."""
+    start = _keys(errors[0]["loc"])
+    inside = [found for found in errors if _keys(found["loc"])[: len(start)] == start]
+    return max(inside, key=lambda found: len(_keys(found["loc"])))
 
 
 def _known_keys(kind: Any, path: list[str]) -> Iterable[str]:

@@ -31,6 +31,6 @@ class Figures(Section):
     """Looks only: editing this section redraws figures and runs nothing else."""
 
     names: list[str] = Field(min_length=1)
-    width_inches: Positive
-    font_points: Annotated[float, Field(ge=7)]
-    dpi: Count
+    width_inches: Annotated[float, Field(ge=1, le=40)]
+    font_points: Annotated[float, Field(ge=7, le=40)]
+    dpi: Annotated[int, Field(ge=36, le=2400)]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from assyllm.params.names import PUBLISHED, Family, StandsFor, Task
-from assyllm.params.section import Count, Fraction, ModelName, Positive, Section, nearest
+from assyllm.params.section import Count, Fraction, ModelName, Positive, Rate, Section, Seed, nearest
 
 
 class Pretrain(Section):
@@ -17,10 +17,10 @@ class Pretrain(Section):
     corpus: Path | None
     rows: Count
     passages: Annotated[int, Field(ge=0)]
-    max_tokens: Annotated[int, Field(ge=8)]
+    max_tokens: Annotated[int, Field(ge=16)]  # a question of the generated world has up to 14
     batch: Count
-    matrix_learning_rate: Positive
-    other_learning_rate: Positive
+    matrix_learning_rate: Rate
+    other_learning_rate: Rate
     answer_weight: Positive
     device: Literal["cpu", "cuda"]
     bf16: bool
@@ -43,17 +43,20 @@ class Member(Section):
     facets: list[int] = Field(default_factory=list)
     hidden_size: Count = 64
     intermediate_size: Count = 172
-    layers: Count = 4
+    layers: Annotated[int, Field(ge=2)] = 4  # a model is cut into two blocks at least
     heads: Count = 8
     key_value_heads: Count | None = None
     vocabulary: Count = 512
     steps: Count = 500
-    other_learning_rate: Positive | None = None
+    other_learning_rate: Rate | None = None
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Member:
         if self.hidden_size % self.heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+        if self.family == "llama" and self.hidden_size // self.heads % 2:
+            each = self.hidden_size // self.heads
+            raise ValueError(f"hidden_size {self.hidden_size} is {each} a head; rotary positions need an even number")
         if self.key_value_heads is not None and self.heads % self.key_value_heads:
             raise ValueError(f"key_value_heads {self.key_value_heads} does not divide heads {self.heads}")
         return self
@@ -95,8 +98,8 @@ class Zoo(Section):
 class World(Section):
     """The generated world that the embedded zoo and tasks are about."""
 
-    seed: int
-    entities: Count
+    seed: Seed
+    entities: Annotated[int, Field(ge=1, le=100_000)]  # names are of three syllables, 274,625 in all
     facets: Annotated[int, Field(ge=1, le=6)]
     values: Annotated[int, Field(ge=4, le=6)]
     wordings: Literal["corpus", "new", "both"]

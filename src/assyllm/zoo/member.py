@@ -106,10 +106,7 @@ def _random(name: str, zoo: Any, world_params: Any, zoo_seed: int, hub: dict[str
         )
     world = World.build(world_params) if member.facets else None
     texts, _ = _corpus(member, zoo.pretrain, world, (zoo_seed, name))
-    words = world.words() if world else ()
-    longest = zoo.pretrain.max_tokens
-    tokenizer = tokenizers.train(family(member.family), texts, member.vocabulary, longest, words)
-    tokenizer.save_pretrained(folder)
+    _tokenizer(name, zoo, texts, world).save_pretrained(folder)
     parameters = write_random(hub, folder, zoo_seed, name)
     return ModelCard(
         name=name,
@@ -124,6 +121,19 @@ def _random(name: str, zoo: Any, world_params: Any, zoo_seed: int, hub: dict[str
     )
 
 
+def _tokenizer(name: str, zoo: Any, texts: Sequence[str], world: World | None) -> Any:
+    """A member's own tokenizer, trained on its texts; the world's words stay whole."""
+    member, words = zoo.models[name], world.words() if world else ()
+    kind = family(member.family)
+    least = len(kind.specials) + len(set(words))
+    if member.vocabulary <= least:
+        raise ArtifactError(
+            f"zoo.models.{name}.vocabulary: {member.vocabulary} is too small: special tokens and the world's words "
+            f"(world.entities, world.facets) take {least}"
+        )
+    return tokenizers.train(kind, texts, member.vocabulary, zoo.pretrain.max_tokens, words)
+
+
 def _pretrained(name: str, zoo: Any, world_params: Any, zoo_seed: int, base: Path | None, folder: Path) -> ModelCard:
     member, settings = zoo.models[name], zoo.pretrain
     names = (zoo_seed, name)
@@ -132,9 +142,7 @@ def _pretrained(name: str, zoo: Any, world_params: Any, zoo_seed: int, base: Pat
     model: Any
     texts, rows_of = _corpus(member, settings, world, names)
     if base is None:
-        tokenizer = tokenizers.train(
-            kind, texts, member.vocabulary, settings.max_tokens, world.words() if world else ()
-        )
+        tokenizer = _tokenizer(name, zoo, texts, world)
         model = kind.build(kind.config(member, tokenizer, settings.max_tokens), seeding.seed_for("init", *names))
     else:
         tokenizer, model = load_tokenizer(base), load_model(base)
