@@ -19,13 +19,33 @@ from assyllm.artifacts import ArtifactError, write_text
 
 Source = Literal["measured", "modelled", "paper"]
 SOURCES = ("measured", "modelled", "paper")
-# what `collect` writes beside timings.csv and summary.json
+# what `collect` writes beside timings.csv and summary.json, and what a row is of
 TABLES = (
-    "metrics", "runs", "accuracy", "differences", "zoos", "ablations", "non_iid", "models", "cost", "curves",
-    "resources", "tradeoff", "claims", "paper", "quantizer", "model_sizes", "rounds",
-)  # fmt: skip
-# written by the rules that measure them, and read by a few figures only
-FIGURE_TABLES = ("swap_timeline", "swap_ablation", "feature_differences", "compatibility_heatmaps")
+    "metrics",  # a number of a run
+    "runs",  # a run
+    "accuracy",  # task, method, setting and split: mean and interval
+    "differences",  # task, method and the one it is held against: paired difference
+    "zoos",  # zoo, task and method: accuracy, and how far behind assyllm
+    "ablations",  # setting, method and task: accuracy, and its paired difference to the base setting
+    "non_iid",  # method, task and partition.alpha: accuracy, and what is lost where clients are unequal
+    "models",  # an assembled model
+    "cost",  # method, model and memory class: peak memory and participation
+    "curves",  # method and reading, at the shape of Llama-7B: peak memory and step time
+    "resources",  # method and task: hours, energy and traffic to its accuracy
+    "tradeoff",  # method, task and way of selecting blocks: accuracy and a client's energy
+    "claims",  # a claim of the paper and a method: the paper's value and ours
+    "paper",  # a value that the paper publishes
+    "quantizer",  # precision: pool size, and accuracy against bytes
+    "model_sizes",  # a model of the pool or a block of it, at true shapes: bytes
+    "rounds",  # task, method and round: test accuracy
+)
+# written by the rules that measure them, on one run that assembles, and read by a few figures only
+FIGURE_TABLES = (
+    "swap_timeline",  # an event of the swapper's pipelines
+    "swap_ablation",  # a pipeline: times; a policy: reads
+    "feature_differences",  # a layer of a pair of models: points in a plane, CKA
+    "compatibility_heatmaps",  # a finished model: its scores; a cell: CKA of two layers
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
