@@ -93,9 +93,9 @@ def panels(df: pd.DataFrame, look: Figures, text: str) -> Figure:
     final, curve = df[df["what"] == "final"], df[(df["what"] == "curve") & (df["hours"].astype(str) != "")]
     measured = final[final["source"] == "measured"]
     tasks = style.tasks(measured["task"])
-    methods = [method for method in style.METHODS if method in set(measured["method"])]
+    methods = style.methods_in(measured)
     speed = df[df["what"] == "speedup"]
-    fast = [m for m in methods if m in set(speed[speed["source"] == "modelled"]["method"])]
+    fast = style.methods_in(speed[speed["source"] == "modelled"], methods)
     heights = [0.155 * len(methods) + 0.15, 1.35, 0.155 * len(fast) + 0.15]
     figure, axes = plt.subplots(
         3, len(tasks), figsize=(look.width_inches, sum(heights) + 1.5), layout="constrained", squeeze=False,

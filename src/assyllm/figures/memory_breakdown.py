@@ -57,7 +57,7 @@ def data(tables: Tables) -> pd.DataFrame:
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """Stacked bars; a line at the total with AdamW, a star at the paper's value."""
-    methods = [m for m in style.METHODS if m in set(df["method"])][::-1]
+    methods = style.methods_in(df)[::-1]
     figure, ax = plt.subplots(figsize=(look.width_inches, 0.3 * len(methods) + 1.1), layout="constrained")
     used = set(df[(df["source"] == "modelled") & (df["value"] > 0)]["category"])
     for y, method in enumerate(methods):

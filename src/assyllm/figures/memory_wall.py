@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -80,7 +79,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
                 mine = df[(df["task"] == task) & (df["method"] == method) & (df["model"] == model)]
                 x = i + (j - 0.5) * 0.36
                 for row in mine[mine["source"] == "measured"].itertuples():
-                    error = np.array([[row.value - row.low], [row.high - row.value]])
+                    error = style.error(row.value, row.low, row.high)
                     ax.bar(x, row.value, 0.32, color=style.colour(method), yerr=error, capsize=2,
                            label=style.label(method) if i == 0 else None)  # fmt: skip
                 for value in mine[mine["source"] == "paper"]["value"]:

@@ -48,7 +48,7 @@ def _paper(method: str, model: str, value: float) -> dict:
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """A panel a model: bars of the share, the smallest device written at their end."""
     ours = df[df["source"] == "modelled"]
-    methods = [m for m in style.METHODS if m in set(ours["method"])]
+    methods = style.methods_in(ours)
     figure, axes = plt.subplots(
         1, len(MODELS), figsize=(look.width_inches, 0.2 * len(methods) + 0.9), layout="constrained", sharey=True
     )

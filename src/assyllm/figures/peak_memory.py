@@ -52,7 +52,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         gridspec_kw={"width_ratios": [1, 1, 0.8]},
     )  # fmt: skip
     ours = df[df["source"] == "modelled"]
-    methods = [m for m in style.METHODS if m in set(ours["method"])]
+    methods = style.methods_in(ours)
     for ax, (varies, title) in zip(axes, PANELS.items(), strict=False):
         for method in methods:
             mine = ours[(ours["method"] == method) & (ours["varies"] == varies)].astype({"x": float}).sort_values("x")

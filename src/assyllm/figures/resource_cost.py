@@ -61,7 +61,7 @@ def part_floor(mine: pd.DataFrame, what: str) -> float:
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """Three panels of bars on a logarithmic axis, of one task; hollow bars are the one-off download."""
     mine = df[df["task"] == drawn(df)].assign(low=lambda d: d["value"], high=lambda d: d["value"])
-    methods = [m for m in style.METHODS if m in set(mine[mine["source"] == "modelled"]["method"])]
+    methods = style.methods_in(mine[mine["source"] == "modelled"])
     figure, axes = plt.subplots(
         1, len(PANELS), figsize=(look.width_inches, 0.19 * len(methods) + 0.8), layout="constrained", sharey=True
     )

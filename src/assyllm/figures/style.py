@@ -11,6 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -96,6 +97,17 @@ def tasks(found: Iterable[str]) -> list[str]:
     return [*(task for task in TASKS if task in there), *sorted(there - set(TASKS))]
 
 
+def methods_in(df: pd.DataFrame, among: Iterable[str] = METHODS) -> list[str]:
+    """Those of some methods (of all) that a table has rows of, in their order."""
+    there = set(df["method"])
+    return [method for method in among if method in there]
+
+
+def error(value: Any, low: Any, high: Any) -> np.ndarray:
+    """How far an interval reaches below and above its value, or those of a column's do: [2, n]; never below 0."""
+    return np.array([np.atleast_1d(value - low), np.atleast_1d(high - value)]).clip(min=0)
+
+
 def caption(figure: Figure, df: pd.DataFrame, text: str, scale: str = "true shapes") -> None:
     """Write under a figure what was run, where its numbers come from, at which scale (``scale`` without a world)."""
     worlds = {"embedded": "generated world, tiny models pre-trained here", "real": "real tasks, small models"}
@@ -177,8 +189,8 @@ def bars(ax: Axes, methods: Sequence[str], rows: pd.DataFrame, start: float = 0.
             continue
         ax.barh(y, row.value - start, 0.74, left=start, color=colour(row.method))
         if row.high > row.low:
-            error = [[row.value - row.low], [row.high - row.value]]
-            ax.errorbar(row.value, y, xerr=error, color="black", elinewidth=0.8, capsize=1.5)
+            reach = error(row.value, row.low, row.high)
+            ax.errorbar(row.value, y, xerr=reach, color="black", elinewidth=0.8, capsize=1.5)
         ax.plot(0.045, y, marker(row.method), color="white", mec="white", ms=3.5, transform=ax.get_yaxis_transform())
 
 
