@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from assyllm.figures import style
-from assyllm.figures.tables import Tables
+from assyllm.figures.tables import OF_PAPER, Tables
 from assyllm.params import Figures
 
 READS = ("accuracy", "rounds", "resources", "paper")
@@ -65,10 +65,7 @@ def speedup_rows(tables: Tables) -> pd.DataFrame:
          "source": "modelled"}
         for r in tables.resources.itertuples() if str(r.speedup) not in ("", "nan")
     ]  # fmt: skip
-    rows += [
-        _paper("speedup", r.dataset, {"assyllm": "assyllm_paper"}.get(r.method, r.method), float(r.value))
-        for r in paper.itertuples()
-    ]
+    rows += [_paper("speedup", r.dataset, OF_PAPER.get(r.method, r.method), float(r.value)) for r in paper.itertuples()]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

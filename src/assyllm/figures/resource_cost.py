@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from assyllm.figures import style
-from assyllm.figures.tables import Tables
+from assyllm.figures.tables import OF_PAPER, Tables
 from assyllm.params import Figures
 
 READS = ("resources", "paper")
@@ -42,7 +42,7 @@ def data(tables: Tables) -> pd.DataFrame:
     speedups = tables.paper[(tables.paper["metric"] == "speedup") & (tables.paper["dataset"] == TASK)]
     base = df[(df["method"] == "ft_practical") & (df["task"] == TASK) & (df["what"] == "hours")]["value"]
     for r in speedups.itertuples():
-        method = {"assyllm": "assyllm_paper"}.get(r.method, r.method)
+        method = OF_PAPER.get(r.method, r.method)
         if len(base) and method != "ft_practical":
             marks.append(
                 {"method": method, "task": TASK, "what": "hours", "value": base.iloc[0] / float(r.value),
