@@ -12,7 +12,7 @@ from assyllm.params import Figures
 
 READS = ("accuracy", "cost", "paper")
 TASKS = ("boolq", "openbookqa")
-MODELS = {"llama": "Llama", "opt": "OPT"}
+MODELS = {"llama": "llama-7b", "opt": "opt-6.7b"}  # member -> shape
 SETTINGS = {"llama": "", "opt": 'baselines.model="opt"'}
 
 
@@ -70,7 +70,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         mine = df[(df["what"] == "excluded") & (df["model"] == model)].set_index("source")["value"]
         ax.bar(i, mine.get("modelled", 0.0), color="#999999", width=0.6)
         ax.scatter(i, mine["paper"], **style.PAPER)
-    ax.set_xticks(range(len(MODELS)), ["Llama-7B", "OPT-6.7B"])
+    ax.set_xticks(range(len(MODELS)), [style.model_label(shape) for shape in MODELS.values()])
     ax.set_title("clients excluded")
     style.percent_axis(ax)
     for ax, task in zip(axes[1:], TASKS, strict=True):
@@ -84,7 +84,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
                            label=style.label(method) if i == 0 else None)  # fmt: skip
                 for value in mine[mine["source"] == "paper"]["value"]:
                     ax.scatter(x, value, **{**style.PAPER, "label": style.PAPER["label"] if j == 0 else None})
-        ax.set_xticks(range(len(MODELS)), list(MODELS.values()))
+        ax.set_xticks(range(len(MODELS)), [style.model_label(model) for model in MODELS])
         ax.set_title(style.task_label(task, worlds[0] if worlds else "real"))
         style.percent_axis(ax)
     axes[1].set_ylabel("test accuracy")

@@ -11,7 +11,7 @@ from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
 READS = ("cost", "paper")
-MODELS = {"llama-7b": "Llama-7B", "opt-6.7b": "OPT-6.7B"}
+MODELS = ("llama-7b", "opt-6.7b")
 LEFT_OUT = (
     "majority", "server_head", "zero_shot", "ft_oracle", "lora_all", "choices_only", "one_model_head",
     "all_models_head", "random_blocks", "untrained_blocks", "one_model_blocks",
@@ -52,7 +52,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     figure, axes = plt.subplots(
         1, len(MODELS), figsize=(look.width_inches, 0.2 * len(methods) + 0.9), layout="constrained", sharey=True
     )
-    for ax, (model, name) in zip(axes, MODELS.items(), strict=True):
+    for ax, model in zip(axes, MODELS, strict=True):
         mine = df[df["model"] == model].assign(low=lambda d: d["value"], high=lambda d: d["value"])
         style.bars(ax, methods, mine)
         for row in mine[mine["source"] == "modelled"].itertuples():
@@ -62,7 +62,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         style.percent_axis(ax, 0, 122, along="x")
         ax.set_xticks(range(0, 101, 25))
         ax.set_xlabel("clients that take part")
-        ax.set_title(name)
+        ax.set_title(style.model_label(model))
     style.caption(
         figure, df, "At each bar's end: the smallest memory class that runs the method, beside what the system "
         f"reserves; {style.batch(df)}. Stars: the slides' excluded clients (90 and 75 %; "

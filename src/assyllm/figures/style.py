@@ -43,6 +43,12 @@ METHODS = {
     "assyllm": ("AssyLLM (ours)", "#8B1A1A", "D"),
 }
 TASKS = {"boolq": "BoolQ", "piqa": "PIQA", "openbookqa": "OpenBookQA"}
+MODELS = {
+    "llama": "Llama", "vicuna": "Vicuna", "opt": "OPT", "bert": "BERT", "roberta": "RoBERTa",
+    # and the shapes that they stand for
+    "llama-7b": "Llama-7B", "vicuna-7b": "Vicuna-7B", "opt-6.7b": "OPT-6.7B", "bert-base": "BERT-base",
+    "roberta-large": "RoBERTa-large",
+}  # fmt: skip
 PAPER: dict[str, Any] = {
     "marker": "*",
     "color": "black",
@@ -84,6 +90,11 @@ def label(method: str) -> str:
 def colour(method: str) -> str:
     """A method's colour."""
     return METHODS[method][1] if method in METHODS else "#CC79A7"
+
+
+def model_label(model: str) -> str:
+    """The name of a member of the zoo, or of the shape that it stands for."""
+    return MODELS.get(model, model)
 
 
 def task_label(task: str, world: str) -> str:
