@@ -19,6 +19,7 @@ from typing import Any
 
 from assyllm.artifacts import ArtifactError, write_text
 from assyllm.claims.shown import all_claims
+from assyllm.claims.table import number
 from assyllm.collect import CONTROLS
 from assyllm.figures import TOPICS, about
 from assyllm.results import SOURCES, read_table, write_table
@@ -60,14 +61,6 @@ def rounded(value: str | float | Decimal, digits: int) -> str:
 def share(accuracy: float) -> str:
     """An accuracy as README writes it: ``.849``."""
     return rounded(accuracy, 3).removeprefix("0")
-
-
-def number(value: Any) -> str:
-    """A claim's value: three digits, whole numbers from 1,000 on."""
-    if value == "":
-        return ""
-    value = float(value)
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def accuracy_part(results: Path) -> str:

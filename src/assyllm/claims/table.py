@@ -52,6 +52,13 @@ def braced(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else "{" + ",".join(names) + "}"
 
 
+def number(value: str | float) -> str:
+    """A claim's value as figure and README write it: three digits, whole numbers from 1,000 on; "" where none is."""
+    if value == "":
+        return ""
+    return f"{float(value):,.0f}" if abs(float(value)) >= 1000 else f"{float(value):.3g}"
+
+
 class Claims:
     """The table as it grows; ``paper`` finds a published value by its metric, dataset and method.
 
