@@ -6,16 +6,14 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from assyllm.cost.same_step import UNBOUNDED
 from assyllm.figures import style
 from assyllm.figures.tables import Tables
-from assyllm.params import Figures
+from assyllm.params import CONTROLS, HEADS, NO_DEVICE, Figures
 
 READS = ("cost", "paper")
 MODELS = ("llama-7b", "opt-6.7b")
-LEFT_OUT = (
-    "majority", "server_head", "zero_shot", "ft_oracle", "lora_all", "choices_only", "one_model_head",
-    "all_models_head", "random_blocks", "untrained_blocks", "one_model_blocks",
-)  # fmt: skip
+LEFT_OUT = (*NO_DEVICE, "zero_shot", *HEADS, *CONTROLS, *UNBOUNDED)  # train nothing, score as AssyLLM, or have no limit
 
 
 def data(tables: Tables) -> pd.DataFrame:
