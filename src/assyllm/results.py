@@ -12,8 +12,9 @@ import io
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from assyllm.artifacts import ArtifactError, write_text
 
@@ -46,6 +47,32 @@ FIGURE_TABLES = (
     "feature_differences",  # a layer of a pair of models: points in a plane, CKA
     "compatibility_heatmaps",  # a finished model: its scores; a cell: CKA of two layers
 )
+
+
+class RunKey(NamedTuple):
+    """What identifies a run: the names of its setting and method, the seeds of its zoo and of itself."""
+
+    setting: str
+    method: str
+    zoo: int
+    seed: int
+
+    @classmethod
+    @cache
+    def of(cls, run_id: str) -> RunKey:
+        """The key that a run's id is made of (``base-assyllm-zoo0-seed1``); a setting's name may hold hyphens."""
+        setting, method, zoo, seed = run_id.rsplit("-", 3)
+        return cls(setting, method, int(zoo.removeprefix("zoo")), int(seed.removeprefix("seed")))
+
+    @property
+    def repetition(self) -> str:
+        """Which of a method's runs under a setting it is: ``zoo0_seed1``."""
+        return f"zoo{self.zoo}_seed{self.seed}"
+
+    @property
+    def folder(self) -> str:
+        """Where the run's files lie, relative to the working folder."""
+        return f"data/runs/{self.setting}/{self.method}/{self.repetition}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
