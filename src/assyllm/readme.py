@@ -20,7 +20,7 @@ from typing import Any
 from assyllm.artifacts import ArtifactError, write_text
 from assyllm.claims.shown import all_claims
 from assyllm.claims.table import number
-from assyllm.collect import CONTROLS
+from assyllm.collect import AGAINST
 from assyllm.figures import TOPICS, about
 from assyllm.results import SOURCES, read_table, write_table
 
@@ -150,7 +150,7 @@ def differences_part(results: Path) -> str:
     found = {(r["method"], r["versus"], r["task"]): r for r in read_table(results / "differences.csv")}
     lines = []
     for method in ("assyllm_paper", "assyllm", "random_blocks"):
-        for versus in ("ft_practical", "ft_oracle", "ft_oracle_vicuna", *CONTROLS):
+        for versus in ("ft_practical", "ft_oracle", "ft_oracle_vicuna", *AGAINST):
             rows = [found.get((method, versus, task)) for task in TASKS]
             cells = [
                 "" if r is None
