@@ -240,6 +240,9 @@ def best_zero_shot(metrics: Rows) -> set[tuple[str, str]]:
     return best
 
 
+DIFFERENCES = ("task", "method", "versus", "difference", "low", "high", "runs", "source")
+
+
 def difference_table(predictions: Rows, ev: Evaluate) -> list[dict]:
     """Paired differences of every method to FT-practical and FT-oracle, per task, on the base setting.
 
@@ -470,45 +473,45 @@ def collect(
     stored, metrics = metrics, answered(metrics, metrics)
     predictions = told_apart(answered(predictions, stored))
     worlds = {row["run_id"]: row["world"] for row in run_rows}
+    world = run_rows[0]["world"]
+    keys = [RunKey.of(row["run_id"]) for row in run_rows]
     models = [{"world": worlds[m["run_id"]], **m} for m in gather_optional(runs, "models")]
+    timings = gather_optional(runs, "timings")
     cost = [row for table in cost_tables for row in read_table(table)]
+    curves = [row for table in curve_tables for row in read_table(table)]
+
     accuracy = accuracy_table(predictions, metrics, worlds, ev)
     differences = difference_table(predictions, ev)
-    timings = gather_optional(runs, "timings")
-    out = Path(out)
-    columns = [field for field in Metric.__dataclass_fields__]
-    write_table(out / "metrics.csv", [*condensed(stored), *cost_metrics(cost, run_rows[0]["world"])], columns)
-    write_table(out / "runs.csv", run_rows)
-    write_table(out / "accuracy.csv", accuracy, ACCURACY)
-    write_table(out / "differences.csv", differences, ["task", "method", "versus", "difference", "low", "high",
-                                                       "runs", "source"])  # fmt: skip
-    write_table(out / "zoos.csv", zoo_table(predictions, ev), ZOOS)
-    ablations = ablation_table(
-        predictions, worlds, list(dict.fromkeys(RunKey.of(r["run_id"]).setting for r in run_rows)), ev
-    )
-    write_table(out / "ablations.csv", ablations, ABLATIONS)
+    zoos = zoo_table(predictions, ev)
+    ablations = ablation_table(predictions, worlds, list(dict.fromkeys(key.setting for key in keys)), ev)
     non_iid = non_iid_table(predictions, run_rows, ev)
-    write_table(out / "non_iid.csv", non_iid, NON_IID)
-    write_table(out / "models.csv", models, list(models[0]) if models else ["world", "run_id", "source"])
-    curves = [row for table in curve_tables for row in read_table(table)]
     places = places_of(gather_optional(runs, "walk"), models, p)
     resources = resources_table(metrics, cost, places, p)
-    write_table(out / "cost.csv", cost)
-    write_table(out / "curves.csv", curves, list(curves[0]) if curves else ["method", "stands_for", "varies",
-                                                                                                "source"])  # fmt: skip
-    write_table(out / "resources.csv", resources, RESOURCES)
-    write_table(out / "rounds.csv", with_hours(round_table(metrics), resources, places), [*ROUNDS, *HOURS])
-    write_table(out / "tradeoff.csv", tradeoff_table(accuracy, resources, places), TRADEOFF)
-    write_table(out / "paper.csv", paper_values())
-    world = run_rows[0]["world"]
+    rounds = with_hours(round_table(metrics), resources, places)
+    tradeoff = tradeoff_table(accuracy, resources, places)
     quantizer = quantizer_table(p.zoo, p.blocks, precision, predictions, world, ev)
-    write_table(out / "quantizer.csv", quantizer, COLUMNS)
-    write_table(out / "model_sizes.csv", model_table(p.zoo, p.blocks))
-    write_table(out / "timings.csv", timings, ["run_id", "what", "value", "unit"])
-    keys = [RunKey.of(row["run_id"]) for row in run_rows]
     base = sorted({key.repetition for key in keys if key.setting == "base"})
     claims = claims_table(
         accuracy, differences, models, cost, paper_values(), size, resources, quantizer, ablations, base, non_iid
     )
+
+    out = Path(out)
+    write_table(out / "metrics.csv", [*condensed(stored), *cost_metrics(cost, world)], Metric.__dataclass_fields__)
+    write_table(out / "runs.csv", run_rows)
+    write_table(out / "accuracy.csv", accuracy, ACCURACY)
+    write_table(out / "differences.csv", differences, DIFFERENCES)
+    write_table(out / "zoos.csv", zoos, ZOOS)
+    write_table(out / "ablations.csv", ablations, ABLATIONS)
+    write_table(out / "non_iid.csv", non_iid, NON_IID)
+    write_table(out / "models.csv", models, models[0] if models else ["world", "run_id", "source"])
+    write_table(out / "cost.csv", cost)
+    write_table(out / "curves.csv", curves, curves[0] if curves else ["method", "stands_for", "varies", "source"])
+    write_table(out / "resources.csv", resources, RESOURCES)
+    write_table(out / "rounds.csv", rounds, [*ROUNDS, *HOURS])
+    write_table(out / "tradeoff.csv", tradeoff, TRADEOFF)
+    write_table(out / "paper.csv", paper_values())
+    write_table(out / "quantizer.csv", quantizer, COLUMNS)
+    write_table(out / "model_sizes.csv", model_table(p.zoo, p.blocks))
+    write_table(out / "timings.csv", timings, ["run_id", "what", "value", "unit"])
     write_table(out / "claims.csv", claims, CLAIMS)
     write_json(out / "summary.json", summary(accuracy))
