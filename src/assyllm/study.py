@@ -20,7 +20,7 @@ from typing import Any
 from assyllm import params as P
 from assyllm.artifacts import sha256_text, write_text
 from assyllm.figures import TOPICS, reads
-from assyllm.results import RunKey
+from assyllm.results import FIGURE_TABLES, RunKey
 from assyllm.stages.download import in_local_data
 
 RULES = (
@@ -40,7 +40,6 @@ READS = {
 # params/ decides a result (the rule of a control, what is rounded) is in the CODE of the stages that ask it
 NOT_CODE = ("params", "study.py", "cli.py")
 SOURCE = Path(__file__).parent
-OF_A_RUN = ("swap_timeline", "swap_ablation", "feature_differences", "compatibility_heatmaps")  # tables of `walked`
 LARGE = 2**24
 
 
@@ -178,7 +177,7 @@ class Plan:
     def _check_figures(self, size: str) -> None:
         """A run that assembles is there where figures are of one."""
         for name in self.figures(size):
-            if {*reads(name)} & {*OF_A_RUN}:
+            if {*reads(name)} & {*FIGURE_TABLES}:
                 self.walked(size, f"figure {name}, which is of one (figures.names)")
 
     def _check_settings(self) -> None:
