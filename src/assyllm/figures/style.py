@@ -216,12 +216,11 @@ def lines(ax: Axes, methods: Sequence[str], rows: pd.DataFrame, x: str) -> None:
                     markevery=max(1, len(mine) // 5), label=label(method))  # fmt: skip
 
 
-def log_axis(ax: Axes, along: Literal["x", "y"] = "x", unit: str = "") -> None:
-    """A logarithmic axis with plain numbers at its decades."""
-    (ax.set_xscale if along == "x" else ax.set_yscale)("log")
-    axis = ax.xaxis if along == "x" else ax.yaxis
-    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}{unit}"))
-    axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+def log_axis(ax: Axes, unit: str = "") -> None:
+    """A logarithmic x axis with plain numbers at its decades."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}{unit}"))
+    ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
 
 
 def tens_below(values: pd.Series) -> float:
