@@ -11,12 +11,12 @@ from __future__ import annotations
 import csv
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,31 +24,29 @@ from assyllm.artifacts import ArtifactError, write_json
 from assyllm.cost.resources import HOURS, RESOURCES, TRADEOFF, places_of, resources_table, tradeoff_table, with_hours
 from assyllm.evaluate import paired_bootstrap
 from assyllm.params import Evaluate, is_base, setting_values, values_text
-from assyllm.results import Metric, Prediction, Run, check_columns, read_table, write_table
+from assyllm.results import Metric, Prediction, Run, RunKey, check_columns, read_table, write_table
 
 # what figures draw as the methods' rows: the base setting; zero_shot's best member is picked on the dev split
 VERSUS = ("ft_practical", "ft_oracle")
-# what `assyllm` is compared with beside them
-CONTROLS = ("random_blocks", "one_model_blocks", "all_models_head", "server_head")
+LEADER = "assyllm"  # whom others are held against in the tables of zoos and of unequal clients
+# what it is compared with beside them
+AGAINST = ("random_blocks", "one_model_blocks", "all_models_head", "server_head")
 PER_ROUND = ("participants", "bytes_up", "bytes_down", "bytes_up_votes", "bytes_up_sums")  # see `condensed`
 ROUNDS = ("task", "world", "method", "round", "mean", "low", "high", "runs", "source")
 Rows = list[dict[str, str]]
-Key = tuple[str, str]  # task, question
-Hits = dict[Key, int]  # 0 or 1
+Group = TypeVar("Group")
+Again = TypeVar("Again")  # a run among those of a group
 
 
-def repetition(run_id: str) -> tuple[str, str, str]:
-    """Setting, method and repetition (``zoo0-seed1``) of a run; a setting's name may hold hyphens."""
-    setting, method, zoo, seed = run_id.rsplit("-", 3)
-    return setting, method, f"{zoo}-{seed}"
+class Asked(NamedTuple):
+    """A test question, and what it is about: those about one thing are right or wrong together."""
+
+    task: str
+    question: str
+    about: str
 
 
-def subjects(predictions: Rows) -> dict[Key, str]:
-    """What every question is about; questions of real tasks stand for themselves."""
-    return {
-        (p["task"], p["question"]): p["about"] if p["about"] != p["question"] else f"{p['task']}/{p['question']}"
-        for p in predictions
-    }
+Hits = dict[Asked, int]  # 0 or 1
 
 
 def told_apart(predictions: Rows) -> Rows:
@@ -56,7 +54,7 @@ def told_apart(predictions: Rows) -> Rows:
 
     The first keeps the name; another is called by what it is about too.
     """
-    about: dict[Key, str] = {}
+    about: dict[tuple[str, str], str] = {}  # by task and question
     return [
         p
         if about.setdefault((p["task"], p["question"]), p["about"]) == p["about"]
@@ -65,7 +63,26 @@ def told_apart(predictions: Rows) -> Rows:
     ]
 
 
-def compared(runs: Sequence[Hits], about: dict[Key, str], ev: Evaluate) -> tuple[float, float, float]:
+@cache  # one object a question: runs are compared key by key
+def asked(task: str, question: str, about: str) -> Asked:
+    """The question of a prediction; those of real tasks are about themselves."""
+    return Asked(task, question, about if about != question else f"{task}/{question}")
+
+
+def hits_by(
+    predictions: Rows, key: Callable[[dict[str, str]], tuple[Group, Again] | None]
+) -> dict[Group, dict[Again, Hits]]:
+    """Hits by a group of runs and by run, both of which ``key`` says of a prediction; None leaves it out."""
+    hits: dict[Group, dict[Again, Hits]] = {}
+    for p in predictions:
+        if (found := key(p)) is not None:
+            group, run = found
+            question = asked(p["task"], p["question"], p["about"])
+            hits.setdefault(group, {}).setdefault(run, {})[question] = int(p["correct"])
+    return hits
+
+
+def compared(runs: Sequence[Hits], ev: Evaluate) -> tuple[float, float, float]:
     """Mean and interval over runs that answered the same questions (:func:`paired_bootstrap`).
 
     Raises:
@@ -73,9 +90,9 @@ def compared(runs: Sequence[Hits], about: dict[Key, str], ev: Evaluate) -> tuple
     """
     keys = sorted(runs[0])
     if any(run.keys() != runs[0].keys() for run in runs):
-        raise ArtifactError(f"{keys[0][0]}: runs with other test questions cannot be compared")
+        raise ArtifactError(f"{keys[0].task}: runs with other test questions cannot be compared")
     values = [np.array([run[key] for key in keys]) for run in runs]
-    return paired_bootstrap(values, [about[key] for key in keys], ev.bootstrap_samples, ev.interval)
+    return paired_bootstrap(values, [key.about for key in keys], ev.bootstrap_samples, ev.interval)
 
 
 def less(mine: Hits, theirs: Hits) -> Hits:
@@ -185,18 +202,18 @@ def accuracy_table(predictions: Rows, metrics: Rows, worlds: dict[str, str], ev:
     """
     best = best_zero_shot(metrics)
     fallen = {(m["run_id"], m["task"]) for m in metrics if m["metric"] == "collapsed" and float(m["value"])}
-    about = subjects(predictions)
-    groups: dict[tuple, dict[str, Hits]] = defaultdict(lambda: defaultdict(dict))
-    for p in predictions:
-        splits = ["test"] + ([f"test_{'seen' if p['seen'] == '1' else 'unseen'}"] if p["seen"] else [])
-        for split in splits:
-            key = (worlds[p["run_id"]], p["task"], p["method"], but(p["setting"], "zoo.seed"), split)
-            groups[key][p["run_id"]][p["task"], p["question"]] = int(p["correct"])
+
+    def of(p: dict[str, str], split: str) -> tuple[tuple[str, ...], str]:
+        return (worlds[p["run_id"]], p["task"], p["method"], but(p["setting"], "zoo.seed"), split), p["run_id"]
+
+    groups = hits_by(predictions, lambda p: of(p, "test"))
+    with_facts = [p for p in predictions if p["seen"]]
+    groups |= hits_by(with_facts, lambda p: of(p, "test_seen" if p["seen"] == "1" else "test_unseen"))
     rows = []
     for key, by_run in sorted(groups.items()):
         world, task, method, setting, split = key
         hits = list(by_run.values())
-        mean, low, high = compared(hits, about, ev)
+        mean, low, high = compared(hits, ev)
         rows.append(
             {
                 "world": world, "task": task, "method": method, "setting": setting, "split": split,
@@ -223,31 +240,33 @@ def best_zero_shot(metrics: Rows) -> set[tuple[str, str]]:
     return best
 
 
+DIFFERENCES = ("task", "method", "versus", "difference", "low", "high", "runs", "source")
+
+
 def difference_table(predictions: Rows, ev: Evaluate) -> list[dict]:
     """Paired differences of every method to FT-practical and FT-oracle, per task, on the base setting.
 
     Where the two were also run on another model (``baselines.model``), to them too: ``ft_oracle_vicuna``. Those of
-    ``assyllm`` to its :data:`CONTROLS` as well.
+    ``assyllm`` to its :data:`AGAINST` as well.
     """
-    about = subjects(predictions)
-    hits: dict[tuple[str, str], dict[str, Hits]] = defaultdict(lambda: defaultdict(dict))
-    others: set[str] = set()
-    for p in predictions:
+
+    def named(p: dict[str, str]) -> tuple[tuple[str, str], str] | None:
         setting, name = but(p["setting"], "zoo.seed"), p["method"]
         if name in VERSUS and (other := re.fullmatch(r'baselines\.model="([\w-]+)"', setting)):
             setting, name = "", f"{name}_{other[1]}"
-            others.add(name)
-        if setting == "":
-            hits[p["task"], name][repetition(p["run_id"])[2]][p["task"], p["question"]] = int(p["correct"])
+        return ((p["task"], name), RunKey.of(p["run_id"]).repetition) if setting == "" else None
+
+    hits = hits_by(predictions, named)
+    others = {name for _, name in hits} - {p["method"] for p in predictions}
     rows = []
     for (task, method), mine in sorted(hits.items()):
-        controls = CONTROLS if method == "assyllm" else ()
+        controls = AGAINST if method == LEADER else ()
         for versus in () if method in others else (*VERSUS, *sorted(others), *controls):
             theirs = hits.get((task, versus), {})
             if method == versus or not _same_questions(mine, theirs):
                 continue
             difference = [less(mine[run], theirs[run]) for run in sorted(mine)]
-            mean, low, high = compared(difference, about, ev)
+            mean, low, high = compared(difference, ev)
             rows.append(
                 {"task": task, "method": method, "versus": versus, "difference": mean, "low": low,
                  "high": high, "runs": len(difference), "source": "measured"}
@@ -255,40 +274,42 @@ def difference_table(predictions: Rows, ev: Evaluate) -> list[dict]:
     return rows
 
 
-def _same_questions(mine: dict[str, Hits], theirs: dict[str, Hits]) -> bool:
+def _same_questions(mine: dict[Again, Hits], theirs: dict[Again, Hits]) -> bool:
     return mine.keys() == theirs.keys() and all(own.keys() == theirs[run].keys() for run, own in mine.items())
 
 
 ZOOS = ("zoo", "task", "method", "mean", "behind", "low", "high", "runs", "source")
 
 
-def zoo_table(predictions: Rows, ev: Evaluate, leader: str = "assyllm") -> list[dict]:
-    """Every method on every differently pre-trained zoo, on the base setting, and how far it is behind ``leader``.
+def zoo_table(predictions: Rows, ev: Evaluate) -> list[dict]:
+    """Every method on every differently pre-trained zoo, on the base setting, and how far it is behind assyllm.
 
     A zoo of another generated world (``world.seed``), asked about that, is ``<zoo> of world <seed>``. ``mean`` is the
-    test accuracy over seeds, ``behind`` the leader's less this one's with its paired interval; empty where one of
+    test accuracy over seeds, ``behind`` assyllm's less this one's with its paired interval; empty where one of
     the two lacks a run. The task ``all`` is every question, so the mean over tasks where these have as many.
     """
-    about = subjects(predictions)
-    hits: dict[tuple[str, str], dict[str, Hits]] = defaultdict(lambda: defaultdict(dict))
-    for p in predictions:
-        if asked := re.fullmatch(r"(?:world\.seed=(\d+))?", but(p["setting"], "zoo.seed")):
-            zoo, seed = repetition(p["run_id"])[2].removeprefix("zoo").split("-")
-            zoo += f" of world {asked[1]}" if asked[1] else ""
-            hits[zoo, p["method"]][seed][p["task"], p["question"]] = int(p["correct"])
+
+    def on_zoo(p: dict[str, str]) -> tuple[tuple[str, str], int] | None:
+        world = re.fullmatch(r"(?:world\.seed=(\d+))?", but(p["setting"], "zoo.seed"))
+        if world is None:
+            return None
+        run = RunKey.of(p["run_id"])
+        return (f"{run.zoo} of world {world[1]}" if world[1] else str(run.zoo), p["method"]), run.seed
+
+    hits = hits_by(predictions, on_zoo)
     rows = []
     for zoo, method in sorted(hits):
-        mine, first = hits[zoo, method], hits.get((zoo, leader), {})
-        paired = method != leader and all(set(first.get(seed, ())) == set(own) for seed, own in mine.items())
-        tasks = sorted({task for own in mine.values() for task, _ in own})
+        mine, first = hits[zoo, method], hits.get((zoo, LEADER), {})
+        paired = method != LEADER and all(set(first.get(seed, ())) == set(own) for seed, own in mine.items())
+        tasks = sorted({task for own in mine.values() for task, *_ in own})
         for task in ["all", *tasks]:
             right = {s: _of_task(own, task) for s, own in sorted(mine.items())}
             row = dict.fromkeys(ZOOS, "") | {
-                "zoo": zoo, "task": task, "method": method, "mean": compared(list(right.values()), about, ev)[0],
+                "zoo": zoo, "task": task, "method": method, "mean": compared(list(right.values()), ev)[0],
                 "runs": len(right), "source": "measured",
             }  # fmt: skip
             if paired:
-                found = compared([less(_of_task(first[seed], task), own) for seed, own in right.items()], about, ev)
+                found = compared([less(_of_task(first[seed], task), own) for seed, own in right.items()], ev)
                 row |= dict(zip(("behind", "low", "high"), found, strict=True))
             rows.append(row)
     return rows
@@ -296,7 +317,7 @@ def zoo_table(predictions: Rows, ev: Evaluate, leader: str = "assyllm") -> list[
 
 def _of_task(hits: Hits, task: str) -> Hits:
     """The hits of one task, or of all."""
-    return {key: hit for key, hit in hits.items() if task in ("all", key[0])}
+    return {key: hit for key, hit in hits.items() if task in ("all", key.task)}
 
 
 ABLATIONS = (
@@ -311,17 +332,17 @@ def ablation_table(predictions: Rows, worlds: dict[str, str], settings: Sequence
     Args:
         settings: names, in the order of the table.
     """
-    about = subjects(predictions)
-    hits: dict[tuple[str, str, str], dict[str, Hits]] = defaultdict(lambda: defaultdict(dict))
-    changed: dict[str, str] = {}
-    world = ""
-    for p in predictions:
-        setting, method, run = repetition(p["run_id"])
-        if method == "zero_shot":  # its settings are members of the zoo
-            continue
-        hits[setting, method, p["task"]][run][p["task"], p["question"]] = int(p["correct"])
-        changed[setting] = but(p["setting"], "zoo.seed")
-        world = worlds[p["run_id"]]
+    predictions = [p for p in predictions if p["method"] != "zero_shot"]  # its settings are members of the zoo
+
+    def under(p: dict[str, str]) -> tuple[tuple[str, str, str], str]:
+        run = RunKey.of(p["run_id"])
+        return (run.setting, run.method, p["task"]), run.repetition
+
+    hits = hits_by(predictions, under)
+    of_setting = {
+        RunKey.of(p["run_id"]).setting: {"changed": but(p["setting"], "zoo.seed"), "world": worlds[p["run_id"]]}
+        for p in predictions
+    }
     varied = {(method, task) for setting, method, task in hits if setting != "base"}
     rows = []
     for setting, method, task in sorted(hits, key=lambda k: (k[1:], settings.index(k[0]))):
@@ -330,13 +351,13 @@ def ablation_table(predictions: Rows, worlds: dict[str, str], settings: Sequence
         mine, base = hits[setting, method, task], hits.get(("base", method, task), {})
         shared = sorted(run for run in set(mine) & set(base) if set(mine[run]) == set(base[run]))
         right = [mine[run] for run in sorted(mine)]
-        mean, low, high = compared(right, about, ev)
+        mean, low, high = compared(right, ev)
         row = dict.fromkeys(ABLATIONS, "") | {
-            "setting": setting, "changed": changed[setting], "method": method, "task": task, "world": world,
+            "setting": setting, **of_setting[setting], "method": method, "task": task,
             "mean": mean, "low": low, "high": high, "runs": len(right), "source": "measured",
         }  # fmt: skip
         if shared and setting != "base":
-            found = compared([less(mine[run], base[run]) for run in shared], about, ev)
+            found = compared([less(mine[run], base[run]) for run in shared], ev)
             row |= dict(zip(("difference", "difference_low", "difference_high"), found, strict=True))
         rows.append(row)
     return rows
@@ -348,20 +369,23 @@ NON_IID = (
 )  # fmt: skip
 
 
-def non_iid_table(predictions: Rows, runs: Rows, ev: Evaluate, leader: str = "assyllm") -> list[dict]:
+def non_iid_table(predictions: Rows, runs: Rows, ev: Evaluate) -> list[dict]:
     """Accuracy of every method that ran under several values of ``partition.alpha``, all else alike.
 
     ``changed`` is what else its settings change, "" where nothing. ``drop`` is what it has where clients are most alike
-    (the greatest alpha) less what it has here, ``more`` its drop less the leader's; intervals are paired. The task
+    (the greatest alpha) less what it has here, ``more`` its drop less assyllm's; intervals are paired. The task
     ``all`` is every question. A method whose values of alpha were not run with the same seeds is left out.
     """
     of_run = {run["run_id"]: (but(run["setting"], "zoo.seed", "partition.alpha"), float(run["alpha"])) for run in runs}
-    about = subjects(predictions)
-    hits: dict[Key, dict[float, dict[str, Hits]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
-    for p in predictions:
-        if p["method"] != "zero_shot":
-            (changed, alpha), run = of_run[p["run_id"]], repetition(p["run_id"])[2]
-            hits[p["method"], changed][alpha][run][p["task"], p["question"]] = int(p["correct"])
+    tasks = ["all", *sorted({p["task"] for p in predictions})]
+    predictions = [p for p in predictions if p["method"] != "zero_shot"]
+
+    def under(p: dict[str, str]) -> tuple[tuple[str, str, float], str]:
+        return (p["method"], *of_run[p["run_id"]]), RunKey.of(p["run_id"]).repetition
+
+    hits: dict[tuple[str, str], dict[float, dict[str, Hits]]] = defaultdict(dict)
+    for (method, changed, alpha), by_run in hits_by(predictions, under).items():
+        hits[method, changed][alpha] = by_run
     swept = {
         name: by_alpha
         for name, by_alpha in sorted(hits.items())
@@ -374,13 +398,12 @@ def non_iid_table(predictions: Rows, runs: Rows, ev: Evaluate, leader: str = "as
         }
         for name, by_alpha in swept.items()
     }
-    tasks = ["all", *sorted({p["task"] for p in predictions})]
     rows = []
     for name, by_alpha in swept.items():
         for task, alpha in product(tasks, sorted(by_alpha)):
 
             def found(kind: str, of_runs: Iterable[Hits], task: str = task) -> dict[str, float]:
-                values = compared([_of_task(own, task) for own in of_runs], about, ev)
+                values = compared([_of_task(own, task) for own in of_runs], ev)
                 return dict(zip((kind, f"{kind}_low", f"{kind}_high"), values, strict=True))
 
             accuracy = found("mean", [by_alpha[alpha][run] for run in sorted(by_alpha[alpha])])
@@ -391,8 +414,8 @@ def non_iid_table(predictions: Rows, runs: Rows, ev: Evaluate, leader: str = "as
             }  # fmt: skip
             if alpha < max(by_alpha):
                 row |= found("drop", lost[name][alpha])
-                theirs = lost.get((leader, ""), {}).get(alpha, [])
-                if name != (leader, "") and [own.keys() for own in theirs] == [own.keys() for own in lost[name][alpha]]:
+                theirs = lost.get((LEADER, ""), {}).get(alpha, [])
+                if name != (LEADER, "") and [own.keys() for own in theirs] == [own.keys() for own in lost[name][alpha]]:
                     row |= found("more", map(less, lost[name][alpha], theirs))
             rows.append(row)
     return rows
@@ -450,45 +473,45 @@ def collect(
     stored, metrics = metrics, answered(metrics, metrics)
     predictions = told_apart(answered(predictions, stored))
     worlds = {row["run_id"]: row["world"] for row in run_rows}
+    world = run_rows[0]["world"]
+    keys = [RunKey.of(row["run_id"]) for row in run_rows]
     models = [{"world": worlds[m["run_id"]], **m} for m in gather_optional(runs, "models")]
+    timings = gather_optional(runs, "timings")
     cost = [row for table in cost_tables for row in read_table(table)]
+    curves = [row for table in curve_tables for row in read_table(table)]
+
     accuracy = accuracy_table(predictions, metrics, worlds, ev)
     differences = difference_table(predictions, ev)
-    timings = gather_optional(runs, "timings")
-    out = Path(out)
-    columns = [field for field in Metric.__dataclass_fields__]
-    write_table(out / "metrics.csv", [*condensed(stored), *cost_metrics(cost, run_rows[0]["world"])], columns)
-    write_table(out / "runs.csv", run_rows)
-    write_table(out / "accuracy.csv", accuracy, ACCURACY)
-    write_table(out / "differences.csv", differences, ["task", "method", "versus", "difference", "low", "high",
-                                                       "runs", "source"])  # fmt: skip
-    write_table(out / "zoos.csv", zoo_table(predictions, ev), ZOOS)
-    ablations = ablation_table(
-        predictions, worlds, list(dict.fromkeys(repetition(r["run_id"])[0] for r in run_rows)), ev
-    )
-    write_table(out / "ablations.csv", ablations, ABLATIONS)
+    zoos = zoo_table(predictions, ev)
+    ablations = ablation_table(predictions, worlds, list(dict.fromkeys(key.setting for key in keys)), ev)
     non_iid = non_iid_table(predictions, run_rows, ev)
-    write_table(out / "non_iid.csv", non_iid, NON_IID)
-    write_table(out / "models.csv", models, list(models[0]) if models else ["world", "run_id", "source"])
-    curves = [row for table in curve_tables for row in read_table(table)]
     places = places_of(gather_optional(runs, "walk"), models, p)
     resources = resources_table(metrics, cost, places, p)
-    write_table(out / "cost.csv", cost)
-    write_table(out / "curves.csv", curves, list(curves[0]) if curves else ["method", "stands_for", "varies",
-                                                                                                "source"])  # fmt: skip
-    write_table(out / "resources.csv", resources, RESOURCES)
-    write_table(out / "rounds.csv", with_hours(round_table(metrics), resources, places), [*ROUNDS, *HOURS])
-    write_table(out / "tradeoff.csv", tradeoff_table(accuracy, resources, places), TRADEOFF)
-    write_table(out / "paper.csv", paper_values())
-    world = run_rows[0]["world"]
+    rounds = with_hours(round_table(metrics), resources, places)
+    tradeoff = tradeoff_table(accuracy, resources, places)
     quantizer = quantizer_table(p.zoo, p.blocks, precision, predictions, world, ev)
-    write_table(out / "quantizer.csv", quantizer, COLUMNS)
-    write_table(out / "model_sizes.csv", model_table(p.zoo, p.blocks))
-    write_table(out / "timings.csv", timings, ["run_id", "what", "value", "unit"])
-    names = (repetition(row["run_id"]) for row in run_rows)
-    base = sorted({again.replace("-", "_") for setting, _, again in names if setting == "base"})
+    base = sorted({key.repetition for key in keys if key.setting == "base"})
     claims = claims_table(
         accuracy, differences, models, cost, paper_values(), size, resources, quantizer, ablations, base, non_iid
     )
+
+    out = Path(out)
+    write_table(out / "metrics.csv", [*condensed(stored), *cost_metrics(cost, world)], Metric.__dataclass_fields__)
+    write_table(out / "runs.csv", run_rows)
+    write_table(out / "accuracy.csv", accuracy, ACCURACY)
+    write_table(out / "differences.csv", differences, DIFFERENCES)
+    write_table(out / "zoos.csv", zoos, ZOOS)
+    write_table(out / "ablations.csv", ablations, ABLATIONS)
+    write_table(out / "non_iid.csv", non_iid, NON_IID)
+    write_table(out / "models.csv", models, models[0] if models else ["world", "run_id", "source"])
+    write_table(out / "cost.csv", cost)
+    write_table(out / "curves.csv", curves, curves[0] if curves else ["method", "stands_for", "varies", "source"])
+    write_table(out / "resources.csv", resources, RESOURCES)
+    write_table(out / "rounds.csv", rounds, [*ROUNDS, *HOURS])
+    write_table(out / "tradeoff.csv", tradeoff, TRADEOFF)
+    write_table(out / "paper.csv", paper_values())
+    write_table(out / "quantizer.csv", quantizer, COLUMNS)
+    write_table(out / "model_sizes.csv", model_table(p.zoo, p.blocks))
+    write_table(out / "timings.csv", timings, ["run_id", "what", "value", "unit"])
     write_table(out / "claims.csv", claims, CLAIMS)
     write_json(out / "summary.json", summary(accuracy))

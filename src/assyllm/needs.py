@@ -332,8 +332,8 @@ def report(path: Path, offline: bool, pinning: bool) -> tuple[str, Needs]:
     plan = Plan(path)
     if pinning:
         zoo = plan.params.zoo
-        wanted = {n: m for n, m in zoo.models.items() if zoo.source_of(n) == "hub"}
-        loose = {n: m for n, m in wanted.items() if m.revision is None or not COMMIT.fullmatch(m.revision)}
+        of_hub = {n: m for n, m in zoo.models.items() if zoo.source_of(n) == "hub"}
+        loose = {n: m for n, m in of_hub.items() if m.revision is None or not COMMIT.fullmatch(m.revision)}
         pin(path, {n: ask(str(m.hub_id), m.revision, PATIENCE).commit for n, m in loose.items()})
         plan = Plan(path)
     from huggingface_hub import constants

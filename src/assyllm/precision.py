@@ -18,7 +18,7 @@ import numpy as np
 from assyllm.cost.pool_sizes import pool_table
 from assyllm.evaluate import paired_bootstrap
 from assyllm.params import Blocks, Evaluate, Zoo
-from assyllm.results import read_table
+from assyllm.results import RunKey, read_table
 
 COLUMNS = (
     "what", "precision", "refit", "method", "task", "world", "bits", "size_gb", "mean", "low", "high",
@@ -58,10 +58,10 @@ def quantizer_table(
     grouped: dict[tuple[str, str, str, str], list[int]] = defaultdict(list)
     about: dict[str, dict[str, str]] = defaultdict(dict)  # task -> question -> what it is about, in the test's order
     for p in predictions:
-        setting, method, zoo_seed, seed = p["run_id"].rsplit("-", 3)
-        if setting in sizes:
+        run = RunKey.of(p["run_id"])
+        if run.setting in sizes:
             about[p["task"]][p["question"]] = p["about"]
-            grouped[setting, method, p["task"], f"{zoo_seed}_{seed}"].append(int(p["correct"]))
+            grouped[run.setting, run.method, p["task"], run.repetition].append(int(p["correct"]))
     for (setting, method, task, repetition), values in grouped.items():
         refitted[setting, method, task][repetition] = np.array(values)
     clusters = {task: list(found.values()) for task, found in about.items()}

@@ -19,11 +19,12 @@ from typing import Any
 
 from assyllm.artifacts import ArtifactError, write_text
 from assyllm.claims.shown import all_claims
-from assyllm.collect import CONTROLS
+from assyllm.claims.table import number
+from assyllm.collect import AGAINST
 from assyllm.figures import TOPICS, about
+from assyllm.params import PUBLISHED
 from assyllm.results import SOURCES, read_table, write_table
 
-TASKS = ("boolq", "piqa", "openbookqa")
 SHARED = ("recomputation", "swapping")  # full fine-tuning's gradients, so its row where their accuracy is equal
 METHODS = {
     "majority": "majority class", "zero_shot": "zero-shot, the member best on dev",
@@ -60,14 +61,6 @@ def rounded(value: str | float | Decimal, digits: int) -> str:
 def share(accuracy: float) -> str:
     """An accuracy as README writes it: ``.849``."""
     return rounded(accuracy, 3).removeprefix("0")
-
-
-def number(value: Any) -> str:
-    """A claim's value: three digits, whole numbers from 1,000 on."""
-    if value == "":
-        return ""
-    value = float(value)
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def accuracy_part(results: Path) -> str:
@@ -114,18 +107,18 @@ def _accuracy(results: Path, shares: dict[str, float]) -> str:
         }
         for split in ("test", "test_unseen")
     )
-    best = {task: max(float(r["mean"]) for r in main if r["task"] == task) for task in TASKS}
-    equal = [m for m in SHARED if all(means.get((m, t)) == means.get(("ft_oracle", t)) for t in TASKS)]
+    best = {task: max(float(r["mean"]) for r in main if r["task"] == task) for task in PUBLISHED}
+    equal = [m for m in SHARED if all(means.get((m, t)) == means.get(("ft_oracle", t)) for t in PUBLISHED)]
     lines = []
     for method, name in METHODS.items():
-        mine = [means.get((method, task)) for task in TASKS]
+        mine = [means.get((method, task)) for task in PUBLISHED]
         if method in equal or None in mine:
             continue
         if method == "ft_oracle" and equal:
             name = "; ".join([name, *(METHODS[m] for m in equal)]) + " (equal gradients)"
         own = method.removesuffix("_vicuna")  # the shape of llama
         who = "-" if method in NO_CLIENTS else f"{shares[own]:.0f} %" if own in shares else ""
-        known = {t: v for t, v in zip(TASKS, mine, strict=True) if v is not None}
+        known = {t: v for t, v in zip(PUBLISHED, mine, strict=True) if v is not None}
         cells = [f"**{share(v)}**" if v == best[t] else share(v) for t, v in known.items()]
         asides = [f" ({share(unseen[method, t])})" if (method, t) in unseen else "" for t in known]
         cells = [cell + aside for cell, aside in zip(cells, asides, strict=True)]
@@ -134,7 +127,7 @@ def _accuracy(results: Path, shares: dict[str, float]) -> str:
     examples = sorted({int(r["examples"]) for r in main})
     text = f"Test accuracy, mean of {runs} runs, {' to '.join(map(str, examples))} questions a task"
     text += "; in brackets on facts that no client was taught." if unseen else "."
-    return text + "\n\n" + table(["method", "clients", *TASKS], lines)
+    return text + "\n\n" + table(["method", "clients", *PUBLISHED], lines)
 
 
 def _name(row: dict[str, str]) -> str:
@@ -157,8 +150,8 @@ def differences_part(results: Path) -> str:
     found = {(r["method"], r["versus"], r["task"]): r for r in read_table(results / "differences.csv")}
     lines = []
     for method in ("assyllm_paper", "assyllm", "random_blocks"):
-        for versus in ("ft_practical", "ft_oracle", "ft_oracle_vicuna", *CONTROLS):
-            rows = [found.get((method, versus, task)) for task in TASKS]
+        for versus in ("ft_practical", "ft_oracle", "ft_oracle_vicuna", *AGAINST):
+            rows = [found.get((method, versus, task)) for task in PUBLISHED]
             cells = [
                 "" if r is None
                 else f"{points(r['difference'])} ({points(r['low'])} to {points(r['high'])})"
@@ -166,7 +159,7 @@ def differences_part(results: Path) -> str:
             ]  # fmt: skip
             if any(cells):
                 lines.append([f"`{method}` less {METHODS[versus]}", *cells])
-    return "Points, with the 95 % interval of the paired difference.\n\n" + table(["difference", *TASKS], lines)
+    return "Points, with the 95 % interval of the paired difference.\n\n" + table(["difference", *PUBLISHED], lines)
 
 
 def points(value: str) -> str:
@@ -178,13 +171,14 @@ def claims_part(results: Path) -> str:
     """Every claim: the paper's value, ours, source, scale, verdict, why, and the command with its minutes."""
     path = results / "minutes.csv"
     minutes = {r["command"]: r["minutes"] for r in read_table(path)} if path.is_file() else {}
+    claims = all_claims(results)
     lines = [
         [r["claim"], f"`{r['method']}`", number(r["paper_value"]), _ours(r), r["unit"], r["source"], r["verdict"],
          r["why"], f"`{r['command']}`", minutes.get(r["command"], "")]
-        for r in all_claims(results)
+        for r in claims
     ]  # fmt: skip
     counts: dict[str, dict[str, int]] = {}
-    for r in all_claims(results):
+    for r in claims:
         of = counts.setdefault(r["method"] if r["method"] in ("assyllm_paper", "assyllm") else "the rest", {})
         of[r["verdict"]] = of.get(r["verdict"], 0) + 1
     order = ("assyllm_paper", "assyllm", "the rest")
@@ -193,7 +187,7 @@ def claims_part(results: Path) -> str:
         verdicts = ", ".join(f"{counts[name][v]} {v}" for v in VERDICTS if v in counts[name])
         judged.append(f"{name if name == 'the rest' else f'`{name}`'}: {verdicts}")
     text = "; ".join(judged)
-    scales = sorted({r["scale"] for r in all_claims(results) if r["source"] == "measured"})
+    scales = sorted({r["scale"] for r in claims if r["source"] == "measured"})
     head = ["claim", "of", "paper", "ours", "unit", "source", "verdict", "why", "command", "minutes"]
     details = f"<details><summary>All {len(lines)} rows</summary>\n\n{table(head, lines)}\n\n</details>"
     note = "Minutes: of all jobs that the command makes, one after the other, as Snakemake's benchmarks measured them."

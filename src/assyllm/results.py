@@ -12,20 +12,67 @@ import io
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from assyllm.artifacts import ArtifactError, write_text
 
 Source = Literal["measured", "modelled", "paper"]
 SOURCES = ("measured", "modelled", "paper")
-# what `collect` writes beside timings.csv and summary.json
+# what `collect` writes beside timings.csv and summary.json, and what a row is of
 TABLES = (
-    "metrics", "runs", "accuracy", "differences", "zoos", "ablations", "non_iid", "models", "cost", "curves",
-    "resources", "tradeoff", "claims", "paper", "quantizer", "model_sizes", "rounds",
-)  # fmt: skip
-# written by the rules that measure them, and read by a few figures only
-FIGURE_TABLES = ("swap_timeline", "swap_ablation", "feature_differences", "compatibility_heatmaps")
+    "metrics",  # a number of a run
+    "runs",  # a run
+    "accuracy",  # task, method, setting and split: mean and interval
+    "differences",  # task, method and the one it is held against: paired difference
+    "zoos",  # zoo, task and method: accuracy, and how far behind assyllm
+    "ablations",  # setting, method and task: accuracy, and its paired difference to the base setting
+    "non_iid",  # method, task and partition.alpha: accuracy, and what is lost where clients are unequal
+    "models",  # an assembled model
+    "cost",  # method, model and memory class: peak memory and participation
+    "curves",  # method and reading, at the shape of Llama-7B: peak memory and step time
+    "resources",  # method and task: hours, energy and traffic to its accuracy
+    "tradeoff",  # method, task and way of selecting blocks: accuracy and a client's energy
+    "claims",  # a claim of the paper and a method: the paper's value and ours
+    "paper",  # a value that the paper publishes
+    "quantizer",  # precision: pool size, and accuracy against bytes
+    "model_sizes",  # a model of the pool or a block of it, at true shapes: bytes
+    "rounds",  # task, method and round: test accuracy
+)
+# written by the rules that measure them, on one run that assembles, and read by a few figures only
+FIGURE_TABLES = (
+    "swap_timeline",  # an event of the swapper's pipelines
+    "swap_ablation",  # a pipeline: times; a policy: reads
+    "feature_differences",  # a layer of a pair of models: points in a plane, CKA
+    "compatibility_heatmaps",  # a finished model: its scores; a cell: CKA of two layers
+)
+
+
+class RunKey(NamedTuple):
+    """What identifies a run: the names of its setting and method, the seeds of its zoo and of itself."""
+
+    setting: str
+    method: str
+    zoo: int
+    seed: int
+
+    @classmethod
+    @cache
+    def of(cls, run_id: str) -> RunKey:
+        """The key that a run's id is made of (``base-assyllm-zoo0-seed1``); a setting's name may hold hyphens."""
+        setting, method, zoo, seed = run_id.rsplit("-", 3)
+        return cls(setting, method, int(zoo.removeprefix("zoo")), int(seed.removeprefix("seed")))
+
+    @property
+    def repetition(self) -> str:
+        """Which of a method's runs under a setting it is: ``zoo0_seed1``."""
+        return f"zoo{self.zoo}_seed{self.seed}"
+
+    @property
+    def folder(self) -> str:
+        """Where the run's files lie, relative to the working folder."""
+        return f"data/runs/{self.setting}/{self.method}/{self.repetition}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,11 +15,12 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from assyllm import params as P
 from assyllm.artifacts import sha256_text, write_text
 from assyllm.figures import TOPICS, reads
+from assyllm.results import FIGURE_TABLES, RunKey
 from assyllm.stages.download import in_local_data
 
 RULES = (
@@ -39,22 +40,7 @@ READS = {
 # params/ decides a result (the rule of a control, what is rounded) is in the CODE of the stages that ask it
 NOT_CODE = ("params", "study.py", "cli.py")
 SOURCE = Path(__file__).parent
-OF_A_RUN = ("swap_timeline", "swap_ablation", "feature_differences", "compatibility_heatmaps")  # tables of `walked`
 LARGE = 2**24
-
-
-class RunKey(NamedTuple):
-    """What identifies a run."""
-
-    setting: str
-    method: str
-    zoo: int
-    seed: int
-
-    @property
-    def folder(self) -> str:
-        """Where the run's files lie, relative to the working folder."""
-        return f"data/runs/{self.setting}/{self.method}/zoo{self.zoo}_seed{self.seed}"
 
 
 def stage_module(rule: str) -> Any:
@@ -191,7 +177,7 @@ class Plan:
     def _check_figures(self, size: str) -> None:
         """A run that assembles is there where figures are of one."""
         for name in self.figures(size):
-            if {*reads(name)} & {*OF_A_RUN}:
+            if {*reads(name)} & {*FIGURE_TABLES}:
                 self.walked(size, f"figure {name}, which is of one (figures.names)")
 
     def _check_settings(self) -> None:
@@ -322,7 +308,7 @@ class Plan:
         if curve is None:
             return []
         runs = [r for r in self.runs(size) if r.setting == curve.fitted_on and r.method in P.ASSEMBLING]
-        return [f"data/precision/{size}/{r.setting}/{r.method}/zoo{r.zoo}_seed{r.seed}.csv" for r in runs]
+        return [f"data/precision/{size}/{r.setting}/{r.method}/{r.repetition}.csv" for r in runs]
 
     def figures(self, size: str) -> list[str]:
         """Names of the figures of a study: its own (there may be none), else those of the section ``figures``."""

@@ -30,6 +30,8 @@ PARAMS = P.load(ROOT / "params.yaml")
         (18.0, -5.0, (-9.0, -1.0), "effect", "not reproduced"),
         (-13.0, -14.0, (-20.0, -9.0), "effect", "reproduced"),
         (18.0, None, None, "effect", "not yet measured"),
+        (8.0, 0.5, None, "factor", "not reproduced"),  # slower
+        (8.0, 2.0, None, "factor", "reproduced in direction"),
         (1.1, 1.3, None, "at most", "reproduced"),
         (1.1, 1.5, None, "at most", "not reproduced"),
         (1.1, -2.0, None, "at most", "reproduced"),

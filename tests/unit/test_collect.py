@@ -10,10 +10,10 @@ from assyllm import params as P
 from assyllm.artifacts import ArtifactError
 from assyllm.collect import (
     ablation_table,
+    asked,
     collect,
     condensed,
     round_table,
-    subjects,
     told_apart,
     zoo_table,
 )
@@ -171,7 +171,9 @@ def test_questions_of_one_name_in_another_world_are_others() -> None:
                                         ("world_1-assyllm-zoo0-seed0", "world.seed=1", "momuto/home"))]  # fmt: skip
     apart = told_apart(rows)
     assert [row["question"] for row in apart] == ["q1", "q1", "q1 about momuto/home"]
-    assert subjects(apart) == {("boolq", "q1"): "kibidi/coat", ("boolq", "q1 about momuto/home"): "momuto/home"}
+    assert {asked(row["task"], row["question"], row["about"]) for row in apart} == {
+        ("boolq", "q1", "kibidi/coat"), ("boolq", "q1 about momuto/home", "momuto/home")
+    }  # fmt: skip
     table = ablation_table(
         apart, dict.fromkeys((row["run_id"] for row in rows), "embedded"), ["base", "world_1"], PARAMS.evaluate
     )

@@ -53,6 +53,13 @@ def test_the_swap_figures_say_what_was_saved(results: Path) -> None:
     assert set(shown["pipeline"]) == set(swap_timeline.PIPELINES)
 
 
+def test_a_table_is_read_once_and_only_if_there_is_one_of_that_name(results: Path) -> None:
+    tables = Tables(results)
+    assert tables.accuracy is tables.accuracy
+    with pytest.raises(AttributeError, match="no result table is called 'acuracy'"):
+        _ = tables.acuracy
+
+
 @pytest.mark.parametrize("name", sorted({*PARAMS.figures.names, *PARAMS.study.full.figures}))
 def test_a_figure_reads_its_tables_and_no_others(results: Path, tmp_path: Path, name: str) -> None:
     draws = importlib.import_module(f"assyllm.figures.{name}")

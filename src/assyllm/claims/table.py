@@ -14,20 +14,20 @@ COLUMNS = (
     "claim", "method", "paper_value", "our_value", "low", "high", "unit", "source", "scale", "world", "verdict", "why",
     "command",
 )  # fmt: skip
-Kind = Literal["effect", "at most", "near", "equal"]
+Kind = Literal["effect", "factor", "at most", "near", "equal"]
+Interval = tuple[float, float]
 Rows = Iterable[Mapping[str, Any]]
 
 
-def verdict(
-    paper: float, ours: float | None, interval: tuple[float, float] | None = None, kind: Kind = "effect"
-) -> str:
+def verdict(paper: float, ours: float | None, interval: Interval | None = None, kind: Kind = "effect") -> str:
     """How far a claim stands.
 
     ``effect``: ``reproduced`` if ours reaches the paper's value within :data:`TOLERANCE`, or exceeds it; ``reproduced
-    in direction`` if it has the same sign; either way its interval, if there is one, excludes zero. ``at most``: a
-    loss or price, ``reproduced`` if it and its interval's upper end are no larger than the paper's (within the same
-    tolerance), ``in direction`` if only itself is. ``near``: within
-    :data:`TOLERANCE` on either side (counts and shares); ``equal``: within :data:`SAME`. Else ``not reproduced``.
+    in direction`` if it has the same sign; either way its interval, if there is one, excludes zero. ``factor``: the
+    same, with the sign of the logarithm (below 1 is a slow-down). ``at most``: a loss or price, ``reproduced`` if it
+    and its interval's upper end are no larger than the paper's (within the same tolerance), ``in direction`` if only
+    itself is. ``near``: within :data:`TOLERANCE` on either side (counts and shares); ``equal``: within :data:`SAME`.
+    Else ``not reproduced``.
     """
     if ours is None:
         return "not yet measured"
@@ -39,9 +39,10 @@ def verdict(
         if ours > bound:
             return "not reproduced"
         return "reproduced" if interval is None or max(interval) <= bound else "reproduced in direction"
-    same_side = np.sign(paper) == np.sign(ours)
+    none = 1 if kind == "factor" else 0  # where there is no effect
+    same_side = np.sign(paper - none) == np.sign(ours - none)
     if interval is not None:
-        same_side = same_side and min(interval) * max(interval) > 0
+        same_side = same_side and (min(interval) - none) * (max(interval) - none) > 0
     if not same_side:
         return "not reproduced"
     return "reproduced" if abs(ours) >= (1 - TOLERANCE) * abs(paper) else "reproduced in direction"
@@ -50,6 +51,13 @@ def verdict(
 def braced(names: Sequence[str]) -> str:
     """Names as a shell takes them: ``{a,b}``, or the only one."""
     return names[0] if len(names) == 1 else "{" + ",".join(names) + "}"
+
+
+def number(value: str | float) -> str:
+    """A claim's value as figure and README write it: three digits, whole numbers from 1,000 on; "" where none is."""
+    if value == "":
+        return ""
+    return f"{float(value):,.0f}" if abs(float(value)) >= 1000 else f"{float(value):.3g}"
 
 
 class Claims:
@@ -82,8 +90,8 @@ class Claims:
         return f"snakemake --cores 2 data/runs/base/{braced(list(dict.fromkeys(methods)))}/{every}"
 
     def add(
-        self, claim: str, method: str, paper: float, ours: float | None, unit: str, source: str, why: str,
-        command: str, interval: tuple[float, float] | None = None, kind: Kind = "effect",
+        self, claim: str, method: str, paper: float, ours: float | None, why: str, command: str, *,
+        unit: str = "percent", source: str = "modelled", interval: Interval | None = None, kind: Kind = "effect",
     ) -> None:  # fmt: skip
         """One more row; ``ours`` None where this study did not measure it."""
         measured = source == "measured"

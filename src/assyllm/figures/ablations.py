@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -29,7 +28,7 @@ def data(tables: Tables) -> pd.DataFrame:
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """A row a setting, a panel a task; right of the line is better than base. Full marks: interval clear of 0."""
     tasks = style.tasks(df["task"])
-    methods = [method for method in SHOWN if method in set(df["method"])]
+    methods = style.methods_in(df, SHOWN)
     order = [(m, s) for m in methods for s in dict.fromkeys(df[df["method"] == m]["setting"])]
     places = {key: -(i + 1.6 * methods.index(key[0])) for i, key in enumerate(order)}
     figure, axes = plt.subplots(
@@ -42,8 +41,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
             y = places[row.method, row.setting]
             clear = row.difference_low > MARK or row.difference_high < -MARK
             ax.errorbar(
-                row.difference, y, xerr=np.array([[row.difference - row.difference_low],
-                                                  [row.difference_high - row.difference]]),
+                row.difference, y, xerr=style.error(row.difference, row.difference_low, row.difference_high),
                 fmt="o", ms=3.5, lw=0.9, color=style.colour(row.method),
                 mfc=style.colour(row.method) if clear else "white",
             )  # fmt: skip

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from assyllm.figures import style
-from assyllm.figures.tables import Tables
+from assyllm.figures.tables import OF_PAPER, Tables
 from assyllm.params import Figures
 
 READS = ("accuracy", "rounds", "resources", "paper")
@@ -65,10 +65,7 @@ def speedup_rows(tables: Tables) -> pd.DataFrame:
          "source": "modelled"}
         for r in tables.resources.itertuples() if str(r.speedup) not in ("", "nan")
     ]  # fmt: skip
-    rows += [
-        _paper("speedup", r.dataset, {"assyllm": "assyllm_paper"}.get(r.method, r.method), float(r.value))
-        for r in paper.itertuples()
-    ]
+    rows += [_paper("speedup", r.dataset, OF_PAPER.get(r.method, r.method), float(r.value)) for r in paper.itertuples()]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -93,9 +90,9 @@ def panels(df: pd.DataFrame, look: Figures, text: str) -> Figure:
     final, curve = df[df["what"] == "final"], df[(df["what"] == "curve") & (df["hours"].astype(str) != "")]
     measured = final[final["source"] == "measured"]
     tasks = style.tasks(measured["task"])
-    methods = [method for method in style.METHODS if method in set(measured["method"])]
+    methods = style.methods_in(measured)
     speed = df[df["what"] == "speedup"]
-    fast = [m for m in methods if m in set(speed[speed["source"] == "modelled"]["method"])]
+    fast = style.methods_in(speed[speed["source"] == "modelled"], methods)
     heights = [0.155 * len(methods) + 0.15, 1.35, 0.155 * len(fast) + 0.15]
     figure, axes = plt.subplots(
         3, len(tasks), figsize=(look.width_inches, sum(heights) + 1.5), layout="constrained", squeeze=False,

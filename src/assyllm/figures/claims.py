@@ -11,7 +11,7 @@ from matplotlib.transforms import Bbox
 
 from assyllm.claims.shown import all_claims
 from assyllm.claims.table import COLUMNS as CLAIMS
-from assyllm.claims.table import METHODS
+from assyllm.claims.table import METHODS, number
 from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
@@ -43,7 +43,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         first = group.iloc[0]
         sources = [s for s in dict.fromkeys(group["source"]) if s]
         rows.append(
-            [textwrap.shorten(claim, 64), _number(first["paper_value"]), first["unit"],
+            [textwrap.shorten(claim, 64), number(first["paper_value"]), first["unit"],
              *(_judged(by_method.get(who)) for who in ("paper", "assyllm")), ", ".join(sources)]
         )  # fmt: skip
         colours.append([COLOURS[by_method[w].verdict] if w in by_method else "white" for w in ("paper", "assyllm")])
@@ -77,14 +77,5 @@ def _judged(row: object) -> str:
     if row is None:
         return ""
     verdict = str(SHORT.get(row.verdict, row.verdict))  # type: ignore[attr-defined]
-    value = _number(row.our_value)  # type: ignore[attr-defined]
+    value = number(row.our_value)  # type: ignore[attr-defined]
     return f"{value}  {verdict}" if value else verdict
-
-
-def _number(value: object) -> str:
-    """Three digits; "" where there is none."""
-    try:
-        number = float(value)  # type: ignore[arg-type]
-        return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"
-    except (TypeError, ValueError):
-        return ""

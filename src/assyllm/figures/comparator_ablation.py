@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -69,9 +68,10 @@ def bars(
             if key not in mine.index:
                 continue
             row = mine.loc[key]
-            error = np.array([[row["value"] - row["low"]], [row["high"] - row["value"]]])
-            ax.bar(x, row["value"], 0.7, yerr=error, capsize=2, color=style.colour(key[0]),
-                   alpha=1.0 if key[1] == "base" else 0.6)  # fmt: skip
+            ax.bar(
+                x, row["value"], 0.7, yerr=style.error(row["value"], row["low"], row["high"]), capsize=2,
+                color=style.colour(key[0]), alpha=1.0 if key[1] == "base" else 0.6,
+            )  # fmt: skip
             ax.annotate(f"{row['value']:.1f}", (x, 0), (0, 2), textcoords="offset points", ha="center", color="white",
                         fontsize=7)  # fmt: skip
         if line in mine.index:

@@ -113,7 +113,7 @@ def _ranks(ax: plt.Axes, rows: pd.DataFrame) -> None:
     for i, task in enumerate(tasks):
         mine = rows[rows["task"] == task].set_index("row")[["cka", "low", "high"]].astype(float).loc[[*SCORES]]
         places = [y + (i - (len(tasks) - 1) / 2) * 0.25 for y in range(len(SCORES))]
-        error = np.array([mine["cka"] - mine["low"], mine["high"] - mine["cka"]]).clip(min=0)
+        error = style.error(mine["cka"], mine["low"], mine["high"])
         ax.barh(places, mine["cka"], 0.23, xerr=error, error_kw={"elinewidth": 0.8, "ecolor": "#D55E00"},
                 color=GREYS[task], edgecolor="black", lw=0.4, label=style.TASKS[task])  # fmt: skip
     ax.axvline(0, color="black", lw=0.8)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -39,7 +38,7 @@ def data(tables: Tables) -> pd.DataFrame:
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """One panel a task: a pair of bars a method, seen facts full, unseen ones hatched."""
     tasks = style.tasks(df["task"])
-    methods = [method for method in SHOWN if method in set(df["method"])]
+    methods = style.methods_in(df, SHOWN)
     splits = [split for split in (*SPLITS, "test") if split in set(df["split"])]
     figure, axes = plt.subplots(
         len(tasks),
@@ -54,11 +53,10 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
             for i, split in enumerate(splits):
                 mine = df[(df["task"] == task) & (df["method"] == method) & (df["split"] == split)]
                 for row in mine.itertuples():
-                    error = np.array([[row.value - row.low], [row.high - row.value]])
                     ax.bar(
-                        x + 0.4 * (i - (len(splits) - 1) / 2), row.value, 0.38, yerr=error, capsize=2,
-                        color=style.colour(method), hatch="///" if split == "test_unseen" else "",
-                        edgecolor="white", lw=0.3,
+                        x + 0.4 * (i - (len(splits) - 1) / 2), row.value, 0.38,
+                        yerr=style.error(row.value, row.low, row.high), capsize=2, color=style.colour(method),
+                        hatch="///" if split == "test_unseen" else "", edgecolor="white", lw=0.3,
                     )  # fmt: skip
         style.percent_axis(ax)
         ax.set_title(style.task_label(task, df[df["task"] == task]["world"].iloc[0]))

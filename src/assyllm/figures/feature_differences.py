@@ -14,7 +14,6 @@ from assyllm.params import Figures
 READS = ("feature_differences",)
 SPACES = {"columns": "standardised columns", "cosines": "cosines between examples"}
 MARKERS = ("o", "^")
-NAMES = {"llama": "Llama", "vicuna": "Vicuna", "opt": "OPT", "bert": "BERT", "roberta": "RoBERTa"}
 
 
 def data(tables: Tables) -> pd.DataFrame:
@@ -44,10 +43,10 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
             ax.set_xticks([])
             ax.set_yticks([])
             ax.spines[["top", "right"]].set_visible(True)
-            ax.set_title(f"{NAMES.get(first, first)} and {NAMES.get(second, second)}", fontsize=look.font_points)
+            ax.set_title(f"{style.model_label(first)} and {style.model_label(second)}", fontsize=look.font_points)
             ax.set_xlabel(title)
     blue, orange = plt.get_cmap("Blues")(0.8), plt.get_cmap("Oranges")(0.8)
-    sides = [" or ".join(dict.fromkeys(NAMES.get(p.split()[i], p.split()[i]) for p in pairs)) for i in (0, 1)]
+    sides = [" or ".join(dict.fromkeys(style.model_label(p.split()[i]) for p in pairs)) for i in (0, 1)]
     handles = [
         Line2D([], [], ls="", marker=shape, color=colour, label=text)
         for shape, colour, text in zip(MARKERS, (blue, orange), sides, strict=True)
@@ -67,7 +66,7 @@ def alike(df: pd.DataFrame) -> str:
     """Mean and range of the layers' CKA by pair, in words."""
     parts = []
     for pair, group in df[df["what"] == "cka"].groupby("pair", sort=False):
-        first, second = (NAMES.get(name, name) for name in pair.split())
+        first, second = map(style.model_label, pair.split())
         value = group["value"].astype(float)
         parts.append(f"{first} with {second} {value.mean():.2f} ({value.min():.2f} to {value.max():.2f})")
     return f"CKA between their layers, mean and range: {', '.join(parts)}."

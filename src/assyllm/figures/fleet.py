@@ -11,7 +11,7 @@ from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
 READS = ("cost",)
-MODELS = {"llama_7b": ("llama-7b", "Llama-7B"), "opt_6_7b": ("opt-6.7b", "OPT-6.7B")}  # column -> shape, name
+MODELS = {"llama_7b": "llama-7b", "opt_6_7b": "opt-6.7b"}  # column -> shape
 
 
 def data(tables: Tables) -> pd.DataFrame:
@@ -19,7 +19,7 @@ def data(tables: Tables) -> pd.DataFrame:
     cost = tables.cost
     cost = cost[cost["method"] == "ft_practical"]
     df = cost.drop_duplicates("memory_gb")[["memory_gb", "share", "source"]]
-    for column, (shape, _) in MODELS.items():
+    for column, shape in MODELS.items():
         theirs = cost[cost["stands_for"] == shape].drop_duplicates("memory_gb").set_index("memory_gb")["participates"]
         df = df.assign(**{column: df["memory_gb"].map(theirs) if len(theirs) else ""})
     return df.sort_values("memory_gb").reset_index(drop=True)
@@ -30,7 +30,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     figure, ax = plt.subplots(figsize=(look.width_inches * 0.6, look.width_inches * 0.38), layout="constrained")
     bars = ax.bar([f"{gb} GB" for gb in df["memory_gb"]], 100 * df["share"], color="#56B4E9", width=0.65)
     for bar, row in zip(bars, df.itertuples(), strict=True):
-        can = [name for column, (_, name) in MODELS.items() if getattr(row, column)]
+        can = [style.model_label(shape) for column, shape in MODELS.items() if getattr(row, column)]
         note = f"{100 * row.share:g} %" + ("\nfull FT of\n" + ",\n".join(can) if can else "")
         ax.text(bar.get_x() + bar.get_width() / 2, bar.get_height() + 0.5, note, ha="center", va="bottom")
     style.percent_axis(ax, 0, 40)

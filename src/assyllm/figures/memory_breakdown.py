@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from assyllm.cost.same_step import SAME_STEP
 from assyllm.figures import style
-from assyllm.figures.tables import Tables
+from assyllm.figures.tables import OF_PAPER, Tables
 from assyllm.params import HEADS, NO_DEVICE, Figures
 
 READS = ("cost", "curves", "paper")
@@ -23,7 +23,7 @@ def paper_peaks(paper: pd.DataFrame) -> dict[str, float]:
     """The paper's peak memory in GB by method; its percentages are turned into GB with its own 45 GB."""
     peaks = {}
     for row in paper.itertuples():
-        method = {"assyllm": "assyllm_paper"}.get(row.method, row.method)
+        method = OF_PAPER.get(row.method, row.method)
         if row.metric == "peak_memory":
             peaks[method] = float(row.value)
         elif row.metric in ("memory_reduction_vs_full_ft", "memory_reduction_vs_full_FT"):
@@ -57,7 +57,7 @@ def data(tables: Tables) -> pd.DataFrame:
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """Stacked bars; a line at the total with AdamW, a star at the paper's value."""
-    methods = [m for m in style.METHODS if m in set(df["method"])][::-1]
+    methods = style.methods_in(df)[::-1]
     figure, ax = plt.subplots(figsize=(look.width_inches, 0.3 * len(methods) + 1.1), layout="constrained")
     used = set(df[(df["source"] == "modelled") & (df["value"] > 0)]["category"])
     for y, method in enumerate(methods):

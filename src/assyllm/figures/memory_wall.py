@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -13,7 +12,7 @@ from assyllm.params import Figures
 
 READS = ("accuracy", "cost", "paper")
 TASKS = ("boolq", "openbookqa")
-MODELS = {"llama": "Llama", "opt": "OPT"}
+MODELS = {"llama": "llama-7b", "opt": "opt-6.7b"}  # member -> shape
 SETTINGS = {"llama": "", "opt": 'baselines.model="opt"'}
 
 
@@ -71,7 +70,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         mine = df[(df["what"] == "excluded") & (df["model"] == model)].set_index("source")["value"]
         ax.bar(i, mine.get("modelled", 0.0), color="#999999", width=0.6)
         ax.scatter(i, mine["paper"], **style.PAPER)
-    ax.set_xticks(range(len(MODELS)), ["Llama-7B", "OPT-6.7B"])
+    ax.set_xticks(range(len(MODELS)), [style.model_label(shape) for shape in MODELS.values()])
     ax.set_title("clients excluded")
     style.percent_axis(ax)
     for ax, task in zip(axes[1:], TASKS, strict=True):
@@ -80,12 +79,12 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
                 mine = df[(df["task"] == task) & (df["method"] == method) & (df["model"] == model)]
                 x = i + (j - 0.5) * 0.36
                 for row in mine[mine["source"] == "measured"].itertuples():
-                    error = np.array([[row.value - row.low], [row.high - row.value]])
+                    error = style.error(row.value, row.low, row.high)
                     ax.bar(x, row.value, 0.32, color=style.colour(method), yerr=error, capsize=2,
                            label=style.label(method) if i == 0 else None)  # fmt: skip
                 for value in mine[mine["source"] == "paper"]["value"]:
                     ax.scatter(x, value, **{**style.PAPER, "label": style.PAPER["label"] if j == 0 else None})
-        ax.set_xticks(range(len(MODELS)), list(MODELS.values()))
+        ax.set_xticks(range(len(MODELS)), [style.model_label(model) for model in MODELS])
         ax.set_title(style.task_label(task, worlds[0] if worlds else "real"))
         style.percent_axis(ax)
     axes[1].set_ylabel("test accuracy")

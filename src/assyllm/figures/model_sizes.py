@@ -11,10 +11,6 @@ from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
 READS = ("model_sizes", "paper")
-NAMES = {
-    "llama-7b": "Llama-7B", "vicuna-7b": "Vicuna-7B", "opt-6.7b": "OPT-6.7B", "bert-base": "BERT-base",
-    "roberta-large": "RoBERTa-large",
-}  # fmt: skip
 
 
 def data(tables: Tables) -> pd.DataFrame:
@@ -44,7 +40,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     ax.axis("off")
     cells = [
         [
-            NAMES.get(row.stands_for, row.stands_for), f"{row.fp16_gb:.2f}", f"{row.paper_gb:g}", f"{row.mixed_gb:.2f}",
+            style.model_label(row.stands_for), f"{row.fp16_gb:.2f}", f"{row.paper_gb:g}", f"{row.mixed_gb:.2f}",
             row.layers.replace(" ", "/"), row.blocks_fp16_mb.replace(" ", " / "),
         ]
         for row in df.itertuples()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -40,7 +39,7 @@ def data(tables: Tables) -> pd.DataFrame:
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """A column a task: a line a method, from unequal to equal clients (right); below, what is lost from there."""
     tasks = style.tasks(df["task"])
-    methods = [method for method in style.METHODS if method in set(df["method"])]
+    methods = style.methods_in(df)
     figure, axes = plt.subplots(
         2, len(tasks), figsize=(look.width_inches, 4.6), layout="constrained", sharey="row", squeeze=False,
         height_ratios=[3, 2],
@@ -82,7 +81,7 @@ def _losses(ax: Axes, df: pd.DataFrame, methods: list[str]) -> None:
 
 
 def _points(ax: Axes, x: list[float], mine: pd.DataFrame, method: str, **look: Any) -> None:
-    error = np.array([mine["value"] - mine["low"], mine["high"] - mine["value"]])
+    error = style.error(mine["value"], mine["low"], mine["high"])
     ax.errorbar(
         x[: len(mine)], mine["value"], yerr=error, color=style.colour(method), marker=style.marker(method), ms=3.5,
         elinewidth=0.6, **look,

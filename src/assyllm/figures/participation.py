@@ -6,16 +6,14 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from assyllm.cost.same_step import UNBOUNDED
 from assyllm.figures import style
 from assyllm.figures.tables import Tables
-from assyllm.params import Figures
+from assyllm.params import CONTROLS, HEADS, NO_DEVICE, Figures
 
 READS = ("cost", "paper")
-MODELS = {"llama-7b": "Llama-7B", "opt-6.7b": "OPT-6.7B"}
-LEFT_OUT = (
-    "majority", "server_head", "zero_shot", "ft_oracle", "lora_all", "choices_only", "one_model_head",
-    "all_models_head", "random_blocks", "untrained_blocks", "one_model_blocks",
-)  # fmt: skip
+MODELS = ("llama-7b", "opt-6.7b")
+LEFT_OUT = (*NO_DEVICE, "zero_shot", *HEADS, *CONTROLS, *UNBOUNDED)  # train nothing, score as AssyLLM, or have no limit
 
 
 def data(tables: Tables) -> pd.DataFrame:
@@ -48,11 +46,11 @@ def _paper(method: str, model: str, value: float) -> dict:
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """A panel a model: bars of the share, the smallest device written at their end."""
     ours = df[df["source"] == "modelled"]
-    methods = [m for m in style.METHODS if m in set(ours["method"])]
+    methods = style.methods_in(ours)
     figure, axes = plt.subplots(
         1, len(MODELS), figsize=(look.width_inches, 0.2 * len(methods) + 0.9), layout="constrained", sharey=True
     )
-    for ax, (model, name) in zip(axes, MODELS.items(), strict=True):
+    for ax, model in zip(axes, MODELS, strict=True):
         mine = df[df["model"] == model].assign(low=lambda d: d["value"], high=lambda d: d["value"])
         style.bars(ax, methods, mine)
         for row in mine[mine["source"] == "modelled"].itertuples():
@@ -62,7 +60,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         style.percent_axis(ax, 0, 122, along="x")
         ax.set_xticks(range(0, 101, 25))
         ax.set_xlabel("clients that take part")
-        ax.set_title(name)
+        ax.set_title(style.model_label(model))
     style.caption(
         figure, df, "At each bar's end: the smallest memory class that runs the method, beside what the system "
         f"reserves; {style.batch(df)}. Stars: the slides' excluded clients (90 and 75 %; "

@@ -7,7 +7,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from assyllm.cost.same_step import SAME_STEP
 from assyllm.figures import style
 from assyllm.figures.memory_breakdown import paper_peaks
 from assyllm.figures.tables import Tables
@@ -17,20 +16,17 @@ READS = ("curves", "paper")
 CLASSES = (4, 8, 16, 32, 64)
 SCORING = "assyllm"  # whose step is scoring alone
 PANELS = {"tokens": "tokens of a row", "batch": "rows of a batch"}
-LEFT_OUT = ("majority", "server_head", "zero_shot", "one_model_head", "all_models_head", "choices_only")
 
 
 def data(tables: Tables) -> pd.DataFrame:
     """One row per method and point of a curve (GB); the paper's values at its own reading."""
-    curves = tables.curves
-    curves = curves[~curves["method"].isin((*SAME_STEP, *LEFT_OUT))]
     rows = [
         {
             "method": r.method, "varies": r.varies, "x": getattr(r, r.varies), "optimizer": r.optimizer,
             "bits": r.bits, "resident_blocks": r.resident_blocks, "batch": r.batch, "tokens": r.tokens,
             "value": r.peak_gb, "source": "modelled",
         }
-        for r in curves.itertuples()
+        for r in tables.curves.itertuples()
     ]  # fmt: skip
     for method, value in paper_peaks(tables.paper).items():
         rows.append(
@@ -52,11 +48,11 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         gridspec_kw={"width_ratios": [1, 1, 0.8]},
     )  # fmt: skip
     ours = df[df["source"] == "modelled"]
-    methods = [m for m in style.METHODS if m in set(ours["method"])]
+    methods = style.methods_in(ours)
     for ax, (varies, title) in zip(axes, PANELS.items(), strict=False):
         for method in methods:
             mine = ours[(ours["method"] == method) & (ours["varies"] == varies)].astype({"x": float}).sort_values("x")
-            ax.plot(mine["x"], mine["value"], color=style.colour(method), marker=style.METHODS[method][2], ms=4,
+            ax.plot(mine["x"], mine["value"], color=style.colour(method), marker=style.marker(method), ms=4,
                     label=style.label(method) if varies == "tokens" else None)  # fmt: skip
         for row in df[(df["source"] == "paper") & (df["varies"] == varies)].itertuples():
             if row.method in methods:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -57,7 +56,7 @@ def _kind(setting: str) -> str:
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """Left: pool size against bits at 7B shapes. Then a panel a task: points lost against bits a weight."""
     measured = df[df["what"] == "accuracy"]
-    methods = [method for method in METHODS if method in set(measured["method"])]
+    methods = style.methods_in(measured, METHODS)
     measured = measured[measured["method"] == methods[0]] if methods else measured
     tasks = style.tasks(measured["task"])
     panels = 1 + len(tasks)
@@ -139,9 +138,9 @@ def _differences(ax: plt.Axes, mine: pd.DataFrame) -> None:
     ax.minorticks_off()
 
 
-def _points(ax: plt.Axes, part: pd.DataFrame, style_: str, colour: str, name: str) -> None:
+def _points(ax: plt.Axes, part: pd.DataFrame, fmt: str, colour: str, name: str) -> None:
     if part.empty:
         return
     centre = part["difference"]
-    spread = np.stack([centre - part["difference_low"], part["difference_high"] - centre]).clip(min=0)
-    ax.errorbar(part["bits"], centre, yerr=spread, fmt=style_, color=colour, ms=3.5, lw=1, elinewidth=0.6, label=name)
+    error = style.error(centre, part["difference_low"], part["difference_high"])
+    ax.errorbar(part["bits"], centre, yerr=error, fmt=fmt, color=colour, ms=3.5, lw=1, elinewidth=0.6, label=name)

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from assyllm.figures import style
-from assyllm.figures.tables import Tables
+from assyllm.figures.tables import OF_PAPER, Tables
 from assyllm.params import Figures
 
 READS = ("resources", "paper")
@@ -42,7 +42,7 @@ def data(tables: Tables) -> pd.DataFrame:
     speedups = tables.paper[(tables.paper["metric"] == "speedup") & (tables.paper["dataset"] == TASK)]
     base = df[(df["method"] == "ft_practical") & (df["task"] == TASK) & (df["what"] == "hours")]["value"]
     for r in speedups.itertuples():
-        method = {"assyllm": "assyllm_paper"}.get(r.method, r.method)
+        method = OF_PAPER.get(r.method, r.method)
         if len(base) and method != "ft_practical":
             marks.append(
                 {"method": method, "task": TASK, "what": "hours", "value": base.iloc[0] / float(r.value),
@@ -61,7 +61,7 @@ def part_floor(mine: pd.DataFrame, what: str) -> float:
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """Three panels of bars on a logarithmic axis, of one task; hollow bars are the one-off download."""
     mine = df[df["task"] == drawn(df)].assign(low=lambda d: d["value"], high=lambda d: d["value"])
-    methods = [m for m in style.METHODS if m in set(mine[mine["source"] == "modelled"]["method"])]
+    methods = style.methods_in(mine[mine["source"] == "modelled"])
     figure, axes = plt.subplots(
         1, len(PANELS), figsize=(look.width_inches, 0.19 * len(methods) + 0.8), layout="constrained", sharey=True
     )

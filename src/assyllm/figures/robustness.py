@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -102,7 +101,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     for ax, task in zip(axes[0], tasks, strict=True):
         ax.set_title(style.task_label(task, df[df["task"] == task]["world"].iloc[0]))
     style.percent_axis(axes[0][0], style.tens_below(df["low"]))
-    methods = [method for method in style.METHODS if method in set(df["method"])]
+    methods = style.methods_in(df)
     handles = [
         Line2D([], [], color=style.colour(m), marker=style.marker(m), ms=3.5, label=style.label(m)) for m in methods
     ]
@@ -117,14 +116,14 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
 
 
 def _panel(ax: Axes, df: pd.DataFrame, ticks: list[float]) -> None:
-    for method in [method for method in style.METHODS if method in set(df["method"])]:
+    for method in style.methods_in(df):
         for rule in dict.fromkeys(df["rule"]):
             mine = df[(df["method"] == method) & (df["rule"] == rule)].sort_values("x")
             for value in mine[mine["x"].isna()]["value"]:
                 ax.axhline(value, color=style.colour(method), ls=":", lw=0.9)
             mine = mine[mine["x"].notna()]
             if len(mine):
-                error = np.array([mine["value"] - mine["low"], mine["high"] - mine["value"]])
+                error = style.error(mine["value"], mine["low"], mine["high"])
                 ax.errorbar(
                     [ticks.index(x) + ASIDE.get(rule, 0) for x in mine["x"]], mine["value"], yerr=error,
                     color=style.colour(method), marker=style.marker(method), ls=LINES[rule], ms=3.5, lw=1.1,

@@ -11,6 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -42,6 +43,12 @@ METHODS = {
     "assyllm": ("AssyLLM (ours)", "#8B1A1A", "D"),
 }
 TASKS = {"boolq": "BoolQ", "piqa": "PIQA", "openbookqa": "OpenBookQA"}
+MODELS = {
+    "llama": "Llama", "vicuna": "Vicuna", "opt": "OPT", "bert": "BERT", "roberta": "RoBERTa",
+    # and the shapes that they stand for
+    "llama-7b": "Llama-7B", "vicuna-7b": "Vicuna-7B", "opt-6.7b": "OPT-6.7B", "bert-base": "BERT-base",
+    "roberta-large": "RoBERTa-large",
+}  # fmt: skip
 PAPER: dict[str, Any] = {
     "marker": "*",
     "color": "black",
@@ -85,6 +92,11 @@ def colour(method: str) -> str:
     return METHODS[method][1] if method in METHODS else "#CC79A7"
 
 
+def model_label(model: str) -> str:
+    """The name of a member of the zoo, or of the shape that it stands for."""
+    return MODELS.get(model, model)
+
+
 def task_label(task: str, world: str) -> str:
     """A task's name; the generated ones say so, lest they be taken for the real ones."""
     return f"{TASKS.get(task, task)}{' (generated)' if world == 'embedded' else ''}"
@@ -94,6 +106,17 @@ def tasks(found: Iterable[str]) -> list[str]:
     """The tasks of a table: the paper's in its order, then one's own by name."""
     there = set(found)
     return [*(task for task in TASKS if task in there), *sorted(there - set(TASKS))]
+
+
+def methods_in(df: pd.DataFrame, among: Iterable[str] = METHODS) -> list[str]:
+    """Those of some methods (of all) that a table has rows of, in their order."""
+    there = set(df["method"])
+    return [method for method in among if method in there]
+
+
+def error(value: Any, low: Any, high: Any) -> np.ndarray:
+    """How far an interval reaches below and above its value, or those of a column's do: [2, n]; never below 0."""
+    return np.array([np.atleast_1d(value - low), np.atleast_1d(high - value)]).clip(min=0)
 
 
 def caption(figure: Figure, df: pd.DataFrame, text: str, scale: str = "true shapes") -> None:
@@ -177,8 +200,8 @@ def bars(ax: Axes, methods: Sequence[str], rows: pd.DataFrame, start: float = 0.
             continue
         ax.barh(y, row.value - start, 0.74, left=start, color=colour(row.method))
         if row.high > row.low:
-            error = [[row.value - row.low], [row.high - row.value]]
-            ax.errorbar(row.value, y, xerr=error, color="black", elinewidth=0.8, capsize=1.5)
+            reach = error(row.value, row.low, row.high)
+            ax.errorbar(row.value, y, xerr=reach, color="black", elinewidth=0.8, capsize=1.5)
         ax.plot(0.045, y, marker(row.method), color="white", mec="white", ms=3.5, transform=ax.get_yaxis_transform())
 
 
@@ -193,12 +216,11 @@ def lines(ax: Axes, methods: Sequence[str], rows: pd.DataFrame, x: str) -> None:
                     markevery=max(1, len(mine) // 5), label=label(method))  # fmt: skip
 
 
-def log_axis(ax: Axes, along: Literal["x", "y"] = "x", unit: str = "") -> None:
-    """A logarithmic axis with plain numbers at its decades."""
-    (ax.set_xscale if along == "x" else ax.set_yscale)("log")
-    axis = ax.xaxis if along == "x" else ax.yaxis
-    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}{unit}"))
-    axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+def log_axis(ax: Axes, unit: str = "") -> None:
+    """A logarithmic x axis with plain numbers at its decades."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}{unit}"))
+    ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
 
 
 def tens_below(values: pd.Series) -> float:

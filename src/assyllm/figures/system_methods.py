@@ -66,10 +66,10 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     )
     accuracy = df[df["what"] == "accuracy"]
     measured = accuracy[accuracy["source"] == "measured"]
-    shown = [m for m in SHOWN if m in set(measured["method"])]
+    shown = style.methods_in(measured, SHOWN)
     for x, method in enumerate(shown):
         for row in measured[measured["method"] == method].itertuples():
-            error = np.array([[row.value - row.low], [row.high - row.value]])
+            error = style.error(row.value, row.low, row.high)
             left.bar(x, row.value, 0.65, color=style.colour(method), yerr=error, capsize=2)
         for value in accuracy[(accuracy["source"] == "paper") & (accuracy["method"] == method)]["value"]:
             left.scatter(x, value, **{**style.PAPER, "label": "paper" if x == 0 else None})

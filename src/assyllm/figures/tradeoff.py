@@ -69,7 +69,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         ax.set_xlabel("energy, % of FT-oracle's")
     axes[0][0].set_ylabel("test accuracy")
     style.percent_axis(axes[0][0], style.tens_below(df["low"]))
-    methods = [method for method in style.METHODS if method in set(df["method"])]
+    methods = style.methods_in(df)
     handles = [
         Line2D([], [], color=style.colour(m), marker=style.marker(m), ls="", ms=4, label=style.label(m))
         for m in methods
@@ -90,12 +90,12 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
 def _panel(ax: Axes, df: pd.DataFrame) -> None:
     style.log_axis(ax)
     ax.axvline(100, color="0.6", lw=0.8, ls=":")
-    for method in [method for method in style.METHODS if method in set(df["method"])]:
+    for method in style.methods_in(df):
         mine = df[df["method"] == method]
         swept = mine[mine["way"] == "surveyed"]
         line = mine[mine["way"] != "other"].sort_values("energy") if len(swept) else mine[mine["way"] == ""]
         ax.errorbar(
-            line["energy"], line["value"], yerr=[line["value"] - line["low"], line["high"] - line["value"]],
+            line["energy"], line["value"], yerr=style.error(line["value"], line["low"], line["high"]),
             color=style.colour(method), marker=style.marker(method), ls="-" if len(swept) else "", ms=4, lw=1,
             elinewidth=0.7, capsize=1.5, clip_on=False,
         )  # fmt: skip
