@@ -136,9 +136,14 @@ def check_complete(runs: Rows, metrics: Rows) -> None:
 def answered(rows: Rows, metrics: Rows) -> Rows:
     """Rows of (run, task) pairs that some client took part in.
 
-    A method that no device of the fleet can run leaves its first weights, which say nothing of it: it has no accuracy.
+    A method that no device of the fleet can run, or whose rounds nobody answered, leaves its first weights, which say
+    nothing of it: it has no accuracy.
     """
-    nobody = {(m["run_id"], m["task"]) for m in metrics if m["metric"] == "eligible_clients" and float(m["value"]) == 0}
+    clients: dict[tuple[str, str, str], float] = defaultdict(float)
+    for m in metrics:
+        if m["metric"] in ("eligible_clients", "participants"):  # told once; of every round
+            clients[m["run_id"], m["task"], m["metric"]] += float(m["value"])
+    nobody = {(run_id, task) for (run_id, task, _), number in clients.items() if not number}
     return [row for row in rows if (row["run_id"], row["task"]) not in nobody]
 
 
@@ -302,8 +307,9 @@ def zoo_table(predictions: Rows, ev: Evaluate) -> list[dict]:
         mine, first = hits[zoo, method], hits.get((zoo, LEADER), {})
         paired = method != LEADER and all(set(first.get(seed, ())) == set(own) for seed, own in mine.items())
         tasks = sorted({task for own in mine.values() for task, *_ in own})
-        for task in ["all", *tasks]:
-            right = {s: _of_task(own, task) for s, own in sorted(mine.items())}
+        alike = len({frozenset(own) for own in mine.values()}) == 1  # else some seed has no answer to a task
+        for task in ["all", *tasks] if alike else tasks:
+            right = {s: part for s, own in sorted(mine.items()) if (part := _of_task(own, task))}
             row = dict.fromkeys(ZOOS, "") | {
                 "zoo": zoo, "task": task, "method": method, "mean": compared(list(right.values()), ev)[0],
                 "runs": len(right), "source": "measured",

@@ -181,7 +181,13 @@ class Plan:
                 self.walked(size, f"figure {name}, which is of one (figures.names)")
 
     def _check_settings(self) -> None:
-        """Every setting changes something that a run reads."""
+        """Every setting changes something that a run reads, and no two change the same."""
+        alike: dict[str, str] = {}
+        for setting in self.raw["settings"]:
+            other = alike.setdefault(text := self.setting_text(setting, 0), setting)
+            if other != setting:  # their runs would be taken for repetitions of one another
+                what = "changes nothing, as base does" if not text else f"is the same as {other}"
+                raise P.ParamsError(f"settings.{setting}: {what}")
         read = {section for rule in RUNNING for section in stage_module(rule).SECTIONS}
         for setting in self.raw["settings"]:
             for dotted in self.changes(setting):
@@ -206,8 +212,7 @@ class Plan:
 
     def sections(self, rule: str, setting: str = "base", method: str | None = None, model: str | None = None) -> str:
         """The JSON that a rule's stage gets: no other baseline's tuning, no other model's shape, nothing unread."""
-        names = stage_module(rule).SECTIONS
-        dump = json.loads(P.sections_json(self.at(setting), names))
+        dump = json.loads(P.sections_json(self.at(setting), stage_module(rule).SECTIONS))
         for dotted, constant in unread(rule).items():
             section, _, key = dotted.partition(".")
             dump[section][key] = constant
@@ -215,19 +220,38 @@ class Plan:
             members = dump["zoo"]["models"]
             keep = {model, members[model]["continued_from"]}
             dump["zoo"]["models"] = {name: member for name, member in members.items() if name in keep}
-        if method is not None and "baselines" in dump:
-            own = P.SHARES.get(method, method)
-            dump["baselines"] = {
-                key: value for key, value in dump["baselines"].items() if key not in P.TUNED or key == own
-            }
-        if method is not None and method not in P.FROZEN_BASE and "frozen_base" in dump:
-            dump["frozen_base"] = {"bits": 16}  # of no other method
         if rule == "figure":  # which others there are changes none
             dump["figures"]["names"] = ["one"]
-        if method is not None and "assembling" in dump:
+        if method is not None:
+            self._leave_out(dump, rule, setting, method)
+        return json.dumps(dump, sort_keys=True)
+
+    def _leave_out(self, dump: dict[str, Any], rule: str, setting: str, method: str) -> None:
+        """Put constants where other methods' runs read: an edit there makes none of this one's anew."""
+        if "baselines" in dump:
+            own = P.SHARES.get(method, method)
+            told = (own,) if rule != "cost" or own in P.LOW_RANK else ()  # a step hangs on its adapters' shape only
+            dump["baselines"] = {k: v for k, v in dump["baselines"].items() if k not in P.TUNED or k in told}
+            if method not in (*P.HEADS, *P.ALL_MODELS):
+                dump["baselines"]["closed_form"] = P.CLOSED_FORM
+        if "frozen_base" in dump and method not in P.FROZEN_BASE:
+            dump["frozen_base"] = {"bits": 16}
+        if "assembling" in dump:
             name, _ = P.CONTROLS.get(method, (method, None))
             dump["assembling"] = {name: dump["assembling"][name]}
-        return json.dumps(dump, sort_keys=True)
+        if "quantize" in dump and method not in P.ASSEMBLING:
+            dump["quantize"] = P.UNQUANTIZED.model_dump(mode="json")
+            dump["blocks"]["members"] = None
+        if "zoo" in dump:  # of what a model is made is its folder's affair
+            names = list(dump["zoo"]["models"]) if rule == "cost" else self.models(setting, method)
+            members = {name: dump["zoo"]["models"][name] for name in names}
+            shapes = {name: {key: m[key] for key in ("family", "stands_for")} for name, m in members.items()}
+            dump["zoo"] |= {"source": "random", "models": shapes}
+
+    def models(self, setting: str, method: str) -> list[str]:
+        """The members of the zoo that a baseline's run is given."""
+        params = self.at(setting)
+        return list(params.zoo.models) if method in ("zero_shot", *P.ALL_MODELS) else [params.baselines.model]
 
     def variant(self, rule: str, setting: str) -> str:
         """``base`` if the setting overrides nothing that the rule or its upstream reads, else the setting.

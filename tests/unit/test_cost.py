@@ -32,6 +32,7 @@ from assyllm.cost.methods import METHODS, STEPS, step_of
 from assyllm.cost.nf4 import Nf4Linear, dequantize
 from assyllm.cost.participation import participation, reading_of
 from assyllm.cost.point import Point, device_point, measure_point
+from assyllm.cost.pool_sizes import model_table, pool_table
 from assyllm.cost.same_step import taken_over
 from assyllm.cost.selection import Residency, scoring_step
 from assyllm.cost.shapes import CONFIGS, SHAPES, Shape, config_of, shape_of
@@ -266,12 +267,29 @@ def test_participation_is_the_papers_figure_1() -> None:
     zoo = PARAMS.zoo.model_copy(update={"models": {n: PARAMS.zoo.models[n] for n in ("llama", "opt")}})
 
     def rows(method: str) -> list[dict]:
-        return participation(method, zoo, PARAMS.fleet, PARAMS.cost, PARAMS.quantize, PARAMS.frozen_base)
+        return participation(method, zoo, PARAMS.blocks, PARAMS.fleet, PARAMS.cost, PARAMS.quantize, PARAMS.frozen_base)
 
     practical = rows("ft_practical")
     assert share(practical, "llama") == pytest.approx(0.10)
     assert share(practical, "opt") == pytest.approx(0.25)
     assert {row["source"] for row in practical} == {"modelled"}
+
+
+def test_a_pool_of_some_members_is_counted_as_that() -> None:
+    small = PARAMS.blocks.changed(members=["bert", "roberta"])
+    declared = (PARAMS.fleet, PARAMS.cost, PARAMS.quantize, PARAMS.frozen_base)
+    peak = {row["model"]: row["peak_gb"] for row in participation("assyllm", PARAMS.zoo, small, *declared)}
+    assert peak["pool"] == peak["roberta"] < peak["llama"]
+    full, own = pool_table(PARAMS.zoo, PARAMS.blocks)[0], pool_table(PARAMS.zoo, small)[0]
+    assert 40 < full["size_gb"] < 42
+    assert 0.8 < own["size_gb"] < 1
+    assert {row["model"] for row in model_table(PARAMS.zoo, small)} == {"bert", "roberta"}
+
+
+def test_rows_longer_than_a_member_reads_are_refused() -> None:
+    declared = (PARAMS.fleet, PARAMS.cost.changed(tokens=513), PARAMS.quantize, PARAMS.frozen_base)
+    with pytest.raises(ArtifactError, match=r"cost.tokens: 513 is more than the 512 that bert-base"):
+        participation("lora", PARAMS.zoo, PARAMS.blocks, *declared)
 
 
 def test_roofline_takes_the_slower_of_computing_and_moving() -> None:

@@ -60,6 +60,56 @@ def test_bits_of_a_frozen_base_reach_the_methods_that_have_one() -> None:
             assert alike == (method not in P.FROZEN_BASE)
 
 
+def test_an_edit_reaches_the_runs_that_read_it_and_no_others(tmp_path: Path) -> None:
+    def changed(**edits) -> study.Plan:
+        raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+        for dotted, value in edits.items():
+            *parents, leaf = dotted.split("__")
+            node = raw
+            for parent in parents:
+                node = node[parent]
+            node[leaf] = value
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+        return study.Plan(tmp_path / "params.yaml")
+
+    def reached(plan: study.Plan, rule: str) -> set[str]:
+        known = (
+            P.ASSEMBLING if rule == "federate" else P.BASELINES if rule == "baseline" else (*P.ASSEMBLING, *P.BASELINES)
+        )
+        return {m for m in known if plan.sections(rule, "base", m) != PLAN.sections(rule, "base", m)}
+
+    for edits, rule, methods in (
+        ({"quantize__budget_bits": 5.0}, "cost", {*P.ASSEMBLING}),
+        ({"blocks__members": ["llama", "vicuna", "opt", "roberta"], "features__pairs": [["llama", "opt"]]}, "cost",
+         {*P.ASSEMBLING}),
+        ({"zoo__models__bert__steps": 5}, "baseline", set()),
+        ({"zoo__models__bert__steps": 5}, "cost", set()),
+        ({"zoo__models__bert__licence": "MIT"}, "federate", set()),
+        ({"baselines__closed_form__rounds": 5}, "baseline", {*P.HEADS, *P.ALL_MODELS}),
+        ({"baselines__closed_form__rounds": 5}, "cost", set()),
+        ({"baselines__lora__boolq__rounds": 5}, "cost", {"lora"}),
+        ({"baselines__ft_oracle__boolq__rounds": 5}, "cost", set()),
+        ({"baselines__ft_oracle__boolq__rounds": 5}, "baseline", {"ft_oracle", *P.SHARES}),
+        ({"cost__tokens": 128}, "cost", {*P.ASSEMBLING, *P.BASELINES}),
+    ):  # fmt: skip
+        assert reached(changed(**edits), rule) == methods, (edits, rule)
+    assert PLAN.models("base", "lora") == ["llama"]
+    assert PLAN.models("opt", "ft_oracle") == ["opt"]
+    assert len(PLAN.models("base", "zero_shot")) == 5
+
+
+def test_settings_that_are_alike_are_refused(tmp_path: Path) -> None:
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for value, words in (
+        ({}, "changes nothing, as base does"),
+        ({"partition.alpha": 0.1}, r"is the same as alpha_0\.1"),
+    ):
+        raw["settings"]["mine"] = value
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+        with pytest.raises(P.ParamsError, match=f"settings.mine: {words}"):
+            study.Plan(tmp_path / "params.yaml")
+
+
 def test_a_model_gets_no_other_models_shape() -> None:
     assert set(json.loads(PLAN.sections("download", "base", model="opt"))["zoo"]["models"]) == {"opt"}
     with_base = json.loads(PLAN.sections("download", "base", model="vicuna"))["zoo"]["models"]

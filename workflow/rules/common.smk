@@ -83,13 +83,13 @@ def base_model(wildcards):
 
 
 def zoo_folders(wildcards):
-    """Every member of the zoo that a setting or a variant is of."""
+    """The members of the zoo that a setting or a variant is of, or those that a baseline is given."""
     setting = wildcards.get("setting") or wildcards.variant
+    method = wildcards.get("method")
     variant = PLAN.variant("download", setting)
     zoo = wildcards.get("zoo") or "0"
-    return [
-        f"data/zoo/{variant}/seed{zoo}/{model}" for model in PLAN.at(setting).zoo.models
-    ]
+    models = PLAN.models(setting, method) if method else PLAN.at(setting).zoo.models
+    return [f"data/zoo/{variant}/seed{zoo}/{model}" for model in models]
 
 
 def passages(wildcards):

@@ -6,14 +6,27 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from assyllm.artifacts import ArtifactError
 from assyllm.cost.devices import device
 from assyllm.cost.methods import FORWARD, STREAMED, WHOLE
 from assyllm.cost.point import GB, NOTHING, Point, device_point
 from assyllm.cost.same_step import SAME_STEP, participates
 from assyllm.cost.selection import Residency
-from assyllm.cost.shapes import config_of
+from assyllm.cost.shapes import config_of, longest_row
 from assyllm.cost.step import Reading
-from assyllm.params import FROZEN_BASE, NO_DEVICE, Cost, Fleet, FrozenBase, FwdLLMTuning, LoraTuning, Quantize, Zoo
+from assyllm.params import (
+    ASSEMBLING,
+    FROZEN_BASE,
+    NO_DEVICE,
+    Blocks,
+    Cost,
+    Fleet,
+    FrozenBase,
+    FwdLLMTuning,
+    LoraTuning,
+    Quantize,
+    Zoo,
+)
 
 MODEL = "llama-7b"  # the shape of the curves
 OPTIMIZERS = ("sgd", "adamw")
@@ -37,6 +50,7 @@ def residency_of(cost: Cost, quantize: Quantize) -> Residency:
 def participation(
     method: str,
     zoo: Zoo,
+    blocks: Blocks,
     fleet: Fleet,
     cost: Cost,
     quantize: Quantize,
@@ -51,17 +65,25 @@ def participation(
 
     Args:
         adapters: the tuning of a method that trains low-rank ones, which are measured as its runs train them.
+
+    Raises:
+        ArtifactError: more tokens than a member's learned positions.
     """
     shapes = {name: member.stands_for for name, member in zoo.models.items()}
     points: dict[str, Point] = {}
     measured: dict[str, Point] = {}
     reading, kept = reading_of(cost, base, adapters), residency_of(cost, quantize)
     for name, shape in shapes.items():
+        most = longest_row(config_of(shape))
+        if most is not None and cost.tokens > most:
+            raise ArtifactError(
+                f"cost.tokens: {cost.tokens} is more than the {most} that {shape} reads (zoo.models.{name})"
+            )
         key = repr(config_of(shape))  # Vicuna's shape is Llama's
         if key not in measured:
             measured[key] = device_point(method, config_of(shape), reading, kept)
         points[name] = measured[key]
-    points["pool"] = max(points.values(), key=lambda point: point.total)
+    points["pool"] = max((points[name] for name in blocks.cut(zoo)), key=lambda point: point.total)
     rows = []
     for name, point in points.items():
         for memory_gb in sorted(fleet.memory_gb, reverse=True):
@@ -75,7 +97,7 @@ def participation(
                     "batch": cost.batch,
                     "tokens": cost.tokens,
                     "optimizer": cost.optimizer,
-                    "pool_bits": quantize.mean_bits,
+                    "pool_bits": quantize.mean_bits if method in ASSEMBLING else "",
                     "targets": reading.targets if adapters else "",
                     "rank": reading.rank if adapters else "",
                     **point.row(device(cost.device)),

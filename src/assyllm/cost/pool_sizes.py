@@ -79,13 +79,13 @@ def model_bytes(shape: Shape, blocks: Blocks, precision: Precision) -> int:
 
 
 def pool_bytes(zoo: Zoo, blocks: Blocks, precision: Precision) -> int:
-    """Bytes of the pool of the models that the zoo's members stand for."""
-    return sum(model_bytes(shape_of(m.stands_for), blocks, precision) for m in zoo.models.values())
+    """Bytes of the pool of the models that its members stand for."""
+    return sum(model_bytes(shape_of(m.stands_for), blocks, precision) for m in blocks.cut(zoo).values())
 
 
 def at_budget(zoo: Zoo, blocks: Blocks, bits: float, widths: tuple[int, int], table_bits: int) -> Precision | None:
     """The mix of two widths with the largest share of the wider one within ``bits`` a weight, None if none is."""
-    weights = sum(shape_of(m.stands_for).parameters for m in zoo.models.values())
+    weights = sum(shape_of(m.stands_for).parameters for m in blocks.cut(zoo).values())
     low, high = 0, 4096
     if 8 * pool_bytes(zoo, blocks, Precision({widths[0]: 1.0}, table_bits)) > bits * weights:
         return None
@@ -98,7 +98,7 @@ def at_budget(zoo: Zoo, blocks: Blocks, bits: float, widths: tuple[int, int], ta
 
 def pool_table(zoo: Zoo, blocks: Blocks) -> list[dict[str, Any]]:
     """Pool size at 7B shapes: uniform widths, the paper's mix, and the curve over budgets."""
-    weights = sum(shape_of(m.stands_for).parameters for m in zoo.models.values())
+    weights = sum(shape_of(m.stands_for).parameters for m in blocks.cut(zoo).values())
     full = pool_bytes(zoo, blocks, FP16)
     rows = []
 
@@ -127,7 +127,7 @@ def model_table(zoo: Zoo, blocks: Blocks) -> list[dict[str, Any]]:
     """Size of each model that a member stands for, and of its blocks, at 16 bit and at the paper's mix (exact)."""
     mix = at_budget(zoo, blocks, 4.77, (4, 8), 8)
     rows = []
-    for name, member in zoo.models.items():
+    for name, member in blocks.cut(zoo).items():
         shape = shape_of(member.stands_for)
         sizes = block_bytes(shape, blocks, FP16)
         packed = block_bytes(shape, blocks, mix) if mix is not None else sizes

@@ -331,7 +331,7 @@ def selects(setting: str) -> bool:
 def pool_bytes(zoo: Zoo, blocks: Blocks, bits: float, rereading: bool, weight_bytes: int) -> float:
     """What a device downloads once: the pool at ``bits`` a weight, and the blocks' own part of ``fixed_attention``."""
     total = 0.0
-    for shape in (shape_of(member.stands_for) for member in zoo.models.values()):
+    for shape in (shape_of(member.stands_for) for member in blocks.cut(zoo).values()):
         total += shape.parameters * bits / 8
         if rereading:  # of every block but the first
             own = (patterns(shape) * shape.hidden + 1) * shape.hidden

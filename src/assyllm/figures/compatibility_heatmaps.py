@@ -112,10 +112,11 @@ def _ranks(ax: plt.Axes, rows: pd.DataFrame) -> None:
     tasks = style.tasks(rows["task"])
     for i, task in enumerate(tasks):
         mine = rows[rows["task"] == task].set_index("row")[["cka", "low", "high"]].astype(float).loc[[*SCORES]]
-        places = [y + (i - (len(tasks) - 1) / 2) * 0.25 for y in range(len(SCORES))]
+        places = [y + (i - (len(tasks) - 1) / 2) * 0.75 / len(tasks) for y in range(len(SCORES))]
         error = style.error(mine["cka"], mine["low"], mine["high"])
-        ax.barh(places, mine["cka"], 0.23, xerr=error, error_kw={"elinewidth": 0.8, "ecolor": "#D55E00"},
-                color=GREYS[task], edgecolor="black", lw=0.4, label=style.TASKS[task])  # fmt: skip
+        ax.barh(places, mine["cka"], 0.69 / len(tasks), xerr=error, error_kw={"elinewidth": 0.8, "ecolor": "#D55E00"},
+                color=GREYS.get(task, "white"), edgecolor="black", lw=0.4,
+                label=style.TASKS.get(task, task))  # fmt: skip
     ax.axvline(0, color="black", lw=0.8)
     ax.set_yticks(range(len(SCORES)), list(SCORES.values()))
     ax.set_ylim(len(SCORES) - 0.5, -0.5)

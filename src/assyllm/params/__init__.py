@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from assyllm.params.assembling import Adapter, Assembling, Assemblings, Comparator, Federated, Head, Selection
 from assyllm.params.baselines import (
+    CLOSED_FORM,
     RATES,
     Baselines,
     ClosedForm,
@@ -36,7 +37,7 @@ from assyllm.params.names import (
     StandsFor,
     Task,
 )
-from assyllm.params.pool import Blocks, Quantize, Score, Sensitivity, Swapper, SwapStudy, Width
+from assyllm.params.pool import UNQUANTIZED, Blocks, Quantize, Score, Sensitivity, Swapper, SwapStudy, Width
 from assyllm.params.reading import (
     is_base,
     load,
@@ -60,6 +61,7 @@ __all__ = [
     "ALL_MODELS",
     "ASSEMBLING",
     "BASELINES",
+    "CLOSED_FORM",
     "CONTROLS",
     "FROZEN_BASE",
     "HEADS",
@@ -71,6 +73,7 @@ __all__ = [
     "SHARES",
     "STUDIES",
     "TUNED",
+    "UNQUANTIZED",
     "Adapter",
     "Assembling",
     "Assemblings",

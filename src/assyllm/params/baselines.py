@@ -112,6 +112,9 @@ class ClosedForm(Section):
     sketch_dims: Count | None = 256
 
 
+CLOSED_FORM = {"ridge_grid": [1.0], "rounds": 1}  # what a stage is given that fits no such head
+
+
 class Baselines(Section):
     """The fine-tuning methods that AssyLLM is compared with."""
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from assyllm.params.section import Count, Fraction, Group, Positive, Section
+from assyllm.params.zoo import Member, Zoo
 
 
 class Blocks(Section):
@@ -15,6 +16,10 @@ class Blocks(Section):
     members: Annotated[list[str], Field(min_length=1)] | None = None
     edge_to_middle: Annotated[float, Field(ge=1, le=100)]
     blocks_per_model: Annotated[int, Field(ge=2)] | None
+
+    def cut(self, zoo: Zoo) -> dict[str, Member]:
+        """The members of the zoo that the pool is of, by name."""
+        return {name: member for name, member in zoo.models.items() if self.members is None or name in self.members}
 
 
 Width = Literal[0, 2, 3, 4, 5, 6, 7, 8, 16]
@@ -83,6 +88,13 @@ class Quantize(Section):
         if self.widths != sorted(set(self.widths)):
             raise ValueError(f"widths: {self.widths} are not ascending, each once")
         return self
+
+
+# what a stage is given that reads no weight of the pool
+UNQUANTIZED = Quantize(
+    scheme="uniform", bits=16, budget_bits=16.0, widths=[16], score="noise", rounding="nearest", group_size=1,
+    embedding_bits=16, sparsity_quantile=0.0, output_quantile=0.0,
+)  # fmt: skip
 
 
 class Swapper(Section):

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from assyllm.params import parse_sections
+from assyllm.params import CLOSED_FORM, parse_sections
 from assyllm.results import read_table, write_table
 
-SECTIONS = ("zoo", "fleet", "cost", "quantize", "frozen_base", "baselines")
-UNREAD = {"baselines.model": ""}  # every member of the zoo has its rows, whichever is fine-tuned
+SECTIONS = ("zoo", "blocks", "fleet", "cost", "quantize", "frozen_base", "baselines")
+UNREAD = {
+    "baselines.model": "",  # every member of the zoo has its rows, whichever is fine-tuned
+    "baselines.evaluate_every": 1,
+    "baselines.test_every": 1,
+    "baselines.closed_form": CLOSED_FORM,
+    "blocks.edge_to_middle": 1.0,  # whatever the blocks, a device holds a few layers
+    "blocks.blocks_per_model": None,
+}
 # beside what is imported (study.code_sha)
 CODE = ("cost/devices.csv", "params/names.py", "params/baselines.py", "params/pool.py")
 
@@ -35,4 +42,4 @@ def run(
     declared = (p.fleet, p.cost, p.quantize, p.frozen_base, adapters)
     if curves is not None:
         write_table(curves, made.curves(method, *declared), made.CURVES)
-    write_table(out, made.participation(method, p.zoo, *declared))
+    write_table(out, made.participation(method, p.zoo, p.blocks, *declared))

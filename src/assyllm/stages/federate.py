@@ -6,9 +6,7 @@ from pathlib import Path
 
 from assyllm.params import params_sha, parse_sections
 
-SECTIONS = (
-    "tasks", "partition", "comparator", "assembling", "federated", "fleet", "zoo", "quantize", "swapper",
-)  # fmt: skip
+SECTIONS = ("tasks", "partition", "comparator", "assembling", "federated", "fleet", "swapper")
 CODE = ("params/names.py", "params/assembling.py")  # beside what is imported (study.code_sha)
 
 

@@ -24,9 +24,7 @@ def run(params: str, code_sha: str, zoo: Path, out: Path) -> None:
     torch.set_num_threads(1)
     with output_folder(out) as folder:
         models = {}
-        for name, member in p.zoo.models.items():
-            if p.blocks.members is not None and name not in p.blocks.members:
-                continue
+        for name, member in p.blocks.cut(p.zoo).items():
             source = Path(zoo) / name
             verify_folder(source)
             models[name] = write_model(folder, name, member.family, source, p.blocks)

@@ -11,7 +11,7 @@ from assyllm import params as P
 from assyllm.artifacts import verify_folder
 from assyllm.results import write_table
 
-SECTIONS = ("zoo", "tasks", "partition", "federated", "baselines", "frozen_base", "fleet", "tune")
+SECTIONS = ("tasks", "partition", "federated", "baselines", "frozen_base", "fleet", "tune")
 CODE = ("params/names.py", "params/baselines.py")  # beside what is imported (study.code_sha)
 COLUMNS = (
     "task", "method", "model", "place", "server_rate", "local_epochs", "smoothed_dev", "dev_accuracy", "best_round",
