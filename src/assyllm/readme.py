@@ -7,16 +7,23 @@ study was run here, and are kept in ``data/results/minutes.csv`` for clones that
 
 from __future__ import annotations
 
+import ast
 import csv
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from decimal import ROUND_HALF_UP, Decimal
+from inspect import getsource
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
+from assyllm import params as P
 from assyllm.artifacts import ArtifactError, write_text
 from assyllm.claims.shown import all_claims
 from assyllm.claims.table import number
@@ -240,8 +247,18 @@ def filled(text: str, results: Path) -> str:
     return text
 
 
+# what stands in params.yaml many times, once for each model or method and task
+KINDS: dict[str, type[BaseModel]] = {
+    "zoo.models.&lt;name&gt;": P.Member,
+    "baselines.&lt;method&gt;.&lt;task&gt;": P.Tuning,
+    "the same of lora, lora_all, qlora and qlora_recomputation": P.LoraTuning,
+    "the same of fedadapter": P.FedAdapterTuning,
+    "the same of fwdllm": P.FwdLLMTuning,
+}
+
+
 def parameters(text: str) -> str:
-    """Every line of params.yaml that has a value and a comment, as tables by section."""
+    """Every line of params.yaml that has a value and a comment, as tables by section, and the keys of :data:`KINDS`."""
     sections: dict[str, list[list[str]]] = {}
     titles: dict[str, str] = {}
     above: list[tuple[int, str]] = []
@@ -263,7 +280,20 @@ def parameters(text: str) -> str:
     for name, rows in sections.items():
         if rows:
             parts += [f"## {name}", "", titles[name], "", table(["key", "value", "meaning", "paper"], rows), ""]
+    for title, kind in KINDS.items():
+        parts += [f"## {title}", "", table(["key", "default", "meaning"], _fields(kind)), ""]
     return "\n".join(parts).replace("\n\n\n", "\n\n")
+
+
+def _fields(kind: type[BaseModel]) -> list[list[str]]:
+    """Name, default and the words behind each of a class's own fields."""
+    rows = []
+    for field, words in pairwise(ast.parse(getsource(kind)).body[0].body):  # type: ignore[attr-defined]
+        if isinstance(field, ast.AnnAssign) and isinstance(words, ast.Expr):
+            known = kind.model_fields[field.target.id]  # type: ignore[union-attr]
+            default = "" if known.is_required() else f"`{json.dumps(known.get_default(call_default_factory=True))}`"
+            rows.append([f"`{field.target.id}`", default, words.value.value.replace("|", "\\|")])  # type: ignore
+    return rows
 
 
 def minutes_rows(root: Path) -> list[dict[str, Any]]:

@@ -21,13 +21,21 @@ class Tuning(Section):
     """
 
     server_rate: Positive | dict[str, Positive]
+    """learning rate of the server's optimizer, or one for each model that may be fine-tuned"""
     rounds: Count
+    """of FedAvg, `federated.clients_per_round` clients each"""
     local_epochs: Count
+    """passes over a client's questions in a round; sgd makes one step instead"""
     batch: Count
+    """questions of a client's step (sgd: all of a client's)"""
     server: Literal["fedavg", "fedavgm", "fedadam"] = "fedadam"
+    """fedavg (`server_rate` 1: the mean of the clients' weights) | fedavgm (momentum .9) | fedadam"""
     learning_rate: Positive | dict[str, Positive] = 1.0
+    """of the clients' optimizer, or one for each model"""
     optimizer: Literal["sgd", "momentum", "adamw"] = "sgd"
+    """of the clients: sgd (one step over all items) | momentum (.9) | adamw; its state ends with the round"""
     head_factor: Positive = 1.0
+    """the head's learning rate on a client, in multiples of `learning_rate`"""
 
     @model_validator(mode="after")
     def _one_step_of_sgd(self) -> Tuning:
@@ -53,19 +61,28 @@ class LoraTuning(Tuning):
     """Low-rank adapters (Hu 2022) on the queries and values, or on every linear layer."""
 
     rank: Count = 8
+    """of the adapters"""
     alpha: Count = 16
+    """they are scaled by alpha / rank"""
     targets: Literal["query_value", "all"] = "all"
+    """query_value (peft's choice) | all (every linear layer)"""
 
 
 class FedAdapterTuning(Tuning):
     """Bottleneck adapters that grow from the top (Cai 2023)."""
 
     depth: Count = 1
+    """layers with an adapter in the first round, counted from the top"""
     width: Annotated[int, Field(ge=1, le=1024)] = 8
+    """of their bottleneck in the first round"""
     deeper: Count = 1
+    """layers that the deep trial adds"""
     wider: Count = 8
+    """width that the wide trial adds"""
     trial_every: Count = 15
+    """rounds from one trial to the next"""
     trial_rounds: Count = 3
+    """rounds that a trial takes"""
 
     @model_validator(mode="after")
     def _trials_fit(self) -> FedAdapterTuning:
@@ -78,11 +95,17 @@ class FwdLLMTuning(LoraTuning):
     """Forward gradients along random directions (Xu 2024)."""
 
     estimator: Literal["central", "jvp"] = "central"
+    """central (differences of two forward passes) | jvp (forward-mode differentiation)"""
     step: Positive = 0.01
+    """of the central difference, in multiples of a direction"""
     directions: Count = 2
+    """that a client tries for one ask"""
     max_directions: Count = 4
+    """that a client tries in a round, at most"""
     candidates: Count = 4
+    """drawn for each direction; the one nearest to the last round's gradient is kept"""
     variance: Fraction = 0.8
+    """relative variance of the estimate below which the server asks no more"""
 
     @model_validator(mode="after")
     def _one_estimate(self) -> FwdLLMTuning:

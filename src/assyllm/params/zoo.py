@@ -33,22 +33,39 @@ class Member(Section):
     """One model of the zoo. Shapes count only where the model is pre-trained here."""
 
     family: Family
+    """llama | opt | bert | roberta: how the model is split; of a model pre-trained here, its architecture too"""
     stands_for: StandsFor
+    """the real model whose shape decides memory, times and who takes part"""
     source: Literal["embedded", "local", "hub", "random"] | None = None
+    """as `zoo.source`, for this member alone; null: that one"""
     path: Path | None = None
+    """of `local`: its transformers folder (safetensors)"""
     hub_id: str | None = None
+    """of `hub`: owner/name"""
     revision: str | None = None
+    """of `hub`: a commit; `assyllm zoo plan --pin` writes it"""
     licence: str | None = None
+    """of `hub` and `local`: told with every model that has blocks of it"""
     continued_from: str | None = None
+    """pre-trained here: goes on from this member, with its shape and tokenizer"""
     facets: list[int] = Field(default_factory=list)
+    """pre-trained here: attributes of the world whose sentences it reads; none: it reads `zoo.pretrain.corpus`"""
     hidden_size: Count = 64
+    """width; this and what follows of models pre-trained here only"""
     intermediate_size: Count = 172
+    """inner width of the MLP"""
     layers: Annotated[int, Field(ge=2)] = 4  # a model is cut into two blocks at least
+    """at least 2"""
     heads: Count = 8
+    """of attention; they divide the width"""
     key_value_heads: Count | None = None
+    """llama: fewer than heads for grouped queries; null: as many"""
     vocabulary: Count = 512
+    """most tokens, special ones and the world's words included"""
     steps: Count = 500
+    """of pre-training, `zoo.pretrain.batch` rows each"""
     other_learning_rate: Rate | None = None
+    """instead of `zoo.pretrain.other_learning_rate`"""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Member:
