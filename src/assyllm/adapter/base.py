@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from assyllm.adapter.reading import Join
+from assyllm.adapter.reading import Join, Readings
 
 
 class Adapter(nn.Module):
@@ -39,6 +39,15 @@ class Adapter(nn.Module):
     def sent_bytes(self) -> int:
         """Bytes that travel with a task: all that does not ship with the pool."""
         return self.bytes
+
+    def through(
+        self, states: Sequence[Tensor], readings: Readings, tokens: str, model: str, causal: bool
+    ) -> tuple[list[Tensor], str]:
+        """Per-chunk states in one model's tokens to what a block of another receives, and whose tokens those are."""
+        if not self.reads:
+            return [self(hidden) for hidden in states], tokens
+        joins = readings.joins(tokens, model, causal)
+        return [self(hidden, join) for hidden, join in zip(states, joins, strict=True)], model if self.moves else tokens
 
     def forward(self, states: Tensor, join: Join) -> Tensor:
         """Arriving states ``[r, A, a]`` to what the block receives, ``[r, A, e]`` or ``[r, T, e]`` if it moves."""

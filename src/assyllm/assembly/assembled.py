@@ -127,12 +127,7 @@ class AssembledModel(nn.Module):
             elif states is not None and str(i) in self.adapters:
                 adapter = self.adapters[str(i)]
                 assert isinstance(adapter, Adapter)
-                if adapter.reads:
-                    joins = found.joins(tokens, block.model, block.causal)
-                    states = [adapter(hidden, join) for hidden, join in zip(states, joins, strict=True)]
-                    tokens = block.model if adapter.moves else tokens
-                else:
-                    states = [adapter(hidden) for hidden in states]
+                states, tokens = adapter.through(states, found, tokens, block.model, block.causal)
             rows = found.rows(tokens)
             states = advance(block, states, rows)
             if self.scope == "all_blocks" or i == len(self.blocks) - 1:

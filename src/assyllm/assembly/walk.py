@@ -80,12 +80,8 @@ class Walker:
         if adapter is None:
             return advance(module, arriving, self.readings.rows(tokens))
         with torch.no_grad():
-            if adapter.reads:
-                joins = self.readings.joins(tokens, info.model, info.causal)
-                joined = [adapter(states, join) for states, join in zip(arriving, joins, strict=True)]
-            else:
-                joined = [adapter(states) for states in arriving]
-        return advance(module, joined, self.readings.rows(info.model if adapter.moves else tokens))
+            joined, tokens = adapter.through(arriving, self.readings, tokens, info.model, info.causal)
+        return advance(module, joined, self.readings.rows(tokens))
 
     def vectors(self, chain: Sequence[str]) -> Tensor:
         """Pooled vectors ``[N, C, P, d]`` after the chain's last block."""
@@ -102,10 +98,9 @@ class Walker:
 
     def given(self, chain: Sequence[str], block: str, adapter: Adapter) -> Tensor:
         """Pooled vectors ``[N, C, P, d]`` that an adapter gives to a block, with gradients to the adapter."""
-        tokens, info = self.tokens_of(chain), self._pool.info(block)
-        joins = self.readings.joins(tokens, info.model, info.causal)
-        states = [adapter(arriving, join) for arriving, join in zip(self.states(chain), joins, strict=True)]
-        return pooled(states, self.readings.rows(info.model if adapter.moves else tokens))
+        info = self._pool.info(block)
+        given = adapter.through(self.states(chain), self.readings, self.tokens_of(chain), info.model, info.causal)
+        return pooled(given[0], self.readings.rows(given[1]))
 
     def trained(self, chain: Sequence[str], adapters: Mapping[str, Adapter]) -> Tensor:
         """Pooled vectors after a chain, with gradients to some of its adapters (nothing is cached from there on)."""
@@ -115,9 +110,7 @@ class Walker:
             name, info = edge(chain[:i], chain[i]), self._pool.info(chain[i])
             adapter = adapters.get(name) or self._join(chain[:i], chain[i])
             if adapter is not None:
-                joins = self.readings.joins(tokens, info.model, info.causal)
-                states = [adapter(arriving, join) for arriving, join in zip(states, joins, strict=True)]
-                tokens = info.model if adapter.moves else tokens
+                states, tokens = adapter.through(states, self.readings, tokens, info.model, info.causal)
             chunks = self.readings.rows(tokens).chunks
             states = [
                 self._pool.block(info.id)(hidden, chunk.mask) for hidden, chunk in zip(states, chunks, strict=True)
