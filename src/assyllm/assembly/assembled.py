@@ -271,7 +271,7 @@ def _info(row: Mapping[str, Any], layers: int, tensors: Mapping[str, Tensor]) ->
         kind=kind_of(first, last, layers),
         layers=(first, last),
         width=row["width"],
-        causal=family_of(row["family"]).causal,
+        causal=family_of(row["family"]).architecture.causal,
         file=WEIGHTS,
         bytes=sum(tensor.nbytes for tensor in tensors.values()),
         parameters=row["parameters"],

@@ -52,7 +52,7 @@ class Layered:
         trunk = base.get_submodule(inside)
         stack = find(trunk, spec.layers)
         if not isinstance(stack, nn.ModuleList):
-            raise ArtifactError(f"{type(base).__name__} is not a model of the {spec.module} family")
+            raise ArtifactError(f"{type(base).__name__} is no {config.model_type} as transformers has it")
         self.config = config
         self.prefix = f"{inside}.{spec.layers}." if inside else f"{spec.layers}."
         self.layers = list(stack)

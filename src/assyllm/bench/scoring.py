@@ -20,7 +20,6 @@ machine counts less.
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +48,7 @@ from assyllm.federated.liars import Liars
 from assyllm.federated.messages import ProbeTask, ScoreTask
 from assyllm.federated.server import Tally, decide, server_step
 from assyllm.federated.simulate import head_totals, probe_cohort, score_cohort
+from assyllm.zoo.architecture import language_model
 from assyllm.zoo.encoding import Encoded
 
 MEMBERS = {  # family, layers (one block each), width, heads: the paper's 6/6/6/4/6 blocks
@@ -101,12 +101,12 @@ class RandomPool(Pool):
                  "intermediate_size": 4 * width, "vocab_size": VOCABULARY, "max_position_embeddings": 64, **sizes}
             )  # fmt: skip
             config._attn_implementation = "sdpa"
-            model = getattr(importlib.import_module(spec.module), spec.model_class)(config).eval()
+            model = language_model(config).eval()
             self.models[name] = ModelInfo(name, family, name, "MIT", "", width, layers)
             for block in split(model, name, family, [1] * layers):
                 self._blocks[block.id] = block.requires_grad_(False)
                 self._infos[block.id] = BlockInfo(
-                    block.id, name, family, block.kind, block.layers, width, spec.causal, "", 0, 0, 32, 0
+                    block.id, name, family, block.kind, block.layers, width, spec.architecture.causal, "", 0, 0, 32, 0
                 )
 
 

@@ -62,7 +62,7 @@ class Block(nn.Module):
     @property
     def causal(self) -> bool:
         """Whether a token sees only the tokens before it."""
-        return family_of(self.family).causal
+        return family_of(self.family).architecture.causal
 
     def attention_mask(self, hidden: Tensor, mask: Tensor) -> Any:
         """The mask that transformers' own model would make for this family and attention kernel."""

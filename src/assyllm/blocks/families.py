@@ -6,7 +6,6 @@ embedding and language-model head. Nothing is re-implemented here; blocks call t
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from assyllm.artifacts import ArtifactError
+from assyllm.zoo.architecture import ARCHITECTURES, Architecture, language_model
 
 Embed = Callable[[nn.ModuleDict, Tensor, Tensor], Tensor]
 
@@ -28,10 +28,7 @@ class FamilySpec:
     language model, applied one after the other to the last hidden state (absent ones are skipped).
     """
 
-    module: str
-    model_class: str
-    config_class: str
-    causal: bool
+    architecture: Architecture
     trunk: str
     embeddings: tuple[str, ...]
     layers: str
@@ -45,12 +42,12 @@ class FamilySpec:
         from accelerate import init_empty_weights
 
         with init_empty_weights(include_buffers=False):
-            return getattr(importlib.import_module(self.module), self.model_class)(config)
+            model: nn.Module = language_model(config)
+        return model
 
     def config(self, values: dict[str, Any]) -> Any:
         """transformers' config object from the contents of a ``config.json``."""
-        cls = getattr(importlib.import_module(self.module), self.config_class)
-        return cls.from_dict(dict(values))
+        return self.architecture.config_class.from_dict(dict(values))
 
 
 def find(module: nn.Module, path: str | None) -> nn.Module | None:
@@ -93,10 +90,7 @@ def _embed_bert(parts: nn.ModuleDict, ids: Tensor, mask: Tensor) -> Tensor:
 
 FAMILIES: dict[str, FamilySpec] = {
     "llama": FamilySpec(
-        module="transformers.models.llama",
-        model_class="LlamaForCausalLM",
-        config_class="LlamaConfig",
-        causal=True,
+        architecture=ARCHITECTURES["llama"],
         trunk="model",
         embeddings=("embed_tokens",),
         layers="layers",
@@ -106,10 +100,7 @@ FAMILIES: dict[str, FamilySpec] = {
         embed=_embed_llama,
     ),
     "opt": FamilySpec(
-        module="transformers.models.opt",
-        model_class="OPTForCausalLM",
-        config_class="OPTConfig",
-        causal=True,
+        architecture=ARCHITECTURES["opt"],
         trunk="model.decoder",
         embeddings=("embed_tokens", "embed_positions", "project_in"),
         layers="layers",
@@ -119,10 +110,7 @@ FAMILIES: dict[str, FamilySpec] = {
         embed=_embed_opt,
     ),
     "bert": FamilySpec(
-        module="transformers.models.bert",
-        model_class="BertForMaskedLM",
-        config_class="BertConfig",
-        causal=False,
+        architecture=ARCHITECTURES["bert"],
         trunk="bert",
         embeddings=("embeddings",),
         layers="encoder.layer",
@@ -132,10 +120,7 @@ FAMILIES: dict[str, FamilySpec] = {
         embed=_embed_bert,
     ),
     "roberta": FamilySpec(
-        module="transformers.models.roberta",
-        model_class="RobertaForMaskedLM",
-        config_class="RobertaConfig",
-        causal=False,
+        architecture=ARCHITECTURES["roberta"],
         trunk="roberta",
         embeddings=("embeddings",),
         layers="encoder.layer",

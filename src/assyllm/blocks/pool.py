@@ -233,7 +233,7 @@ class Pool:
                     kind=kind_of(first, last, raw["layers"]),
                     layers=(first, last),
                     width=raw["width"],
-                    causal=family_of(raw["family"]).causal,
+                    causal=family_of(raw["family"]).architecture.causal,
                     file=row["file"],
                     bytes=row["bytes"],
                     parameters=row["parameters"],

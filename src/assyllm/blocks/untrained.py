@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from torch import Tensor
 from assyllm import seeding
 from assyllm.blocks.block import Block
 from assyllm.blocks.embedding import Embedding
-from assyllm.blocks.families import family as family_of
 from assyllm.blocks.pool import Pool
 from assyllm.blocks.split import split
+from assyllm.zoo.architecture import language_model
 
 
 class UntrainedPool(Pool):
@@ -40,10 +39,9 @@ class UntrainedPool(Pool):
         """Fresh weights are nowhere on disk, so nothing is let go."""
 
     def _fresh(self, name: str, family: str) -> list[Block]:
-        spec, config = family_of(family), self.config(name)
         segments = [info.layers[1] - info.layers[0] for info in self.of_model(name)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeding.seed_for("untrained", self._seed, name))
-            model = getattr(importlib.import_module(spec.module), spec.model_class)(config)
+            model = language_model(self.config(name))
         model.eval().requires_grad_(False)
         return [block.eval() for block in split(model, name, family, segments)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from assyllm.artifacts import ArtifactError, read_json
+from assyllm.zoo.architecture import ARCHITECTURES
 
 # what decides a shape in the config.json of huggyllama/llama-7b, lmsys/vicuna-7b-v1.3, facebook/opt-6.7b,
 # google-bert/bert-base-uncased and FacebookAI/roberta-large
@@ -65,7 +66,7 @@ class Shape:
     @property
     def causal(self) -> bool:
         """Whether the family reads left to right."""
-        return self.family not in ("bert", "roberta")
+        return ARCHITECTURES[self.family].causal
 
     @property
     def embedding_parameters(self) -> int:
@@ -87,8 +88,8 @@ class Shape:
             ArtifactError: an unknown family, or a config that lacks a number.
         """
         family = config.get("model_type")
-        if family not in ("llama", "opt", "bert", "roberta"):
-            raise ArtifactError(f"model_type {family!r} is not one of llama, opt, bert, roberta")
+        if family not in ARCHITECTURES:
+            raise ArtifactError(f"model_type {family!r} is not one of {', '.join(ARCHITECTURES)}")
         inner = "ffn_dim" if family == "opt" else "intermediate_size"
         wanted = ["hidden_size", inner, "num_hidden_layers", "num_attention_heads", "vocab_size"]
         wanted += [] if family == "llama" else ["max_position_embeddings"]

@@ -12,8 +12,9 @@ from assyllm.hub.convert import convert
 from assyllm.hub.fetch import fetch
 from assyllm.hub.space import disk_of, require
 from assyllm.params import Member
+from assyllm.zoo.architecture import ARCHITECTURES
 from assyllm.zoo.cards import ModelCard, write_card
-from assyllm.zoo.load import LM_CLASSES, load_config, load_tokenizer, weight_files, weights_sha256
+from assyllm.zoo.load import load_config, load_tokenizer, weight_files, weights_sha256
 
 
 def obtain(name: str, member: Member, out: Path, patience: Patience | None = None) -> ModelCard:
@@ -83,7 +84,7 @@ def _checked(name: str, family: str, folder: Path) -> int:
     load_tokenizer(folder)
     weight_files(folder)
     transformers.utils.logging.disable_progress_bar()
-    model, found = getattr(transformers, LM_CLASSES[family]).from_pretrained(
+    model, found = ARCHITECTURES[family].model_class.from_pretrained(
         folder, config=config, device_map="meta", use_safetensors=True, local_files_only=True, trust_remote_code=False,
         output_loading_info=True,
     )  # fmt: skip

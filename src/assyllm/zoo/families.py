@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import transformers
 from torch import nn
 
 from assyllm.artifacts import ArtifactError
+from assyllm.zoo.architecture import ARCHITECTURES, Architecture, language_model
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,7 @@ class Family:
     ``extra_positions`` are rows of the position table that no token uses (RoBERTa starts after its pad id).
     """
 
-    config_class: str
-    model_class: str
-    causal: bool
+    architecture: Architecture
     algorithm: Literal["bpe", "byte_bpe", "wordpiece"]
     specials: tuple[str, ...]
     roles: dict[str, str]
@@ -39,7 +37,7 @@ class Family:
     def config(self, member: Any, tokenizer: Any, max_tokens: int) -> Any:
         """The configuration of a member (section ``zoo.models.<name>``) that reads at most ``max_tokens``."""
         ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id", None) for role in ("pad", "bos", "eos")}
-        return getattr(transformers, self.config_class)(
+        return self.architecture.config_class(
             vocab_size=len(tokenizer),
             hidden_size=member.hidden_size,
             num_hidden_layers=member.layers,
@@ -53,7 +51,8 @@ class Family:
         """A language model with fresh float32 weights drawn from ``seed``."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return getattr(transformers, self.model_class)(config)
+            model: nn.Module = language_model(config)
+        return model
 
 
 def _encoder_shape(member: Any) -> dict[str, Any]:
@@ -66,9 +65,7 @@ def _encoder_shape(member: Any) -> dict[str, Any]:
 
 FAMILIES = {
     "llama": Family(
-        config_class="LlamaConfig",
-        model_class="LlamaForCausalLM",
-        causal=True,
+        architecture=ARCHITECTURES["llama"],
         algorithm="bpe",
         specials=("<unk>", "<s>", "</s>"),
         roles={"unk": "<unk>", "bos": "<s>", "eos": "</s>", "pad": "</s>"},
@@ -80,9 +77,7 @@ FAMILIES = {
         },
     ),
     "opt": Family(
-        config_class="OPTConfig",
-        model_class="OPTForCausalLM",
-        causal=True,
+        architecture=ARCHITECTURES["opt"],
         algorithm="byte_bpe",
         specials=("<s>", "<pad>", "</s>", "<unk>"),
         roles={"unk": "<unk>", "bos": "</s>", "eos": "</s>", "pad": "<pad>"},
@@ -95,9 +90,7 @@ FAMILIES = {
         },
     ),
     "bert": Family(
-        config_class="BertConfig",
-        model_class="BertForMaskedLM",
-        causal=False,
+        architecture=ARCHITECTURES["bert"],
         algorithm="wordpiece",
         specials=("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
         roles={"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
@@ -105,9 +98,7 @@ FAMILIES = {
         shape=_encoder_shape,
     ),
     "roberta": Family(
-        config_class="RobertaConfig",
-        model_class="RobertaForMaskedLM",
-        causal=False,
+        architecture=ARCHITECTURES["roberta"],
         algorithm="byte_bpe",
         specials=("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
         roles={"bos": "<s>", "eos": "</s>", "cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>",

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from assyllm.zoo.architecture import ARCHITECTURES
 from assyllm.zoo.encoding import Encoded, combine
 
-ENCODERS = ("bert", "roberta")
+ENCODERS = tuple(name for name, known in ARCHITECTURES.items() if not known.causal)
 NEGATIVE = -1e30  # score of a padding choice: exp() of it is exactly 0, and it keeps gradients finite
 
 

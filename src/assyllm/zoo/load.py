@@ -11,16 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from assyllm.artifacts import ArtifactError, read_json, sha256_file, sha256_text
+from assyllm.zoo.architecture import ARCHITECTURES
 from assyllm.zoo.header import Entry, header
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert")
-LM_CLASSES = {
-    "llama": "LlamaForCausalLM",
-    "opt": "OPTForCausalLM",
-    "bert": "BertForMaskedLM",
-    "roberta": "RobertaForMaskedLM",
-}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -81,8 +76,8 @@ def load_config(folder: Path) -> Any:
 
     path = Path(folder) / "config.json"
     kind = read_json(path).get("model_type")
-    if kind not in LM_CLASSES:
-        raise ArtifactError(f"{path}: model_type {kind!r} is not one of {', '.join(LM_CLASSES)}")
+    if kind not in ARCHITECTURES:
+        raise ArtifactError(f"{path}: model_type {kind!r} is not one of {', '.join(ARCHITECTURES)}")
     try:
         return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
@@ -125,7 +120,7 @@ def load_model(folder: Path, dtype: Any = None, headless: bool = False) -> Any:
     config = load_config(folder)
     weight_files(folder)
     transformers.utils.logging.disable_progress_bar()
-    cls = getattr(transformers, LM_CLASSES[config.model_type])
+    cls = ARCHITECTURES[config.model_type].model_class
     level = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # what is missing is told below, in a line
     try:

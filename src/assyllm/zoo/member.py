@@ -20,7 +20,6 @@ from assyllm.zoo.cards import ModelCard, write_card
 from assyllm.zoo.corpus import TokenRow, encode_documents, encode_rows, read_documents
 from assyllm.zoo.families import family
 from assyllm.zoo.load import (
-    LM_CLASSES,
     load_config,
     load_model,
     load_tokenizer,
@@ -146,14 +145,14 @@ def _pretrained(name: str, zoo: Any, world_params: Any, zoo_seed: int, base: Pat
         model = kind.build(kind.config(member, tokenizer, settings.max_tokens), seeding.seed_for("init", *names))
     else:
         tokenizer, model = load_tokenizer(base), load_model(base)
-        if LM_CLASSES[model.config.model_type] != kind.model_class:
+        if model.config.model_type != member.family:
             raise ArtifactError(
                 f"zoo.models.{name}.continued_from: {base} is a {model.config.model_type}, not a {member.family}"
             )
     positions = model.config.max_position_embeddings - kind.extra_positions
     rows = rows_of(tokenizer, min(settings.max_tokens, positions))
     recipe = Recipe(
-        causal=kind.causal,
+        causal=kind.architecture.causal,
         steps=member.steps,
         batch=settings.batch,
         matrix_learning_rate=settings.matrix_learning_rate,

@@ -15,7 +15,8 @@ from accelerate import init_empty_weights
 from torch import Tensor
 
 from assyllm import seeding
-from assyllm.zoo.load import INDEX, LM_CLASSES, WEIGHTS
+from assyllm.zoo.architecture import ARCHITECTURES, language_model
+from assyllm.zoo.load import INDEX, WEIGHTS
 from assyllm.zoo.weights import named, write
 
 SHARD_BYTES = 500_000_000
@@ -33,9 +34,9 @@ def write_random(
         device: where weights are drawn.
     """
     config = transformers.AutoConfig.for_model(**hub)
-    config.architectures, config.dtype = [LM_CLASSES[config.model_type]], dtype
+    config.architectures, config.dtype = [ARCHITECTURES[config.model_type].language_model], dtype
     with init_empty_weights(include_buffers=False):
-        model: Any = getattr(transformers, LM_CLASSES[config.model_type])(config)
+        model: Any = language_model(config)
     model.tie_weights()
     once = {id(tensor): name for name, tensor in reversed(named(model).items())}  # a tied weight: its first name
     shapes = {name: tuple(tensor.shape) for name, tensor in named(model).items() if once[id(tensor)] == name}
