@@ -23,9 +23,9 @@ class Rule:
         same_model: whether any block of the model that the chain's last block comes from may be chosen. Without
             natural continuations the same model's other blocks still score highest, out of order.
         random: ignore the measurements.
-        probe: choose by what a candidate's pooled states add to a head on the labels, not by compatibility. Every
+        by_labels: choose by what a candidate's pooled states add to a head on the labels, not by compatibility. Every
             block then counts by what it tells, so that an end block may stand anywhere in a chain.
-        survey: choose all blocks at once, by what a head on them would make of the labels; ``probe`` is set too, as
+        survey: choose all blocks at once, by what a head on them would make of the labels; ``by_labels`` is set too, as
             gains add up alike.
         one_model: only the natural continuation may be chosen (a control: one model with the same head).
     """
@@ -34,7 +34,7 @@ class Rule:
     natural: bool = False
     same_model: bool = True
     random: bool = False
-    probe: bool = False
+    by_labels: bool = False
     survey: bool = False
     one_model: bool = False
 
@@ -46,12 +46,12 @@ RULES: dict[str, Rule] = {
     "cka_only": Rule(cka_weight=1.0),
     "cor_only": Rule(cka_weight=0.0),
     "random": Rule(same_model=False, random=True),
-    "survey": Rule(natural=True, probe=True, survey=True),
-    "survey_random": Rule(natural=True, probe=True, survey=True, random=True),
-    "survey_one_model": Rule(natural=True, probe=True, survey=True, one_model=True),
-    "probe": Rule(natural=True, probe=True),
-    "probe_random": Rule(natural=True, probe=True, random=True),
-    "probe_one_model": Rule(natural=True, probe=True, one_model=True),
+    "survey": Rule(natural=True, by_labels=True, survey=True),
+    "survey_random": Rule(natural=True, by_labels=True, survey=True, random=True),
+    "survey_one_model": Rule(natural=True, by_labels=True, survey=True, one_model=True),
+    "probe": Rule(natural=True, by_labels=True),
+    "probe_random": Rule(natural=True, by_labels=True, random=True),
+    "probe_one_model": Rule(natural=True, by_labels=True, one_model=True),
 }
 
 

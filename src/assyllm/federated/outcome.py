@@ -97,7 +97,7 @@ def outcome(
             chosen=head(features["test"], test.choice_mask).argmax(-1).numpy(),
             size_bytes=size_bytes(pool, chain, state),
         )
-    models = [made[chain.id] for chain in search.ranked(state.finished, settings.rule.probe)]
+    models = [made[chain.id] for chain in search.ranked(state.finished, settings.rule.by_labels)]
     best = reported(state, settings.rule).id
     return Outcome(data, state, sorted(models, key=lambda model: model.chain.id != best))
 
@@ -134,7 +134,7 @@ def assemble(
     head = {"kind": "ridge", "scope": chosen.scope, "ridge": best.ridge, "sketch_dims": chosen.sketch_dims}
     recipe = recipe_of(
         pool, best.chain.blocks, adapters, data.task, data.max_tokens, head,
-        round(best.chain.worth(settings.rule.probe), 4), params_sha, provenance,
+        round(best.chain.worth(settings.rule.by_labels), 4), params_sha, provenance,
     )  # fmt: skip
     blocks = [pool.resident(block) for block in best.chain.blocks]
     models = {pool.info(block).model for block in best.chain.blocks}
@@ -183,7 +183,7 @@ def write_run(
         predictions += final[1]
         for place, model in enumerate(found.models):
             row = {key: value for key, value in common.items() if key != "world"}
-            models.append(row | _model_row(pool, model, state, settings.rule.probe) | {"reported": int(place == 0)})
+            models.append(row | _model_row(pool, model, state, settings.rule.by_labels) | {"reported": int(place == 0)})
         timings += [
             {"run_id": run_id, "what": f"{task}/round/{i}", "value": seconds, "unit": "s"}
             for i, seconds in enumerate(state.seconds, start=1)

@@ -68,7 +68,7 @@ class Rounds(Context):
             return self._head(state)
         if state.phase == "tune":
             return tuning.tune(self, state, reported(state, self.settings.rule).blocks)
-        if self.settings.rule.probe:
+        if self.settings.rule.by_labels:
             return probing.select(self, probing.start(state) if state.phase == "native" else state)
         return voting.native(self, state) if state.phase == "native" else voting.select(self, state)
 
@@ -90,7 +90,7 @@ class Rounds(Context):
         state.heads = heads
         judged: dict[str, float] = {}
         rule = self.settings.rule
-        if rule.probe and (rule.one_model or rule.random) and heads:  # a control is the best of its kind
+        if rule.by_labels and (rule.one_model or rule.random) and heads:  # a control is the best of its kind
             told = {chain.id: self._evaluate(state, chain) for chain in state.finished}
             state.best = max(sorted(told), key=lambda name: told[name]["dev"])
             judged = told[state.best]
@@ -135,5 +135,5 @@ def reported(state: State, rule: Rule) -> Chain:
 
     Worth is the mean compatibility of its joins (no labels), or of chains that are probed, the sum of their gains.
     """
-    ranked = search.ranked(state.finished, adding=rule.probe)
+    ranked = search.ranked(state.finished, adding=rule.by_labels)
     return next((chain for chain in ranked if chain.id == state.best), ranked[0])
