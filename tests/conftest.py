@@ -118,7 +118,7 @@ def scored(tiny_folder):
     from assyllm.stages import score
 
     p = tiny_params()
-    where = (tiny_folder / "pool8", tiny_folder / "tasks", tiny_folder / "partition", 0)
+    where = (tiny_folder / "pool8", tiny_folder / "tasks", tiny_folder / "partition")
     text = P.sections_json(p, score.SECTIONS)
     score.run(text, "code", *where, 0, tiny_folder / "scores")
     two = P.sections_json(tiny_params(comparator={"shards": 2}), score.SECTIONS)

@@ -247,14 +247,13 @@ def score(
     pool: Folder,
     tasks: Folder,
     partition: Folder,
-    seed: Seed,
     shard: Annotated[int, typer.Option(help="Which share of the clients.")],
     out: Out,
 ) -> None:
     """Score blocks on the clients' data, as far as that does not depend on the chain."""
     from assyllm.stages import score as stage
 
-    stage.run(params, code, pool, tasks, partition, seed, shard, out)
+    stage.run(params, code, pool, tasks, partition, shard, out)
 
 
 @app.command()

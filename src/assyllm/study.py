@@ -202,6 +202,14 @@ class Plan:
                 raise P.ParamsError(f"features.pairs: {paired!r} is not in blocks.members")
         for size in P.STUDIES:
             study: P.Study | None = getattr(self.params.study, size)
+            curve = study.precision if study is not None else None
+            for setting in curve.settings if curve is not None else ():
+                for rule, what in (("split", "blocks"), ("tasks", "questions")):
+                    if curve is not None and self.variant(rule, setting) != self.variant(rule, curve.fitted_on):
+                        raise P.ParamsError(
+                            f"study.{size}.precision.settings: {setting!r} has other {what} than {curve.fitted_on!r}, "
+                            "whose models are put on its pool"
+                        )
             for setting, methods in study.runs.items() if study is not None else ():
                 own = self.at(setting).assembling.of("untrained_blocks") if "untrained_blocks" in methods else None
                 if own is not None and own.adapter.fitted and own.selection.joins:

@@ -319,8 +319,8 @@ def pool(options: argparse.Namespace) -> None:
     settings = parse_sections(sections(options, "quantize"), ("quantize",)).quantize
     quantize_pool(work / "pool", work / "quantized", settings, device=options.device)
     say("quantized")
-    score.run(sections(options, "score"), "gpu", work / "quantized", work / "tasks", work / "partition", options.seed,
-              0, work / "scores")  # fmt: skip
+    score.run(sections(options, "score"), "gpu", work / "quantized", work / "tasks", work / "partition", 0,
+              work / "scores")  # fmt: skip
     say("scored", f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB" if options.device == "cuda" else "")
 
 

@@ -418,7 +418,7 @@ def test_a_budget_for_the_pool_changes_no_bit_of_a_run(scored, tmp_path, monkeyp
         text = P.sections_json(p, score.SECTIONS)
         where = (scored / "pool8", scored / "tasks", scored / "partition")
         scores, out = tmp_path / f"scores{budget}{policy}", tmp_path / f"run{budget}{policy}"
-        score.run(text, "code", *where, 0, 0, scores)
+        score.run(text, "code", *where, 0, scores)
         text = P.sections_json(p, federate.SECTIONS)
         given = []
         monkeypatch.setattr(swapper, "lend", lambda *asked, given=given: given.append(asked[2:]) or lend(*asked))

@@ -286,7 +286,7 @@ def test_the_stage_times_pipelines_and_counts_reads(tiny_folder: Path, tmp_path:
 
     p = tiny_params(swap={"layers": 4, "hidden_size": 64, "storage_mb_per_s": 20.0, "passes": 2})
     text = params.sections_json(p, score.SECTIONS)
-    score.run(text, "c", tiny_folder / "pool", tiny_folder / "tasks", tiny_folder / "partition", 0, 0, tmp_path / "s")
+    score.run(text, "c", tiny_folder / "pool", tiny_folder / "tasks", tiny_folder / "partition", 0, tmp_path / "s")
     pool = open_pool(tiny_folder / "pool")
     with output_folder(tmp_path / "run") as run_folder:
         chain = " ".join(info.id for info in pool.of_model("llama"))

@@ -80,7 +80,7 @@ rule score:
         code=code_sha("score"),
     shell:
         "assyllm score --params {params.sections:q} --code {params.code} --pool {input.pool}"
-        " --tasks {input.tasks} --partition {input.partition} --seed {wildcards.seed}"
+        " --tasks {input.tasks} --partition {input.partition}"
         " --shard {wildcards.shard} --out {output} &> {log}"
 
 

@@ -16,7 +16,7 @@ SECTIONS = ("tasks", "partition", "comparator", "swapper")
 UNREAD = {"comparator.cka_weight": 0.5}  # CKA and COR are kept apart
 
 
-def run(params: str, code_sha: str, pool: Path, tasks: Path, partition: Path, seed: int, shard: int, out: Path) -> None:
+def run(params: str, code_sha: str, pool: Path, tasks: Path, partition: Path, shard: int, out: Path) -> None:
     """Score shard ``shard`` of ``comparator.shards``: the clients whose number leaves that remainder."""
     p = parse_sections(params, SECTIONS)
     import torch
