@@ -31,6 +31,13 @@ def changed(tmp_path: Path, dotted: str, value: object) -> Path:
         ("partition.alhpa", 1.0, "partition.alhpa: unknown key, did you mean 'alpha'?"),
         ("partitoin", {}, "partitoin: unknown key, did you mean 'partition'?"),
         ("partition.alpha", -1, "partition.alpha: Input should be greater than 0 (got -1)"),
+        (
+            "baselines.ft_oracle.boolq.server_rate",
+            {"llama": 0, "vicuna": 1.0, "opt": 1.0},
+            "baselines.ft_oracle.boolq.server_rate.llama: Input should be greater than 0 (got 0)",
+        ),
+        ("zoo.models.llama.hidden_size", 60, "zoo.models.llama.hidden_size 60 is 15 a head"),
+        ("world.entities", 300_000, "world.entities: Input should be less than or equal to 100000"),
         ("partition.alpha", "one", "partition.alpha: Input should be a valid number"),
         ("quantize.bits", 5, "quantize.bits: Input should be 3, 4, 8 or 16 (got 5)"),
         (
@@ -140,6 +147,7 @@ def test_one_line_names_the_key(tmp_path: Path, key: str, value: object, words: 
         P.load(changed(tmp_path, key, value))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not words.endswith(")") or str(caught.value).endswith(words), "one thing is wrong, not several"
 
 
 def test_a_misspelt_key_goes_before_what_it_leaves_missing(tmp_path: Path) -> None:

@@ -61,7 +61,8 @@ def _one_line(model: type[BaseModel], error: ValidationError, prefix: str) -> st
     first = next((found for found in errors if found["type"] == "extra_forbidden"), None) or _deepest(errors)
     where = _keys(first["loc"])
     key = ".".join([prefix, *where] if prefix else where)
-    others = len({tuple(_keys(found["loc"])) for found in errors} | {tuple(where)}) - 1
+    keys = {tuple(_keys(found["loc"])) for found in errors}
+    others = len({other for other in keys if other != tuple(where[: len(other)])})
     more = f" (and {others} more)" if others else ""
     if first["type"] == "extra_forbidden":
         return f"{key}: unknown key{nearest(where[-1], _known_keys(model, where[:-1]))}{more}"
