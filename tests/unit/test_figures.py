@@ -43,6 +43,14 @@ def test_rank_correlations_are_of_a_score_with_accuracy(results: Path) -> None:
     assert "0.38 (0.25 to 0.50)" in feature_differences.alike(Tables(results).feature_differences)
 
 
+def test_a_task_of_ones_own_has_its_ranks_drawn(results: Path) -> None:
+    df = compatibility_heatmaps.data(Tables(results))
+    df["task"] = df["task"].replace("piqa", "mine")
+    drawn = compatibility_heatmaps.draw(df, PARAMS.figures)
+    assert "mine" in {text.get_text() for axes in drawn.axes if (legend := axes.get_legend()) for text in legend.texts}
+    plt.close(drawn)
+
+
 def test_the_swap_figures_say_what_was_saved(results: Path) -> None:
     df = swap_ablation.data(Tables(results))
     assert swap_ablation.saved(df) == (pytest.approx(25), pytest.approx(100 / 3))
