@@ -242,6 +242,8 @@ class Plan:
             dump["baselines"] = {k: v for k, v in dump["baselines"].items() if k not in P.TUNED or k in told}
             if method not in (*P.HEADS, *P.ALL_MODELS):
                 dump["baselines"]["closed_form"] = P.CLOSED_FORM
+        if "federated" in dump and method not in P.ASSEMBLING:
+            dump["federated"] |= {"liars": 0.0, "lie": "votes", "row_norm": None, "max_examples": None}
         if "frozen_base" in dump and method not in P.FROZEN_BASE:
             dump["frozen_base"] = {"bits": 16}
         if "assembling" in dump:

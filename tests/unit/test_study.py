@@ -90,6 +90,9 @@ def test_an_edit_reaches_the_runs_that_read_it_and_no_others(tmp_path: Path) -> 
         ({"baselines__lora__boolq__rounds": 5}, "cost", {"lora"}),
         ({"baselines__ft_oracle__boolq__rounds": 5}, "cost", set()),
         ({"baselines__ft_oracle__boolq__rounds": 5}, "baseline", {"ft_oracle", *P.SHARES}),
+        ({"federated__liars": 0.2}, "baseline", set()),
+        ({"federated__row_norm": 5.0}, "federate", {*P.ASSEMBLING}),
+        ({"federated__dropout": 0.2}, "baseline", {*P.BASELINES}),
         ({"cost__tokens": 128}, "cost", {*P.ASSEMBLING, *P.BASELINES}),
     ):  # fmt: skip
         assert reached(changed(**edits), rule) == methods, (edits, rule)
