@@ -278,7 +278,7 @@ def test_participation_is_the_papers_figure_1() -> None:
 def test_a_pool_of_some_members_is_counted_as_that() -> None:
     small = PARAMS.blocks.changed(members=["bert", "roberta"])
     declared = (PARAMS.fleet, PARAMS.cost, PARAMS.quantize, PARAMS.frozen_base)
-    peak = {row["model"]: row["peak_gb"] for row in participation("assyllm", PARAMS.zoo, small, *declared)}
+    peak = {row["model"]: row["peak_gb"] for row in participation("ft_practical", PARAMS.zoo, small, *declared)}
     assert peak["pool"] == peak["roberta"] < peak["llama"]
     full, own = pool_table(PARAMS.zoo, PARAMS.blocks)[0], pool_table(PARAMS.zoo, small)[0]
     assert 40 < full["size_gb"] < 42
