@@ -29,7 +29,7 @@ from assyllm.results import Metric, Prediction, Run, RunKey, check_columns, read
 # what figures draw as the methods' rows: the base setting; zero_shot's best member is picked on the dev split
 VERSUS = ("ft_practical", "ft_oracle")
 LEADER = "assyllm"  # whom others are held against in the tables of zoos and of unequal clients
-# what it is compared with beside them
+# what it is compared with beside VERSUS
 AGAINST = ("random_blocks", "one_model_blocks", "all_models_head", "server_head")
 PER_ROUND = ("participants", "bytes_up", "bytes_down", "bytes_up_votes", "bytes_up_sums")  # see `condensed`
 ROUNDS = ("task", "world", "method", "round", "mean", "low", "high", "runs", "source")
@@ -406,7 +406,10 @@ def non_iid_table(predictions: Rows, runs: Rows, ev: Evaluate) -> list[dict]:
     }
     rows = []
     for name, by_alpha in swept.items():
-        for task, alpha in product(tasks, sorted(by_alpha)):
+        answered = [{key.task for key in own} for by_run in by_alpha.values() for own in by_run.values()]
+        everywhere = set.intersection(*answered)  # where nobody answered in some run, no task and no mean
+        shown = [task for task in tasks if task in everywhere or (task == "all" and everywhere >= set(tasks[1:]))]
+        for task, alpha in product(shown, sorted(by_alpha)):
 
             def found(kind: str, of_runs: Iterable[Hits], task: str = task) -> dict[str, float]:
                 values = compared([_of_task(own, task) for own in of_runs], ev)

@@ -238,8 +238,9 @@ class Plan:
         """Put constants where other methods' runs read: an edit there makes none of this one's anew."""
         if "baselines" in dump:
             own = P.SHARES.get(method, method)
-            told = (own,) if rule != "cost" or own in P.LOW_RANK else ()  # a step hangs on its adapters' shape only
-            dump["baselines"] = {k: v for k, v in dump["baselines"].items() if k not in P.TUNED or k in told}
+            dump["baselines"] = {k: v for k, v in dump["baselines"].items() if k not in P.TUNED or k == own}
+            if rule == "cost" and own in dump["baselines"]:  # a step hangs on its adapters' shape only
+                dump["baselines"][own] = P.shapes_of(dump["baselines"][own]) if own in P.LOW_RANK else {}
             if method not in (*P.HEADS, *P.ALL_MODELS):
                 dump["baselines"]["closed_form"] = P.CLOSED_FORM
         if "federated" in dump and method not in P.ASSEMBLING:
@@ -256,7 +257,7 @@ class Plan:
             names = list(dump["zoo"]["models"]) if rule == "cost" else self.models(setting, method)
             members = {name: dump["zoo"]["models"][name] for name in names}
             shapes = {name: {key: m[key] for key in ("family", "stands_for")} for name, m in members.items()}
-            dump["zoo"] |= {"source": "random", "models": shapes}
+            dump["zoo"] |= {"source": "random", "models": shapes, "pretrain": P.PRETRAIN}
 
     def models(self, setting: str, method: str) -> list[str]:
         """The members of the zoo that a baseline's run is given."""
@@ -272,7 +273,8 @@ class Plan:
 
     def _reads(self, rule: str, dotted: str) -> bool:
         stage = stage_module(rule)
-        own = dotted.partition(".")[0] in stage.SECTIONS and dotted not in unread(rule)
+        constant = any(f"{dotted}.".startswith(f"{key}.") for key in unread(rule))
+        own = dotted.partition(".")[0] in stage.SECTIONS and not constant
         return own or any(self._reads(upstream, dotted) for upstream in READS.get(rule, ()))
 
     def setting_text(self, setting: str, zoo: int) -> str:

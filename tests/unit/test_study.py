@@ -87,7 +87,10 @@ def test_an_edit_reaches_the_runs_that_read_it_and_no_others(tmp_path: Path) -> 
         ({"zoo__models__bert__licence": "MIT"}, "federate", set()),
         ({"baselines__closed_form__rounds": 5}, "baseline", {*P.HEADS, *P.ALL_MODELS}),
         ({"baselines__closed_form__rounds": 5}, "cost", set()),
-        ({"baselines__lora__boolq__rounds": 5}, "cost", {"lora"}),
+        ({"baselines__lora__boolq__rounds": 5}, "cost", set()),
+        ({"baselines__lora__boolq__rounds": 5}, "baseline", {"lora"}),
+        ({"zoo__pretrain__rows": 5}, "cost", set()),
+        ({"zoo__pretrain__rows": 5}, "baseline", set()),
         ({"baselines__ft_oracle__boolq__rounds": 5}, "cost", set()),
         ({"baselines__ft_oracle__boolq__rounds": 5}, "baseline", {"ft_oracle", *P.SHARES}),
         ({"federated__liars": 0.2}, "baseline", set()),
@@ -96,6 +99,10 @@ def test_an_edit_reaches_the_runs_that_read_it_and_no_others(tmp_path: Path) -> 
         ({"cost__tokens": 128}, "cost", {*P.ASSEMBLING, *P.BASELINES}),
     ):  # fmt: skip
         assert reached(changed(**edits), rule) == methods, (edits, rule)
+    narrow = {f"baselines__{m}__{t}__rank": 4 for m in ("lora", "lora_all") for t in P.PUBLISHED}
+    assert reached(changed(**narrow), "cost") == {"lora", "lora_all"}
+    closed = changed(settings__mine={"baselines.closed_form.rounds": 5})
+    assert (closed.variant("cost", "mine"), closed.variant("split", "mine")) == ("base", "base")
     assert PLAN.models("base", "lora") == ["llama"]
     assert PLAN.models("opt", "ft_oracle") == ["opt"]
     assert len(PLAN.models("base", "zero_shot")) == 5

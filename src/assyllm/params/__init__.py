@@ -18,6 +18,7 @@ from assyllm.params.baselines import (
     LoraTuning,
     Tune,
     Tuning,
+    shapes_of,
 )
 from assyllm.params.devices import Cost, Fleet
 from assyllm.params.names import (
@@ -55,7 +56,7 @@ from assyllm.params.section import Count, Fraction, Name, ParamsError, Part, Pos
 from assyllm.params.studies import STUDIES, PrecisionStudy, Studies, Study
 from assyllm.params.telling import Evaluate, Features, Figures
 from assyllm.params.whole import SECTIONS, Params
-from assyllm.params.zoo import Member, Partition, Pretrain, Tasks, World, Zoo
+from assyllm.params.zoo import PRETRAIN, Member, Partition, Pretrain, Tasks, World, Zoo
 
 __all__ = [
     "ALL_MODELS",
@@ -67,6 +68,7 @@ __all__ = [
     "HEADS",
     "LOW_RANK",
     "NO_DEVICE",
+    "PRETRAIN",
     "PUBLISHED",
     "RATES",
     "SECTIONS",
@@ -133,6 +135,7 @@ __all__ = [
     "sections_json",
     "setting_text",
     "setting_values",
+    "shapes_of",
     "validate",
     "values_text",
     "with_setting",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -174,6 +174,13 @@ class Baselines(Section):
         """The tuning of a method that trains low-rank adapters (of any task: their adapters are alike)."""
         tunings = list(getattr(self, method).values()) if method in LOW_RANK else []
         return tunings[0] if tunings else None
+
+
+def shapes_of(tunings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Tunings of low-rank adapters (as JSON) with constants but for what decides a step (`Baselines.low_rank`)."""
+    kept = ("rank", "targets", "directions", "max_directions")
+    rest = {"server_rate": 1.0, "rounds": 1, "local_epochs": 1, "batch": 1}
+    return {task: rest | {k: tuning[k] for k in kept if k in tuning} for task, tuning in tunings.items()}
 
 
 class Tune(Section):

@@ -26,6 +26,10 @@ class Pretrain(Section):
     bf16: bool
 
 
+PRETRAIN = {  # what a stage is given that trains no member
+    "corpus": None, "rows": 1, "passages": 0, "max_tokens": 16, "batch": 1, "matrix_learning_rate": 1.0,
+    "other_learning_rate": 1.0, "answer_weight": 1.0, "device": "cpu", "bf16": False,
+}  # fmt: skip
 SHAPE = ("hidden_size", "intermediate_size", "layers", "heads")
 
 

@@ -55,7 +55,10 @@ def restore(folder: Path, out: Path) -> None:
     if not (folder / PACKED).is_file():
         raise ArtifactError(f"{folder / PACKED}: no such file; this is no exported member")
     with safe_open(folder / PACKED, framework="pt") as opened:
-        names, columns = set(opened.keys()), json.loads(opened.metadata()[COLUMNS])
+        names, told = set(opened.keys()), (opened.metadata() or {}).get(COLUMNS)
+        if told is None:
+            raise ArtifactError(f"{folder / PACKED}: an export of an earlier form; export the member again")
+        columns = json.loads(told)
         weights = {name: opened.get_tensor(name).float() for name in names if "|" not in name}
         for name, number in columns.items():
             held = {part: PART.format(name, part) for part in NAMES}

@@ -8,6 +8,7 @@ from assyllm.artifacts import output_folder, verify_folder
 from assyllm.params import parse_sections
 
 SECTIONS = ("zoo", "blocks")
+CODE = ("params/pool.py",)  # beside what is imported (study.code_sha)
 
 
 def run(params: str, code_sha: str, zoo: Path, out: Path) -> None:

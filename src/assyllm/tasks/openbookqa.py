@@ -34,7 +34,7 @@ def question(row: Mapping[str, Any], identity: str) -> Question:
         raise ValueError("answer must be 0 to 3 (or answerKey A to D)")
     stem = " ".join(stem.split())
     return Question(
-        id=str(row.get("id") or identity),
+        id=identity if row.get("id") in (None, "") else str(row["id"]),
         context="",
         question=stem,
         choices=tuple(" ".join(choice.split()) for choice in choices),
