@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 from assyllm.artifacts import ArtifactError
@@ -12,7 +13,7 @@ from assyllm.cost.methods import FORWARD, STREAMED, WHOLE
 from assyllm.cost.point import GB, NOTHING, Point, device_point
 from assyllm.cost.same_step import SAME_STEP, participates
 from assyllm.cost.selection import Residency
-from assyllm.cost.shapes import config_of, longest_row
+from assyllm.cost.shapes import config_of
 from assyllm.cost.step import Reading
 from assyllm.params import (
     ASSEMBLING,
@@ -27,6 +28,7 @@ from assyllm.params import (
     Quantize,
     Zoo,
 )
+from assyllm.zoo.load import positions
 
 MODEL = "llama-7b"  # the shape of the curves
 OPTIMIZERS = ("sgd", "adamw")
@@ -67,18 +69,15 @@ def participation(
         adapters: the tuning of a method that trains low-rank ones, which are measured as its runs train them.
 
     Raises:
-        ArtifactError: more tokens than a member's learned positions.
+        ArtifactError: more tokens than a member has positions.
     """
     shapes = {name: member.stands_for for name, member in zoo.models.items()}
     points: dict[str, Point] = {}
     measured: dict[str, Point] = {}
     reading, kept = reading_of(cost, base, adapters), residency_of(cost, quantize)
     for name, shape in shapes.items():
-        most = longest_row(config_of(shape))
-        if most is not None and cost.tokens > most:
-            raise ArtifactError(
-                f"cost.tokens: {cost.tokens} is more than the {most} that {shape} reads (zoo.models.{name})"
-            )
+        if cost.tokens > (most := positions(SimpleNamespace(**config_of(shape)))):
+            raise ArtifactError(f"cost.tokens: {cost.tokens} is more than the {most} that {shape} (model {name}) reads")
         key = repr(config_of(shape))  # Vicuna's shape is Llama's
         if key not in measured:
             measured[key] = device_point(method, config_of(shape), reading, kept)

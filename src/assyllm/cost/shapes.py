@@ -124,12 +124,6 @@ def shape_of(stands_for: str) -> Shape:
     return SHAPES[stands_for]
 
 
-def longest_row(config: Mapping[str, Any]) -> int | None:
-    """Tokens that a model of a hub config reads at most; None where positions are not learned, but computed."""
-    learned = {"llama": None, "roberta": config["max_position_embeddings"] - 2}  # RoBERTa's start behind its padding id
-    return learned.get(config["model_type"], config["max_position_embeddings"])
-
-
 def config_of(model: str) -> dict[str, Any]:
     """The hub config of a known model, or the one in the JSON file or the model's folder of that name.
 
