@@ -1,4 +1,4 @@
-"""The parts of README.md that are numbers, written from the tables: ``python -m assyllm.readme`` (``make readme``).
+"""The parts of README.md and docs/RESULTS.md that are numbers, written from the tables: ``make readme``.
 
 A part stands between ``<!-- NAME: from the tables -->`` and ``<!-- NAME: end -->``; what stands outside is anybody's.
 ``docs/PARAMETERS.md`` is written from params.yaml likewise. Minutes come from Snakemake's benchmark files where a
@@ -227,22 +227,23 @@ PARTS = {
     "accuracy": accuracy_part, "differences": differences_part, "full": full_part, "zoos": zoos_part,
     "claims": claims_part, "figures": figures_part,
 }  # fmt: skip
+PAGES = ("README.md", "docs/RESULTS.md")
 
 
-def filled(text: str, results: Path) -> str:
-    """README's text with every part written from the tables.
+def filled(page: str, text: str, results: Path) -> str:
+    """A page's text with every part written from the tables.
 
     Raises:
         ArtifactError: a part has no end, or a name that is not known.
     """
     for name in re.findall(r"<!-- (\w+): from the tables -->", text):
         if name not in PARTS:
-            raise ArtifactError(f"README.md: no part called {name!r}; known: {', '.join(PARTS)}")
+            raise ArtifactError(f"{page}: no part called {name!r}; known: {', '.join(PARTS)}")
         begin, end = f"<!-- {name}: from the tables -->", f"<!-- {name}: end -->"
         before, _, rest = text.partition(begin)
         _, found, after = rest.partition(end)
         if not found:
-            raise ArtifactError(f"README.md: {begin} has no {end}")
+            raise ArtifactError(f"{page}: {begin} has no {end}")
         text = f"{before}{begin}\n{PARTS[name](results)}\n{end}{after}"
     return text
 
@@ -340,15 +341,13 @@ def _jobs(command: str, root: Path) -> list[Path]:
 
 
 def write(root: Path) -> list[Path]:
-    """Write minutes (where a study was run), README's parts and docs/PARAMETERS.md; the files that changed."""
+    """Write minutes (where a study was run), the pages' parts and docs/PARAMETERS.md; the files that changed."""
     results = root / "data" / "results"
     rows = minutes_rows(root)
     if rows:
         write_table(results / "minutes.csv", rows, COLUMNS)
-    made = {
-        root / "README.md": filled((root / "README.md").read_text(encoding="utf-8"), results),
-        root / "docs" / "PARAMETERS.md": parameters((root / "params.yaml").read_text(encoding="utf-8")),
-    }
+    made = {root / page: filled(page, (root / page).read_text(encoding="utf-8"), results) for page in PAGES}
+    made[root / "docs" / "PARAMETERS.md"] = parameters((root / "params.yaml").read_text(encoding="utf-8"))
     changed = [path for path, text in made.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     for path in changed:
         write_text(path, made[path])

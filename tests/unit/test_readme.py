@@ -1,4 +1,4 @@
-"""README's numbers are the tables': generated parts in step, numbers in the prose beside them to be found there."""
+"""The pages' numbers are the tables': generated parts in step, numbers in the prose beside them to be found there."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from assyllm.study import Plan
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "data" / "results"
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in readme.PAGES}
+README, FOUND = TEXTS.values()
 DECIMAL = re.compile(r"(?<![\w.])-?\d*\.\d+(?![\w.]*\d)")
 
 
 def prose(text: str) -> str:
-    """The section of results without what is generated."""
-    section = text.partition("## Results\n")[2].partition("\n### Figures and tables")[0]
+    """What is said of results, without what is generated."""
+    section = text.partition("# Results\n")[2].partition("\n### Figures and tables")[0]
     return re.sub(r"<!-- (\w+): from the tables -->.*?<!-- \1: end -->", "", section, flags=re.S)
 
 
@@ -67,8 +68,9 @@ def wrong(text: str) -> list[str]:
 
 @pytest.mark.committed
 def test_generated_parts_are_in_step_with_the_tables() -> None:
-    assert set(re.findall(r"<!-- (\w+): from the tables -->", TEXT)) == set(readme.PARTS)
-    assert readme.filled(TEXT, RESULTS) == TEXT, "run `make readme`"
+    assert set(re.findall(r"<!-- (\w+): from the tables -->", README + FOUND)) == set(readme.PARTS)
+    for page, text in TEXTS.items():
+        assert readme.filled(page, text, RESULTS) == text, "run `make readme`"
 
 
 def test_parameters_are_in_step() -> None:
@@ -80,8 +82,9 @@ def test_parameters_are_in_step() -> None:
 
 
 @pytest.mark.committed
-def test_numbers_in_the_prose_are_the_tables() -> None:
-    assert not wrong(TEXT)
+@pytest.mark.parametrize("page", TEXTS)
+def test_numbers_in_the_prose_are_the_tables(page: str) -> None:
+    assert not wrong(TEXTS[page])
 
 
 @pytest.mark.committed
@@ -93,30 +96,31 @@ def test_shares_of_energy_in_the_prose_are_those_of_five_seeds(rounds: str) -> N
         if (row["method"], row["what"]) == ("assyllm", "energy_of_full") and row["setting"][-2:] == rounds
     }
     first, second, third = (readme.rounded(100 * float(rows[task]["value"]), 0) for task in P.PUBLISHED)
-    assert f"{first}, {second} and {third} %" in " ".join(prose(TEXT).split())
+    assert f"{first}, {second} and {third} %" in " ".join(prose(FOUND).split())
 
 
 @pytest.mark.committed
 def test_readme_counts_the_runs_of_every_study() -> None:
-    plan, text = Plan(ROOT / "params.yaml"), (ROOT / "README.md").read_text()
-    told = re.findall(r"^snakemake --cores 2 (\w* *)# .* (\d+) runs$", text, flags=re.M)
+    plan = Plan(ROOT / "params.yaml")
+    told = re.findall(r"^snakemake --cores 2 (\w* *)# .* (\d+) runs$", README, flags=re.M)
     found = {name.strip() or "default": int(runs) for name, runs in told}
     assert found == {size: len(plan.runs(size)) for size in P.STUDIES if size != "check"}
 
 
 @pytest.mark.committed
 def test_a_wrong_number_is_found() -> None:
-    assert wrong(TEXT.replace("## Results\n", "## Results\n\nabove by 77.7 points, .0123\n")) == ["77.7", ".0123"]
-    first = re.search(r"\| \.\d{3} \(", TEXT)
-    assert first is not None
-    assert readme.filled(TEXT.replace(first[0], "| .000 (", 1), RESULTS) == TEXT
+    for page, text in TEXTS.items():
+        assert wrong(text.replace("# Results\n", "# Results\n\nabove by 77.7 points, .0123\n")) == ["77.7", ".0123"]
+        first = re.search(r"\| \.\d{3} \(", text)
+        assert first is not None
+        assert readme.filled(page, text.replace(first[0], "| .000 (", 1), RESULTS) == text
 
 
 def test_an_unknown_or_open_part_is_one_line() -> None:
-    with pytest.raises(ArtifactError, match="no part called 'nope'; known: accuracy"):
-        readme.filled("<!-- nope: from the tables -->\n<!-- nope: end -->", RESULTS)
+    with pytest.raises(ArtifactError, match=r"README\.md: no part called 'nope'; known: accuracy"):
+        readme.filled("README.md", "<!-- nope: from the tables -->\n<!-- nope: end -->", RESULTS)
     with pytest.raises(ArtifactError, match="has no <!-- accuracy: end -->"):
-        readme.filled("<!-- accuracy: from the tables -->\n", RESULTS)
+        readme.filled("README.md", "<!-- accuracy: from the tables -->\n", RESULTS)
 
 
 def test_halves_round_up() -> None:

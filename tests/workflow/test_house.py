@@ -267,6 +267,15 @@ def test_environment_is_in_step_with_pyproject() -> None:
     assert conda - {"pip", "python>=3.11"} == wanted
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/RESULTS.md", "ARCHITECTURE.md"])
+def test_links_lead_to_files(page: str) -> None:
+    text = (ROOT / page).read_text()
+    links = set(re.findall(r"\]\((?!https?:)([^)#]*)(?:#[\w-]*)?\)", text))
+    assert not [link for link in links if link and not (ROOT / page).parent.joinpath(link).exists()]
+    titles = {re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in re.findall(r"^#+ (.*)$", text, flags=re.M)}
+    assert set(re.findall(r"\]\(#([\w-]*)\)", text)) <= titles
+
+
 def test_readme_names_only_what_is_there() -> None:
     text = (ROOT / "README.md").read_text()
     named = set(re.findall(r"[`(]((?:src|tests|workflow|presets|profiles|figures|data|benchmarks)/[\w./-]*)[`)]", text))
