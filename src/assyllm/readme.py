@@ -27,7 +27,7 @@ from assyllm import params as P
 from assyllm.artifacts import ArtifactError, write_text
 from assyllm.claims.shown import all_claims
 from assyllm.claims.table import number
-from assyllm.collect import AGAINST
+from assyllm.collect.methods import AGAINST
 from assyllm.figures import TOPICS, about
 from assyllm.params import PUBLISHED
 from assyllm.results import SOURCES, read_table, write_table

@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from assyllm import params as P
-from assyllm.collect import (
-    collect,
-)
+from assyllm.collect.tables import collect
 from assyllm.cost.participation import CURVES
 from assyllm.features import POINTS, SCORES
 from assyllm.figures import (

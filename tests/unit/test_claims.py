@@ -11,9 +11,7 @@ from assyllm import params as P
 from assyllm.claims.rows import _ablations
 from assyllm.claims.shown import all_claims, swap_claims
 from assyllm.claims.table import Claims, Kind, verdict
-from assyllm.collect import (
-    paper_values,
-)
+from assyllm.collect.runs import paper_values
 from assyllm.results import read_table, write_table
 
 ROOT = Path(__file__).parents[2]

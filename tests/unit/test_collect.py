@@ -8,15 +8,11 @@ import pytest
 
 from assyllm import params as P
 from assyllm.artifacts import ArtifactError
-from assyllm.collect import (
-    ablation_table,
-    asked,
-    collect,
-    condensed,
-    round_table,
-    told_apart,
-    zoo_table,
-)
+from assyllm.collect.hits import asked, told_apart
+from assyllm.collect.methods import round_table
+from assyllm.collect.runs import condensed
+from assyllm.collect.settings import ablation_table, zoo_table
+from assyllm.collect.tables import collect
 from assyllm.cost.resources import RESOURCES, ROWS_PER_CHOICE
 from assyllm.results import read_table, write_table
 from tiny.tables import write_cost, write_run

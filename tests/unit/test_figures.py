@@ -13,10 +13,7 @@ import pytest
 
 from assyllm import params as P
 from assyllm.artifacts import ArtifactError
-from assyllm.collect import (
-    ABLATIONS,
-    NON_IID,
-)
+from assyllm.collect.settings import ABLATIONS, NON_IID
 from assyllm.figures import (
     compatibility_heatmaps,
     feature_differences,

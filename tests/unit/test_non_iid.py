@@ -10,7 +10,8 @@ import pytest
 from assyllm import params as P
 from assyllm.claims.rows import _non_iid
 from assyllm.claims.table import Claims
-from assyllm.collect import NON_IID, non_iid_table, paper_values
+from assyllm.collect.runs import paper_values
+from assyllm.collect.settings import NON_IID, non_iid_table
 from assyllm.figures import non_iid
 from assyllm.figures.tables import Tables
 from assyllm.results import read_table, write_table

@@ -22,6 +22,6 @@ def run(
     out: Path,
 ) -> None:
     """Write the tables of study ``size`` into ``out``."""
-    from assyllm.collect import collect
+    from assyllm.collect.tables import collect
 
     collect(size, runs, cost, parse_sections(params, SECTIONS), out, curves, precision)

@@ -1,0 +1,1 @@
+"""Raw runs become the result tables. No torch."""
