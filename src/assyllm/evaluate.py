@@ -15,7 +15,7 @@ import numpy as np
 
 from assyllm import seeding
 from assyllm.artifacts import ArtifactError
-from assyllm.results import Metric, Prediction
+from assyllm.results import UNITS, Metric, Prediction
 
 if TYPE_CHECKING:
     from assyllm.tasks.record import Question
@@ -68,9 +68,10 @@ class Label:
     setting: str = ""
 
     def row(self, split: str, metric: str, value: float, **more: Any) -> Metric:
-        """A metric row of this run and task."""
+        """A metric row of this run and task, in the unit that its metric has (:data:`assyllm.results.UNITS`)."""
         common = {name: getattr(self, name) for name in ("run_id", "method", "task", "world", "seed", "setting")}
-        return Metric(**common, split=split, metric=metric, value=value, **more)
+        unit = UNITS.get(metric, "")
+        return Metric(**{**common, "split": split, "metric": metric, "value": value, "unit": unit, **more})
 
 
 def final_rows(
@@ -94,13 +95,13 @@ def final_rows(
     metrics = [
         label.row("test", "accuracy", accuracy(chosen, answer)),
         label.row("test", "collapsed", float(collapsed(chosen))),
-        label.row("test", "examples", float(len(test)), unit="questions"),
+        label.row("test", "examples", float(len(test))),
     ]
     for split, flag in (("test_seen", "1"), ("test_unseen", "0")):
         rows = np.array([value == flag for value in seen], dtype=bool)
         if rows.any():
             metrics.append(label.row(split, "accuracy", accuracy(chosen[rows], answer[rows])))
-            metrics.append(label.row(split, "examples", float(rows.sum()), unit="questions"))
+            metrics.append(label.row(split, "examples", float(rows.sum())))
     if dev_accuracy is not None:
         metrics.append(label.row("dev", "accuracy", dev_accuracy))
     predictions = [

@@ -95,6 +95,17 @@ class Run:
     shares_trajectory_of: str = ""  # the method whose run this is, computed once and shown to be equal
 
 
+# of the metrics that count or weigh something; a loss says its own, accuracies, shares and flags have none
+UNITS = {
+    **dict.fromkeys(("bytes_up", "bytes_down", "bytes_up_votes", "bytes_up_sums"), "bytes"),
+    **dict.fromkeys(("participants", "stragglers", "eligible_clients"), "clients"),
+    **dict.fromkeys(("examples", "shortened_questions"), "questions"),
+    **dict.fromkeys(("best_round", "converged_round"), "rounds"),
+    "compared_steps": "steps", "models_assembled": "models", "times_chosen": "blocks", "votes_dropped": "votes",
+    "peak_memory": "GB",
+}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
     """One row of ``metrics.csv``. ``round``, ``client`` and ``block`` are empty where they do not apply.

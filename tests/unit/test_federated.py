@@ -27,7 +27,7 @@ from assyllm.federated.server import Tally, decide, server_step
 from assyllm.federated.state import State
 from assyllm.federated.task import open_task
 from assyllm.quantizer.pool import open_pool
-from assyllm.results import Metric, Prediction, Run, check_columns, read_table
+from assyllm.results import UNITS, Metric, Prediction, Run, check_columns, read_table
 from assyllm.stages import federate, score
 from assyllm.swapper import swapper
 from assyllm.swapper.swapper import lend
@@ -189,8 +189,8 @@ def test_adapters_are_tuned_and_resume(scored, tuning, tmp_path) -> None:
     }
     states: list[tuple] = []
     whole = rounds(scored, **changes).run(save=lambda s: states.append(s.dump()))
-    losses = [row["loss"] for row in whole.rows if row.get("tuned")]
-    assert len(losses) == 6
+    units = [row["loss_unit"] for row in whole.rows if row.get("tuned")]
+    assert units == 6 * ["shares of the variance" if tuning == "local" else "nats"]
     kept = Checkpoint(tmp_path, "piqa", "key")
     for tensors, raw in states[-6:]:
         kept.save(tensors, raw)  # safetensors refuses tensors that share memory
@@ -407,6 +407,10 @@ def test_the_stage_writes_whole_tables_and_a_model_twice_alike(scored, tmp_path,
     assert bool(tuned) == (method == "assyllm_paper")
     assert len({row["round"] for row in rows if row["phase"] == "native"}) == (method == "assyllm_paper")
     assert [m["metric"] for m in metrics].count("collapsed") == 1
+    units = {(m["metric"], m["unit"]) for m in metrics}
+    counted = {m["metric"] for m in metrics} - {"accuracy", "collapsed", "loss"}
+    assert units >= {(name, UNITS[name]) for name in counted}
+    assert {unit for name, unit in units if name == "loss"} == {"squared error", *(["nats"] if tuned else [])}
 
 
 @pytest.mark.parametrize(("method", "rule"), WAYS)

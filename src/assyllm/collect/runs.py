@@ -11,7 +11,7 @@ from typing import Any
 
 from assyllm.artifacts import ArtifactError
 from assyllm.collect.hits import Rows
-from assyllm.results import check_columns, read_table
+from assyllm.results import UNITS, check_columns, read_table
 
 PER_ROUND = ("participants", "bytes_up", "bytes_down", "bytes_up_votes", "bytes_up_sums")  # see `condensed`
 
@@ -97,6 +97,6 @@ def cost_metrics(cost: Rows, world: str) -> list[dict[str, Any]]:
             "round": "", "client": "", "block": "", "setting": f'model="{model}"', "source": "modelled",
         }  # fmt: skip
         peak = float(classes[0]["peak_gb"])
-        rows.append({**common, "metric": "peak_memory", "value": peak, "unit": "GB"})
+        rows.append({**common, "metric": "peak_memory", "value": peak, "unit": UNITS["peak_memory"]})
         rows.append({**common, "metric": "participation", "value": share, "unit": ""})
     return rows

@@ -212,13 +212,12 @@ def _metrics(found: Outcome, label: Label) -> list[Metric]:
     for row in state.rows:
         at = row["round"]
         for name in ("participants", "bytes_up", "bytes_down", "bytes_up_votes", "bytes_up_sums"):
-            unit = "bytes" if name.startswith("bytes") else ""
-            rows.append(label.row("", name, float(row[name]), round=at, unit=unit))
+            rows.append(label.row("", name, float(row[name]), round=at))
         if "stragglers" in row:
             rows.append(label.row("", "stragglers", float(row["stragglers"]), round=at))
         rows += [label.row(split, "accuracy", row[split], round=at) for split in ("dev", "test") if split in row]
         if "loss" in row:
-            rows.append(label.row("train", "loss", row["loss"], round=at))
+            rows.append(label.row("train", "loss", row["loss"], round=at, unit=row["loss_unit"]))
     for family, count in sorted(state.chosen.items()):
         rows.append(label.row("", "times_chosen", float(count), block=family))
     for name, value in (("models_assembled", len(found.models)), ("votes_dropped", len(state.dropped))):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -88,7 +89,7 @@ class Rounds(Context):
         for name, total in totals.items():
             heads[name] = heads[name] + total if name in heads else total
         state.heads = heads
-        judged: dict[str, float] = {}
+        judged: dict[str, Any] = {}
         rule = self.settings.rule
         if rule.by_labels and (rule.one_model or rule.random) and heads:  # a control is the best of its kind
             told = {chain.id: self._evaluate(state, chain) for chain in state.finished}
@@ -115,7 +116,7 @@ class Rounds(Context):
         """The blocks that the head reads."""
         return chain.blocks if self.settings.head.scope == "all_blocks" else chain.blocks[-1:]
 
-    def _evaluate(self, state: State, chain: Chain) -> dict[str, float]:
+    def _evaluate(self, state: State, chain: Chain) -> dict[str, Any]:
         """A finished model so far: mean squared error on the sums, accuracies with the ridge best on dev."""
         model, chosen = self.pool.info(chain.blocks[0]).model, self.settings.head
         dev, test = (self.data.encoded(self.pool, model, split) for split in ("dev", "test"))
@@ -127,7 +128,7 @@ class Rounds(Context):
         sums, features = state.heads[chain.id], self.judged[chain.id]
         head, _, on_dev = fit_on_dev(sums, chosen.ridge_grid, features["dev"], dev.choice_mask, dev.answer)
         on_test = accuracy(head, features["test"], test.choice_mask, test.answer)
-        return {"loss": sums.loss(head), "dev": on_dev, "test": on_test}
+        return {"loss": sums.loss(head), "loss_unit": "squared error", "dev": on_dev, "test": on_test}
 
 
 def reported(state: State, rule: Rule) -> Chain:

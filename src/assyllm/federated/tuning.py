@@ -30,6 +30,7 @@ from assyllm.zoo.encoding import combine
 
 BETAS, EPSILON = (0.9, 0.99), 1e-8
 HEAD = "head/weight"
+UNITS = {"local": "shares of the variance", "end_to_end": "nats"}  # of the losses
 PROJECTION = ("weight", "bias")  # of a cross-attention adapter
 
 
@@ -40,9 +41,10 @@ def tune(run: Context, state: State, chain: Sequence[str]) -> State:
         state.tuned = start(run, state, chain)
     clients, late = run.sample(state.round)
     names = sorted(state.tuned)
-    told: dict[str, float] = {}
+    told: dict[str, float | str] = {}
     if clients:
-        gradients, told["loss"] = _gradients(run, state, chain, clients)
+        gradients, loss = _gradients(run, state, chain, clients)
+        told = {"loss": loss, "loss_unit": UNITS[settings.tuning]}
         step = sum(1 for row in state.rows if row.get("tuned") and row["participants"]) + 1
         for name in names:
             _adam(state, name, gradients[name], step, settings.learning_rate)

@@ -269,7 +269,7 @@ class Job:
         return [
             label.row("train", "gradient_difference", found.gradient),
             label.row("train", "weight_difference", found.weight),
-            label.row("train", "compared_steps", float(found.steps), unit="steps"),
+            label.row("train", "compared_steps", float(found.steps)),
         ]
 
     def shared(self, folder: Path) -> tuple[str, str, Rows]:
@@ -319,11 +319,11 @@ def _round_rows(label: Label, rounds: list[dict[str, Any]], loss_unit: str) -> l
         ]
         if "loss" in entry:
             rows.append(label.row("train", "loss", entry["loss"], round=number, unit=loss_unit))
-        rows.append(label.row("", "participants", float(entry["participants"]), round=number, unit="clients"))
+        rows.append(label.row("", "participants", float(entry["participants"]), round=number))
         if "stragglers" in entry:
-            rows.append(label.row("", "stragglers", float(entry["stragglers"]), round=number, unit="clients"))
+            rows.append(label.row("", "stragglers", float(entry["stragglers"]), round=number))
         for name in ("bytes_up", "bytes_down"):
-            rows.append(label.row("", name, float(entry[name]), round=number, unit="bytes"))
+            rows.append(label.row("", name, float(entry[name]), round=number))
     return rows
 
 
