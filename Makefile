@@ -11,12 +11,14 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: run test full again check figures report real install lint schema readme pull clean
 run: install
 	snakemake --cores $(CORES)
+	assyllm show
 
 test: install lint
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 full: install
 	snakemake --cores $(CORES) full
+	assyllm show --study full
 
 # the default study once more, from nothing, and whether its tables are those of data/results
 again: install

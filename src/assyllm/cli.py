@@ -408,6 +408,16 @@ def figure(
 
 
 @app.command()
+def show(
+    study: Annotated[str, typer.Option(help="default, full, zoos, ...: as Snakemake's targets.")] = "default",
+) -> None:
+    """A finished study's test accuracies, as a table on the screen."""
+    from assyllm.show import show as write
+
+    write(study)
+
+
+@app.command()
 def compare(
     model_a: Annotated[str, typer.Argument(help="Folder or hub id (id@revision) of a transformers model.")],
     model_b: Annotated[str, typer.Argument(help="The other model.")],

@@ -65,7 +65,7 @@ def rounded(value: str | float | Decimal, digits: int) -> str:
     return str(Decimal(str(value)).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
 
 
-def share(accuracy: float) -> str:
+def share(accuracy: str | float) -> str:
     """An accuracy as README writes it: ``.849``."""
     return rounded(accuracy, 3).removeprefix("0")
 

@@ -38,7 +38,7 @@ FLOORS = (
     ("claims", "precision", "collect", "reproduced"),
     ("figures",),
     ("stages", "bench"),
-    ("needs", "study", "readme", "cli", "__main__"),
+    ("needs", "study", "readme", "show", "cli", "__main__"),
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 LIGHT = (
@@ -55,6 +55,7 @@ LIGHT = (
     "needs",
     "study",
     "readme",
+    "show",
     "cli",
 )
 HEAVY = {"torch", "transformers", "bitsandbytes", "peft", "datasets", "accelerate"}
