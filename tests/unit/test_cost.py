@@ -34,7 +34,7 @@ from assyllm.cost.participation import participation, reading_of
 from assyllm.cost.point import Point, device_point, measure_point
 from assyllm.cost.pool_sizes import model_table, pool_table
 from assyllm.cost.same_step import taken_over
-from assyllm.cost.selection import Residency, scoring_step
+from assyllm.cost.selection import Residency
 from assyllm.cost.shapes import CONFIGS, SHAPES, Shape, config_of, shape_of
 from assyllm.cost.step import Reading, fakes, measure
 from assyllm.cost.walked import TRAINING, Block, Prices, Spent, spent
@@ -164,17 +164,22 @@ def test_scoring_holds_an_adapter_with_every_block_but_the_first(family: str, pa
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
-def test_packed_rows_logged_again_are_as_they_were_traced(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["assyllm", "joined_scoring", "fwdllm"])
+def test_what_is_logged_again_is_as_it_was_traced(family: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, kept = TINY[family] | {"num_hidden_layers": 6}, Residency(layers=1, bits=6, group_size=32)
+
     def traced() -> tuple[dict[str, int], Counter]:
         with fakes():
-            report = measure(scoring_step(TINY[family], Reading(8, 64), Residency(layers=1, bits=6, group_size=32)))
+            report = measure(step_of(method, config, Reading(8, 64, directions=3), kept))
         return report.peak, report.operations
 
     trace._temporaries.clear()
     first, again = traced(), traced()
-    monkeypatch.setattr("assyllm.cost.selection.repeated", lambda key, run: run())
+    for user in ("selection", "methods"):
+        monkeypatch.setattr(f"assyllm.cost.{user}.repeated", lambda key, run: run())
+    known = len(trace._temporaries)
     assert first == again == traced()
-    assert len(trace._temporaries) > 1
+    assert len(trace._temporaries) == known > (method != "fwdllm")
 
 
 @pytest.mark.parametrize("method", ["lora", "fedadapter", "fwdllm"])

@@ -7,6 +7,7 @@ device's version stands here, in as few lines as it takes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -42,6 +43,7 @@ from assyllm.cost.step import (
     questions,
     shapes_only,
 )
+from assyllm.cost.trace import repeated
 from assyllm.cost.tuning import adapter_step
 from assyllm.params import ASSEMBLING
 from assyllm.zoo.forward import Packed
@@ -107,8 +109,11 @@ def _forward_gradient(method: str, config: dict[str, Any], reading: Reading, dev
     size, dtype = sum(tensor.numel() for tensor in adapters.values()), next(iter(adapters.values())).dtype
 
     def at(direction: Weights, distance: float) -> Tensor:
-        moved = {name: t + distance * direction[name] for name, t in adapters.items()}
-        return subject.loss(moved | {HEAD: weights[HEAD]}, batch, ones)
+        def loss() -> Tensor:
+            moved = {name: t + distance * direction[name] for name, t in adapters.items()}
+            return subject.loss(moved | {HEAD: weights[HEAD]}, batch, ones)
+
+        return repeated((method, json.dumps(config, sort_keys=True), reading), loss)
 
     @torch.no_grad()
     def run() -> None:  # as baselines.fwdllm.slopes, which vectorises over clients and directions

@@ -7,6 +7,7 @@ blocks are :class:`assyllm.blocks.block.Block`, packed ones compute from :class:
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -121,6 +122,13 @@ def scoring_step(
     def read(part: nn.Module) -> None:
         storage.read_bytes += sum(t.numel() * t.element_size() for t in part.state_dict().values())
 
+    shape = json.dumps(config | {"num_hidden_layers": None}, sort_keys=True)
+
+    def through(block: Block, hidden: Tensor) -> Tensor:
+        """The states behind a block: traced once for all that are alike."""
+        alike = (shape, reading, residency, block.kind, block.layers[1] - block.layers[0])
+        return repeated(alike, lambda: block(hidden, mask))
+
     def run() -> Tensor:
         inside: deque[tuple[Block, FixedAttentionAdapter | None]] = deque()
         hidden, vectors = ids, ids
@@ -135,7 +143,7 @@ def scoring_step(
                 if adapter is not None:
                     read(adapter)
                     hidden = adapter(hidden, join)
-                hidden = block(hidden, mask)
+                hidden = through(block, hidden)
                 vectors = pools @ hidden
             while inside:
                 drop(inside.popleft()[0])

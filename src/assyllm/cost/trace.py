@@ -155,11 +155,12 @@ class Trace(TorchDispatchMode):
     def again(self, key: tuple[Hashable, int], run: Callable[[], Tensor]) -> Tensor:
         """See :func:`repeated`."""
         if key not in _temporaries:
-            counted, self.operations, before, self._high = self.operations, Counter(), self._live, self._live
+            counted, high, before = self.operations, self._high, self._live
+            self.operations, self._high = Counter(), before
             out = run()
             known = _Temporary(self.operations, self._high - before, tuple(out.shape), out.stride(), out.dtype)
             counted.update(known.operations)
-            self.operations = counted
+            self.operations, self._high = counted, max(high, self._high)
             if type(out) is FakeTensor:
                 _temporaries[key] = known
             return out
