@@ -268,7 +268,7 @@ def test_environment_is_in_step_with_pyproject() -> None:
     assert conda - {"pip", "python>=3.11"} == wanted
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/RESULTS.md", "ARCHITECTURE.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/RESULTS.md", "ARCHITECTURE.md", "EXPERIMENTS.md"])
 def test_links_lead_to_files(page: str) -> None:
     text = (ROOT / page).read_text()
     links = set(re.findall(r"\]\((?!https?:)([^)#]*)(?:#[\w-]*)?\)", text))
