@@ -333,11 +333,20 @@ def test_a_blocks_work_is_its_share_of_the_real_models_layers() -> None:
     assert sum(found.candidates(Block.of(name)) for name in POOL) == pytest.approx(6 + 6 + 4)
 
 
-def test_what_streams_layer_by_layer_is_traced_at_its_depth() -> None:
-    reading, kept = Reading(batch=16, tokens=256), Residency()
-    whole = measure_point("swapping", CONFIGS["roberta-large"], reading, kept)
-    assert device_point("swapping", CONFIGS["roberta-large"], reading, kept).total == whole.total
-    assert whole.total > 1.2 * measure_point("swapping", CONFIGS["roberta-large"], reading, kept, deep=False).total
+@pytest.mark.parametrize("reading", [Reading(16, 256), Reading(1, 64)], ids=["peak above", "peak at the embedding"])
+@pytest.mark.parametrize("method", ["recomputation", "swapping"])
+@pytest.mark.parametrize("shape", ["bert-base", "roberta-large"])
+def test_what_streams_layer_by_layer_is_as_at_its_depth(shape: str, method: str, reading: Reading) -> None:
+    assert device_point(method, CONFIGS[shape], reading, Residency()) == measure_point(method, CONFIGS[shape], reading)
+
+
+def test_a_state_a_layer_overtakes_a_peak_elsewhere() -> None:
+    def total(layers: int) -> float:
+        return measure_point(
+            "swapping", CONFIGS["roberta-large"] | {"num_hidden_layers": layers}, Reading(16, 256)
+        ).total
+
+    assert total(3) == total(4) < total(24) / 1.2  # no line leads from the first two to the third
 
 
 def test_an_encoders_odd_batch_has_as_many_rows() -> None:

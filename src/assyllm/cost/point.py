@@ -18,7 +18,6 @@ from assyllm.params import CONTROLS, NO_DEVICE
 
 GB = 1e9
 SHALLOW = 3  # layers of the smaller of the two models that a deep one is extrapolated from
-LAYER_BY_LAYER = ("recomputation", "swapping")  # their peak moves with depth, so no line leads there
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def device_point(method: str, config: dict[str, Any], reading: Reading, residenc
     (:mod:`walked`). Memory is that of scoring with adapters for ``assyllm``; ``assyllm_paper`` also trains them
     (:mod:`tuning`), one layer in memory at a time, counted at 16 bit whatever the pool's: an upper bound.
     """
-    point = measure_point(method, config, reading, residency, deep=method in LAYER_BY_LAYER)
+    point = measure_point(method, config, reading, residency, deep=False)
     method, _ = CONTROLS.get(method, (method, None))
     if method == "assyllm":
         most = measure_point(JOINED, config, reading, residency, deep=False)
@@ -92,7 +91,9 @@ def measure_point(
 
     Args:
         deep: build the model at its full depth. Otherwise the point is extrapolated from two shallow models: layers are
-            alike, so bytes and operations grow linearly with them from a few layers on (a test compares).
+            alike, so bytes and operations grow linearly with them from a few layers on (a test compares). Of swapping
+            a state of every layer stays in memory, and a peak elsewhere is overtaken at some depth: there is a line
+            only where the shallow peaks grow with depth.
     """
     if method in NO_DEVICE:
         return NOTHING
@@ -107,9 +108,16 @@ def measure_point(
         shallow = grown * ((residency or Residency()).resident + 1)
     if deep or shallow + grown >= layers or (layers - shallow) % grown:
         return _at(method, config, reading, residency)
-    low, high = (_at(method, config | {"num_hidden_layers": n}, reading, residency) for n in (shallow, shallow + grown))
+
+    def at(more: int) -> Point:
+        return _at(method, config | {"num_hidden_layers": shallow + more * grown}, reading, residency)
+
+    low, high = at(0), at(1)
     deep_one = _extrapolate(low, high, (layers - shallow) / grown)
-    if min(deep_one.peak.values()) < 0:  # the two peaked in different places, so there is no line through them
+    apart = min(deep_one.peak.values()) < 0  # the two peaked in different places, so there is no line through them
+    if method == "swapping":
+        apart |= not 0 < high.total - low.total == at(2).total - high.total
+    if apart:
         return _at(method, config, reading, residency)
     return deep_one
 
