@@ -37,7 +37,7 @@ check: install
 	assyllm reproduced data/results build/check/data/results/check
 
 figures: install
-	snakemake -s workflow/rules/figures.smk --cores $(CORES) redraw $(if $(wildcard .snakemake/metadata),,--forceall)
+	snakemake -s workflow/rules/figures.smk --cores $(CORES) redraw --forceall
 
 # of the whole study where it was run here, else of the figures alone
 report: figures

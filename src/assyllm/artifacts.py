@@ -8,17 +8,20 @@ is replaced by equal bytes or discarded).
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 MANIFEST = "manifest.json"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room
 STALE_AFTER_S = 24 * 3600  # where the file system locks no folders
 
 
@@ -85,19 +88,27 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         ArtifactError: there is something else than a file, or the folder cannot be had.
     """
-    path = Path(path)
-    check_target(path)
-    temporary = _temporary(path)
+    write_files({Path(path): content})
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """Write several files, each whole, or where one has no room none at all (errors as :func:`write_bytes`)."""
+    for path in contents:
+        check_target(path)
+    temporaries = {path: _temporary(path) for path in contents}
     try:
-        with open(temporary, "wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        for path, content in contents.items():
+            with open(temporaries[path], "wb") as handle:
+                handle.write(content)
+                handle.flush()
+                os.fsync(handle.fileno())
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror}; nothing is written") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
 
 
 def read_text(path: Path) -> str:
@@ -162,7 +173,8 @@ def output_folder(folder: Path, unlisted: tuple[str, ...] = ()) -> Iterator[Path
     _sweep(folder)
     temporary, mark = _held(folder)
     try:
-        yield temporary
+        with _told(folder):
+            yield temporary
         files = {
             str(p.relative_to(temporary)): {"sha256": sha256_file(p), "bytes": p.stat().st_size}
             for p in _files(temporary)
@@ -184,6 +196,20 @@ def output_folder(folder: Path, unlisted: tuple[str, ...] = ()) -> Iterator[Path
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(mark)
+
+
+@contextlib.contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Where a library finds no room to write, that is told of the folder that is made."""
+    try:
+        yield
+    except ArtifactError:
+        raise
+    except Exception as error:  # OSError, safetensors' and shutil's own
+        found = re.search("|".join(re.escape(os.strerror(code)) for code in FULL), str(error))
+        if found is None:
+            raise
+        raise ArtifactError(f"{folder}: {found[0]}; nothing is written") from None
 
 
 def _held(folder: Path) -> tuple[Path, int]:

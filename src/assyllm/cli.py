@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from assyllm import __version__
-from assyllm.artifacts import ArtifactError, check_target, read_text
+from assyllm.artifacts import FULL, ArtifactError, check_target, read_text
 
 if TYPE_CHECKING:
     from assyllm.bench.record import Record
@@ -214,8 +215,8 @@ def cost(
 def estimate(
     model: Annotated[str, typer.Option(help="llama-7b, opt-6.7b, ... or a hub's config.json.")],
     method: MethodName,
-    batch: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 16,
-    length: Annotated[int, typer.Option(min=4, help="Tokens of a row.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, max=100_000, help="Rows of a batch.")] = 16,
+    length: Annotated[int, typer.Option(min=4, max=100_000, help="Tokens of a row.")] = 256,
     optimizer: Annotated[str, typer.Option(help="sgd (no state) or adamw.")] = "sgd",
     device: Annotated[str | None, typer.Option(help="One device; all if not given.")] = None,
     bits: Annotated[int, typer.Option(help="Of the pool's weights, for methods that assemble blocks.")] = 8,
@@ -567,6 +568,8 @@ def _root(
     # one thread a job: the workflow runs jobs side by side, and results must not depend on thread count
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without a character gets its number
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it remarks on a kernel that one may install
 
 
@@ -578,7 +581,8 @@ def main() -> None:
         typer.echo(f"assyllm: {error}", err=True)
         sys.exit(1)
     except OSError as error:  # a full disk, a file that may not be read
-        if error.filename is None:
+        if error.filename is None and error.errno not in FULL:
             raise
-        typer.echo(f"assyllm: {error.filename}: {error.strerror}", err=True)
+        typer.echo(f"assyllm: {error.filename or 'standard output'}: {error.strerror}", err=True)
+        sys.stdout = io.StringIO()  # what is left to be written would fail once more on the way out
         sys.exit(1)

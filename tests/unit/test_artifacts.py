@@ -146,3 +146,48 @@ def test_a_manifest_that_says_nothing_of_its_files_verifies_nothing(files: objec
     A.write_json(tmp_path / A.MANIFEST, {"files": files})
     with pytest.raises(A.ArtifactError, match="not a manifest"):
         A.verify_folder(tmp_path)
+
+
+FULL = """
+import resource, shutil, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from assyllm import artifacts as A
+from assyllm.zoo.weights import write
+out, source = Path(sys.argv[1]), Path(sys.argv[2])
+source.mkdir()
+(source / "large").write_bytes(bytes(20_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))  # as a disk that is full: no file grows beyond
+numbers = torch.zeros(4_000)
+ways = {
+    "save_file": lambda made: save_file({"x": numbers}, made / "x.safetensors"),
+    "write": lambda made: write(made / "x.safetensors", {"x": (numbers.dtype, (4_000,))}, lambda name: numbers),
+    "copytree": lambda made: shutil.copytree(source, made / "copy"),
+    "bytes": lambda made: A.write_bytes(made / "x.csv", bytes(20_000)),
+}
+for name, way in ways.items():
+    try:
+        with A.output_folder(out / name) as made:
+            way(made)
+    except A.ArtifactError as error:
+        print(error)
+try:
+    A.write_files({out / "small": b"new", out / "large": bytes(20_000)})
+except A.ArtifactError as error:
+    print(error)
+"""
+
+
+def test_where_there_is_no_room_one_line_names_what_is_made(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "small").write_bytes(b"old")
+    asked = [sys.executable, "-c", FULL, str(out), str(tmp_path / "source")]
+    lines = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
+    no_room = f": {os.strerror(errno.EFBIG)}; nothing is written"
+    assert lines[:3] == [f"{out / name}{no_room}" for name in ("save_file", "write", "copytree")]
+    assert lines[3].endswith(f"/x.csv{no_room}")
+    assert lines[4] == f"{out / 'large'}{no_room}"
+    assert [path.name for path in out.iterdir()] == ["small"]
+    assert (out / "small").read_bytes() == b"old"

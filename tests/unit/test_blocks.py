@@ -141,3 +141,7 @@ def test_a_pool_of_ones_own_models_is_the_stages(tiny_folder, tmp_path) -> None:
     assert (own.models["mine"].licence, own.models["mine"].stands_for) == ("unknown", "mine")
     with pytest.raises(ArtifactError, match="would replace"):
         make_pool({"mine": plain}, plain, tiny_params().blocks)
+    (plain / "tokenizer.json").unlink()
+    with pytest.raises(ArtifactError, match=r"plain/tokenizer\.json: no such file \(a fast tokenizer is needed\)"):
+        make_pool({"mine": plain}, tmp_path / "other", tiny_params().blocks)
+    assert not (tmp_path / "other").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import weakref
 from itertools import combinations
 
@@ -182,3 +183,17 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_folder) -> None:
     model.resize_token_embeddings(8)
     with pytest.raises(ArtifactError, match=r"its tokenizer gives token \d+, the model has 8"):
         compare((model, tokenizer), tiny_folder / "zoo" / "bert", TEXTS)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_padding_that_a_model_has_no_row_for_changes_nothing(name, tiny_folder, tmp_path) -> None:
+    folder, bert = tiny_folder / "zoo" / name, tiny_folder / "zoo" / "bert"
+    padded = shutil.copytree(folder, tmp_path / name)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_special_tokens({"pad_token": "<beyond>"})
+    assert tokenizer.pad_token_id >= load_model(folder).config.vocab_size
+    tokenizer.save_pretrained(padded)
+    assert load_tokenizer(padded).pad_token_id is None
+    wanted = compare(folder, bert, TEXTS)
+    for source in (padded, (load_model(folder), tokenizer)):
+        assert compare(source, bert, TEXTS).cka == wanted.cka

@@ -195,7 +195,7 @@ def test_local_member_is_copied_and_checked(zoo, tmp_path):
     model = load_model(zoo / "opt")
     model.resize_token_embeddings(8)
     model.save_pretrained(bad)
-    with pytest.raises(ArtifactError, match=r"/bad: its tokenizer has \d+ tokens, the model 8"):
+    with pytest.raises(ArtifactError, match=r"/bad: its tokenizer gives token \d+, the model has 8"):
         obtain("opt", section, p.world, 0, None, tmp_path / "opt2")
 
 

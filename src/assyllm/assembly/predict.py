@@ -44,7 +44,7 @@ def read_asked(path: Path) -> list[tuple[Question, bool]]:
                 raise ArtifactError(f"the id {found.id!r} was given before")
             names.add(found.id)
             asked.append((found, answered))
-        except (ValueError, TypeError, ArtifactError) as error:
+        except (ValueError, TypeError, RecursionError, ArtifactError) as error:
             raise ArtifactError(f"{path}, line {number}: not a question ({error})") from None
     if not asked:
         raise ArtifactError(f"{path}: no questions")

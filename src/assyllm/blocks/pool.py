@@ -98,6 +98,8 @@ def make_pool(folders: Mapping[str, Path], out: Path, blocks: Blocks) -> None:
         ArtifactError: a folder lacks a file, or is of a family that this project does not know.
     """
     check_apart(out, *folders.values())
+    for folder in folders.values():
+        load_tokenizer(Path(folder))  # what is wrong with it is said before anything is made
     with output_folder(out) as made:
         write_pool(
             made, {n: write_model(made, n, load_config(f).model_type, Path(f), blocks) for n, f in folders.items()}

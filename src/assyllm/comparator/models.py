@@ -223,7 +223,7 @@ def _open(source: Source, device: torch.device, dtype: Dtype) -> _Side:
 def _states(side: _Side, ids: Sequence[list[int]]) -> tuple[list[Tensor], list[Spread]]:
     """Per layer pooled states ``[n, d]`` and the spread of its values, of texts by their tokens."""
     model, (prefix, suffix) = side.model(), prefix_and_suffix(side.tokenizer)
-    known, largest = model.get_input_embeddings().num_embeddings, max(map(max, ids))
+    known, largest = model.get_input_embeddings().num_embeddings, max(map(max, [*ids, [*prefix, *suffix, 0]]))
     if largest >= known:
         raise ArtifactError(f"{side.name}: its tokenizer gives token {largest}, the model has {known}")
     uncached = {"use_cache": False} if "use_cache" in signature(model.forward).parameters else {}  # no next token
@@ -234,7 +234,7 @@ def _states(side: _Side, ids: Sequence[list[int]]) -> tuple[list[Tensor], list[S
     for start in _shown(range(0, len(order), CHUNK_TEXTS), side.name):
         chosen = order[start : start + CHUNK_TEXTS]
         longest = max(len(ids[i]) for i in chosen) + len(prefix) + len(suffix)
-        rows = torch.full((len(chosen), longest), pad_id(side.tokenizer))
+        rows = torch.full((len(chosen), longest), padding if (padding := pad_id(side.tokenizer)) < known else 0)
         mask = torch.zeros(len(chosen), longest, dtype=torch.long)
         own = torch.zeros(len(chosen), longest)
         for r, i in enumerate(chosen):

@@ -158,18 +158,17 @@ def save(figure: Figure, df: pd.DataFrame, folder: Path, name: str) -> list[Path
     """Write NAME.pdf, NAME.png and NAME.csv with bytes that depend on the content only."""
     from io import BytesIO
 
-    from assyllm.artifacts import write_bytes
+    from assyllm.artifacts import write_files
 
-    written = []
+    contents = {}
     for suffix, metadata in (("pdf", {"CreationDate": None, "Producer": None}), ("png", {"Software": None})):
         buffer = BytesIO()
         figure.savefig(buffer, format=suffix, bbox_inches="tight", metadata=metadata)
-        write_bytes(folder / f"{name}.{suffix}", buffer.getvalue())
-        written.append(folder / f"{name}.{suffix}")
-    table = df.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    write_bytes(folder / f"{name}.csv", table.encode())
+        contents[folder / f"{name}.{suffix}"] = buffer.getvalue()
+    contents[folder / f"{name}.csv"] = df.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
+    write_files(contents)
     plt.close(figure)
-    return [*written, folder / f"{name}.csv"]
+    return list(contents)
 
 
 def marker(method: str) -> str:

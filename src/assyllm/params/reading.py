@@ -41,7 +41,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         value = yaml.load(text, Loader=_StrictLoader)
         json.dumps(value, default=_no_value)
-    except (yaml.YAMLError, ValueError, TypeError) as error:  # YAML's own; the 13th month; a list among a set's entries
+    # YAML's own; the 13th month; a list among a set's entries; a thousand brackets
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise ParamsError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):
         raise ParamsError(f"{path}: a mapping of sections is expected")

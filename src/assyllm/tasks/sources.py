@@ -124,7 +124,7 @@ def _local_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ArtifactError(f"{path}, row {number}: not valid JSON ({error})") from None
         if not isinstance(row, dict):
             raise ArtifactError(f"{path}, row {number}: an object is expected")

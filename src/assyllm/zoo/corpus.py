@@ -63,7 +63,7 @@ def read_documents(path: Path) -> list[str]:
     path = Path(path)
     try:
         data = path.read_bytes()
-        text = (lzma.decompress(data) if path.suffix == ".xz" else data).decode("utf-8")
+        text = (lzma.decompress(data) if path.suffix == ".xz" else data).decode("utf-8-sig")
     except OSError as error:
         raise ArtifactError(f"zoo.pretrain.corpus: {path}: {error.strerror}") from None
     except (UnicodeDecodeError, lzma.LZMAError) as error:

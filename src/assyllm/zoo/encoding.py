@@ -72,6 +72,12 @@ def prefix_and_suffix(tokenizer: Any) -> tuple[list[int], list[int]]:
     return [], []
 
 
+def largest_id(tokenizer: Any) -> int:
+    """The largest id that a text may become, by its words or what is put around them; padding apart."""
+    prefix, suffix = prefix_and_suffix(tokenizer)
+    return max(tokenizer.vocab_size - 1, tokenizer.mask_token_id or 0, *prefix, *suffix)
+
+
 def pad_id(tokenizer: Any) -> int:
     """The id that fills padding; it is masked everywhere, so any id does where a tokenizer has none."""
     return 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id

@@ -154,6 +154,9 @@ def load_model(folder: Path, dtype: Any = None, headless: bool = False) -> Any:
 def load_tokenizer(folder: Path, named: bool = False) -> Any:
     """A folder's fast tokenizer.
 
+    A padding token that was added to it without a row in the model's table is left out: padding is masked, so another
+    id does as well.
+
     Args:
         named: whether its own files say which class it is, so that the model's config (of an assembled model, which
             transformers does not know) is not asked.
@@ -168,11 +171,16 @@ def load_tokenizer(folder: Path, named: bool = False) -> Any:
         raise ArtifactError(f"{path}: no such file (a fast tokenizer is needed)")
     try:
         more = {"config": transformers.PretrainedConfig()} if named else {}
-        return transformers.AutoTokenizer.from_pretrained(
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **more
         )
     except Exception as error:
         raise ArtifactError(f"{path}: not readable as a tokenizer ({first_line(error)})") from None
+    config = Path(folder) / "config.json"
+    rows = read_json(config).get("vocab_size") if config.is_file() and not named else None
+    if rows is not None and tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= rows:
+        tokenizer.pad_token = None
+    return tokenizer
 
 
 def first_line(error: BaseException) -> str:

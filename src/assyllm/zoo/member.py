@@ -18,6 +18,7 @@ from assyllm.tasks.world import CORPUS_WORDINGS, FORMS, Fact, World
 from assyllm.zoo import tokenizers
 from assyllm.zoo.cards import ModelCard, write_card
 from assyllm.zoo.corpus import TokenRow, encode_documents, encode_rows, read_documents
+from assyllm.zoo.encoding import largest_id
 from assyllm.zoo.families import family
 from assyllm.zoo.load import (
     load_config,
@@ -76,8 +77,8 @@ def _brought(name: str, zoo: Any, folder: Path) -> ModelCard:
         )
     tokenizer, model = load_tokenizer(origin), load_model(origin)
     rows = model.get_input_embeddings().num_embeddings
-    if tokenizer.vocab_size > rows:
-        raise ArtifactError(f"{origin}: its tokenizer has {tokenizer.vocab_size} tokens, the model {rows}")
+    if largest_id(tokenizer) >= rows:
+        raise ArtifactError(f"{origin}: its tokenizer gives token {largest_id(tokenizer)}, the model has {rows}")
     for weight, tensor in model.named_parameters():
         if not bool(tensor.isfinite().all()):
             raise ArtifactError(f"{origin}: {weight} is not finite")
