@@ -28,7 +28,7 @@ job_environment()
 try:
     PLAN = Plan(Path("params.yaml"))
 except ArtifactError as error:
-    raise WorkflowError(f"params.yaml: {error}")
+    raise WorkflowError(f"params.yaml: {str(error).removeprefix('params.yaml: ')}")
 
 
 # Snakemake's own lock outlives a killed run; this one ends with the process (profiles/default sets nolock). Who only plans
