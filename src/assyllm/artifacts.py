@@ -173,7 +173,7 @@ def output_folder(folder: Path, unlisted: tuple[str, ...] = ()) -> Iterator[Path
     _sweep(folder)
     temporary, mark = _held(folder)
     try:
-        with _told(folder):
+        with _told(folder, temporary):
             yield temporary
         files = {
             str(p.relative_to(temporary)): {"sha256": sha256_file(p), "bytes": p.stat().st_size}
@@ -199,12 +199,14 @@ def output_folder(folder: Path, unlisted: tuple[str, ...] = ()) -> Iterator[Path
 
 
 @contextlib.contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    """Where a library finds no room to write, that is told of the folder that is made."""
+def _told(folder: Path, temporary: Path) -> Iterator[None]:
+    """What goes wrong in ``temporary`` is told of the folder that is made; a library that finds no room names none."""
     try:
         yield
-    except ArtifactError:
-        raise
+    except ArtifactError as error:
+        if str(temporary) not in str(error):
+            raise
+        raise ArtifactError(str(error).replace(str(temporary), str(folder))) from None
     except Exception as error:  # OSError, safetensors' and shutil's own
         found = re.search("|".join(re.escape(os.strerror(code)) for code in FULL), str(error))
         if found is None:

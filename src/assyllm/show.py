@@ -9,65 +9,35 @@ from rich.console import Console
 from rich.table import Table
 
 from assyllm.artifacts import ArtifactError
+from assyllm.collect.hits import Rows
 from assyllm.params import PUBLISHED, STUDIES
 from assyllm.readme import METHODS, NO_CLIENTS, participation, share
 from assyllm.results import read_table
 
 
-def folder_of(study: str, root: Path = Path()) -> Path:
-    """Where the tables of a study lie.
-
-    Raises:
-        ArtifactError: no study has that name.
-    """
-    if study not in STUDIES:
-        raise ArtifactError(f"--study {study}: no such study; there are {', '.join(STUDIES)}")
-    results = root / "data" / "results"
-    return results if study == "default" else results / study
-
-
-def accuracies(results: Path) -> Table:
-    """Test accuracy of every method on every task in the base setting, with its interval; the best of a task bold.
-
-    Who can take part is modelled (``cost.csv``, where there is one); who gave nearly one answer only is marked.
+def accuracies(main: Rows, shares: dict[str, float]) -> Table:
+    """Test accuracy of every method on every task with its interval, the best of a task bold, ``*`` at a collapsed one.
 
     Args:
-        results: a study's folder of tables.
-
-    Raises:
-        ArtifactError: no ``accuracy.csv`` there.
+        main: rows of ``accuracy.csv``, one a method and task.
+        shares: percent of the clients that can take part, by method; the column is left out where there are none.
     """
-    rows = {
-        (row["method"], row["task"]): row
-        for row in read_table(results / "accuracy.csv")
-        if (row["split"], row["main"]) == ("test", "1")
-    }
+    rows = {(row["method"], row["task"]): row for row in main}
     tasks = _in_order({task for _, task in rows}, PUBLISHED)
-    best = {task: max(float(row["mean"]) for (_, of), row in rows.items() if of == task) for task in tasks}
-    shares = participation(results) if (results / "cost.csv").is_file() else {}
-    runs, examples, worlds = ({row[key] for row in rows.values()} for key in ("runs", "examples", "world"))
-    told = f"{' to '.join(sorted(runs, key=int))} runs, {' to '.join(sorted(examples, key=int))} questions a task"
-    told = told.replace("1 runs", "1 run") if runs == {"1"} else told
-    world = ", ".join("generated tasks" if world == "embedded" else "real tasks" for world in sorted(worlds))
-    shown = Table(
-        title=f"Test accuracy (95 % interval), {world}: mean of {told}",
-        caption="clients: whose memory suffices (modelled); *: nearly always one answer",
-        title_justify="left", caption_justify="left", box=None, padding=(0, 2, 0, 0), header_style="",
-    )  # fmt: skip
-    for column in ("method", "clients", *tasks):
-        shown.add_column(column, no_wrap=True)
+    best = {task: max(float(row["mean"]) for row in main if row["task"] == task) for task in tasks}
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="")
+    for column in ("method", *(["clients"] if shares else []), *tasks):
+        table.add_column(column, no_wrap=True)
     for method in _in_order({method for method, _ in rows}, METHODS):
-        cells = ["-" if method in NO_CLIENTS else f"{shares[method]:.0f} %" if method in shares else ""]
-        for task in tasks:
-            row = rows.get((method, task))
-            if row is None:
-                cells.append("")
-                continue
-            text = f"{share(row['mean'])} ({share(row['low'])} to {share(row['high'])})"
-            text += "*" if row["collapsed"] == "1" else ""
-            cells.append(f"[bold]{text}[/bold]" if float(row["mean"]) == best[task] else text)
-        shown.add_row(method, *cells)
-    return shown
+        who = "-" if method in NO_CLIENTS else f"{shares[method]:.0f} %" if method in shares else ""
+        cells = [_cell(row, best[task]) if (row := rows.get((method, task))) else "" for task in tasks]
+        table.add_row(method, *([who] if shares else []), *cells)
+    return table
+
+
+def _cell(row: dict[str, str], best: float) -> str:
+    text = f"{share(row['mean'])} {share(row['low'])}-{share(row['high'])}" + "*" * (row["collapsed"] == "1")
+    return f"[bold]{text}[/bold]" if float(row["mean"]) == best else text
 
 
 def _in_order(names: set[str], known: Iterable[str]) -> list[str]:
@@ -77,12 +47,33 @@ def _in_order(names: set[str], known: Iterable[str]) -> list[str]:
 
 
 def show(study: str, root: Path = Path()) -> None:
-    """Print :func:`accuracies` of a study, and where its tables and figures lie."""
-    results = folder_of(study, root)
+    """Print :func:`accuracies` of a study in its base setting, and where its tables and figures lie.
+
+    Raises:
+        ArtifactError: no study has that name, or its tables are not there.
+    """
+    if study not in STUDIES:
+        raise ArtifactError(f"--study {study}: no such study; there are {', '.join(STUDIES)}")
+    default = root / "data" / "results"
+    results, figures = default, root / "figures"
+    if study != "default":
+        results, figures = results / study, figures / study
+    main = [row for row in read_table(results / "accuracy.csv") if (row["split"], row["main"]) == ("test", "1")]
+    costed = next((folder for folder in (results, default) if (folder / "cost.csv").is_file()), None)
+    shares = participation(costed) if costed else {}
+    table = accuracies(main, shares)
+    runs, examples = (" to ".join(sorted({row[key] for row in main}, key=int)) for key in ("runs", "examples"))
+    kinds = " and ".join(sorted({"generated" if row["world"] == "embedded" else "real" for row in main}))
+    title = f"{kinds} tasks: {runs} run{'' if runs == '1' else 's'}, {examples} questions"
+    below = [
+        *(["clients: whose memory suffices (modelled)"] if shares else []),
+        *(["*: nearly always one answer"] if any(row["collapsed"] == "1" for row in main) else []),
+        "",
+        f"Tables: {results}; figures ({len(list(figures.glob('*.png')))}): {figures}",
+    ]
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)  # a file has no right edge
-    console.print(accuracies(results))
-    figures = root / "figures" / ("" if study == "default" else study)
-    drawn = len(list(figures.glob("*.png")))
-    console.print(f"\nTables: {results}; {drawn} figures: {figures}")
+    console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
+    console.print(f"Test accuracy and its 95 % interval, {title}", soft_wrap=True)
+    console.print(table)
+    for line in below:
+        console.print(line, soft_wrap=True)

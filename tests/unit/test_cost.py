@@ -179,7 +179,23 @@ def test_what_is_logged_again_is_as_it_was_traced(family: str, method: str, monk
         monkeypatch.setattr(f"assyllm.cost.{user}.repeated", lambda key, run: run())
     known = len(trace._temporaries)
     assert first == again == traced()
-    assert len(trace._temporaries) == known > (method != "fwdllm")
+    assert known == len(trace._temporaries)
+    assert known == 1 if method == "fwdllm" else known > 3
+
+
+def test_what_was_traced_on_fakes_is_run_on_a_device() -> None:
+    def logged() -> int:
+        step = step_of("assyllm", TINY["bert"], Reading(2, 16), Residency(layers=1, bits=6, group_size=32))
+        with trace.Trace() as found:
+            step.run()
+        return sum(found.operations.values())
+
+    with fakes():
+        logged()
+    again = logged()
+    trace._temporaries.clear()
+    assert again == logged()
+    assert not trace._temporaries
 
 
 @pytest.mark.parametrize("method", ["lora", "fedadapter", "fwdllm"])

@@ -2,43 +2,58 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from assyllm import show
 from assyllm.artifacts import ArtifactError
 from assyllm.readme import share
 from assyllm.results import read_table
+from assyllm.show import show
 
 
-def printed(results: Path) -> list[str]:
-    console = Console(width=200)
-    with console.capture() as capture:
-        console.print(show.accuracies(results))
-    return capture.get().splitlines()
+def printed(results: Path, root: Path, capsys: pytest.CaptureFixture[str], study: str = "default") -> list[str]:
+    folder = root / "data" / "results" / ("" if study == "default" else study)
+    folder.mkdir(parents=True)
+    for name in ("accuracy.csv", "cost.csv"):
+        shutil.copy(results / name, folder / name)
+    show(study, root)
+    return capsys.readouterr().out.splitlines()
 
 
-def test_every_main_row_of_the_table_is_shown_with_its_interval(results: Path) -> None:
-    lines = printed(results)
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_every_main_row_is_shown_whole_on_any_screen(
+    columns: int, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = printed(results, tmp_path, capsys)
     rows = [r for r in read_table(results / "accuracy.csv") if (r["main"], r["split"]) == ("1", "test")]
     assert rows
     for row in rows:
-        text = f"{share(row['mean'])} ({share(row['low'])} to {share(row['high'])})"
-        assert any(line.split()[0] == row["method"] and text in line for line in lines), row
-    assert {line.split()[0] for line in lines[2:-1]} == {row["method"] for row in rows}
-    assert lines[0].startswith("Test accuracy (95 % interval), generated tasks: mean of 2 runs, 80 questions a task")
+        text = f"{share(row['mean'])} {share(row['low'])}-{share(row['high'])}"
+        assert any(line.split()[0] == row["method"] and text in line for line in lines[2:-2]), row
+    assert {line.split()[0] for line in lines[2:-2]} - {"clients:", "*:"} == {row["method"] for row in rows}
+    assert lines[0].startswith("Test accuracy and its 95 % interval, generated tasks: 2 runs, 80 questions")
+    assert max(map(len, lines[1:-2])) <= max(80, columns)
 
 
-def test_without_cost_tables_nobody_s_share_is_told(results: Path, tmp_path: Path) -> None:
-    (tmp_path / "accuracy.csv").write_bytes((results / "accuracy.csv").read_bytes())
-    assert any("%" in line for line in printed(results)[2:])
-    assert not any("%" in line for line in printed(tmp_path)[2:])
+def test_who_can_take_part_is_told_by_the_default_studys_table(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert any("%" in line for line in printed(results, tmp_path, capsys)[2:-3])
+    lines = printed(results, tmp_path, capsys, "full")
+    assert lines[-1] == f"Tables: {tmp_path}/data/results/full; figures (0): {tmp_path}/figures/full"
+    (tmp_path / "data" / "results" / "full" / "cost.csv").unlink()
+    show("full", tmp_path)
+    assert capsys.readouterr().out.splitlines() == lines
+    (tmp_path / "data" / "results" / "cost.csv").unlink()
+    show("full", tmp_path)
+    assert "clients" not in capsys.readouterr().out
 
 
-def test_studies_lie_in_folders_of_their_own(tmp_path: Path) -> None:
-    assert show.folder_of("default", tmp_path) == tmp_path / "data" / "results"
-    assert show.folder_of("full", tmp_path) == tmp_path / "data" / "results" / "full"
+def test_studies_that_are_not_there_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="--study nope: no such study; there are default, full"):
-        show.folder_of("nope", tmp_path)
+        show("nope", tmp_path)
+    with pytest.raises(ArtifactError, match=r"zoos/accuracy\.csv"):
+        show("zoos", tmp_path)

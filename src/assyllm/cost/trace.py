@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._guards import detect_fake_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
@@ -105,10 +105,10 @@ _temporaries: dict[tuple[Hashable, int], _Temporary] = {}
 def repeated(key: Hashable, run: Callable[[], Tensor]) -> Tensor:
     """``run()``, whose bytes and operations follow from ``key``: traced on fake tensors once, then logged as it was.
 
-    ``run`` leaves one tensor and nothing else, and what it holds on the way is temporary.
+    ``run`` leaves one tensor and nothing else, and what it holds on the way is temporary. On a real device it runs.
     """
     trace = _running.get()
-    return run() if trace is None else trace.again((key, trace.granule), run)
+    return run() if trace is None or detect_fake_mode() is None else trace.again((key, trace.granule), run)
 
 
 class Trace(TorchDispatchMode):
@@ -161,8 +161,7 @@ class Trace(TorchDispatchMode):
             known = _Temporary(self.operations, self._high - before, tuple(out.shape), out.stride(), out.dtype)
             counted.update(known.operations)
             self.operations, self._high = counted, max(high, self._high)
-            if type(out) is FakeTensor:
-                _temporaries[key] = known
+            _temporaries[key] = known
             return out
         known = _temporaries[key]
         self.operations.update(known.operations)
