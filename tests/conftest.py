@@ -9,6 +9,7 @@ import copy
 import fcntl
 import os
 import shutil
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -57,16 +58,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest file first, what else needs the tiny study last: of two processes neither waits for the other.
 
-    README tells of the committed tables; those of a study that was run here are others (times are measured anew, and
-    parameters may have been edited), so that what holds the two together is skipped.
+    README tells of the committed tables and of params.yaml as it came; where a study was run (times are measured anew)
+    or a parameter edited, what holds them together is skipped.
     """
     places = {"test_workflow": 0, "test_report": 2, "test_golden": 2}
     items.sort(key=lambda item: places.get(item.path.stem, 1))
+    edited = ["git", "diff", "--quiet", "HEAD", "--", "params.yaml"]  # 1: it was; 128: no checkout
     if (ROOT / "data" / "runs").is_dir():
-        why = pytest.mark.skip(reason="a study was run here: its tables are not those that README tells of")
-        for item in items:
-            if item.get_closest_marker("committed"):
-                item.add_marker(why)
+        why = "a study was run here: its tables are not those that README tells of"
+    elif subprocess.run(edited, cwd=ROOT, capture_output=True).returncode == 1:
+        why = "params.yaml was edited: README tells of the one that the repository comes with"
+    else:
+        return
+    for item in items:
+        if item.get_closest_marker("committed"):
+            item.add_marker(pytest.mark.skip(reason=why))
 
 
 @pytest.fixture(scope="session")

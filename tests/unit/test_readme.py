@@ -73,6 +73,7 @@ def test_generated_parts_are_in_step_with_the_tables() -> None:
         assert readme.filled(page, text, RESULTS) == text, "run `make readme`"
 
 
+@pytest.mark.committed
 def test_parameters_are_in_step() -> None:
     made = readme.parameters((ROOT / "params.yaml").read_text(encoding="utf-8"))
     assert (ROOT / "docs" / "PARAMETERS.md").read_text(encoding="utf-8") == made, "run `make readme`"

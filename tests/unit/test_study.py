@@ -37,6 +37,7 @@ def test_settings_share_what_they_do_not_touch() -> None:
     assert PLAN.variant("score", "items_1") == "items_1"
 
 
+@pytest.mark.committed
 def test_studies_share_their_runs() -> None:
     default, full, zoos, check = (PLAN.runs(size) for size in ("default", "full", "zoos", "check"))
     assert len(set(default)) == len(default)
