@@ -66,7 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     edited = ["git", "diff", "--quiet", "HEAD", "--", "params.yaml"]  # 1: it was; 128: no checkout
     if (ROOT / "data" / "runs").is_dir():
         why = "a study was run here: its tables are not those that README tells of"
-    elif subprocess.run(edited, cwd=ROOT, capture_output=True).returncode == 1:
+    elif shutil.which("git") and subprocess.run(edited, cwd=ROOT, capture_output=True).returncode == 1:
         why = "params.yaml was edited: README tells of the one that the repository comes with"
     else:
         return
