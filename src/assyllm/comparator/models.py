@@ -226,6 +226,8 @@ def _states(side: _Side, ids: Sequence[list[int]]) -> tuple[list[Tensor], list[S
     known, largest = model.get_input_embeddings().num_embeddings, max(map(max, [*ids, [*prefix, *suffix, 0]]))
     if largest >= known:
         raise ArtifactError(f"{side.name}: its tokenizer gives token {largest}, the model has {known}")
+    padding = pad_id(side.tokenizer)
+    padding = padding if padding < known else 0  # masked, so any row does
     uncached = {"use_cache": False} if "use_cache" in signature(model.forward).parameters else {}  # no next token
     device = next(model.parameters()).device
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
@@ -234,7 +236,7 @@ def _states(side: _Side, ids: Sequence[list[int]]) -> tuple[list[Tensor], list[S
     for start in _shown(range(0, len(order), CHUNK_TEXTS), side.name):
         chosen = order[start : start + CHUNK_TEXTS]
         longest = max(len(ids[i]) for i in chosen) + len(prefix) + len(suffix)
-        rows = torch.full((len(chosen), longest), padding if (padding := pad_id(side.tokenizer)) < known else 0)
+        rows = torch.full((len(chosen), longest), padding)
         mask = torch.zeros(len(chosen), longest, dtype=torch.long)
         own = torch.zeros(len(chosen), longest)
         for r, i in enumerate(chosen):
