@@ -200,6 +200,8 @@ def test_a_relative_data_folder_is_the_shells(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("PWD", str(tmp_path / "shell"))
     for name in ("PATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
     for given, meant in (("../mine", tmp_path / "mine"), (str(tmp_path), tmp_path)):
         monkeypatch.setenv("ASSYLLM_DATA", given)
         study.job_environment()

@@ -31,7 +31,6 @@ def run(
     A run that was killed goes on from its last round if params, code and inputs are the same.
     """
     p = parse_sections(params, SECTIONS)
-    import gc
     import shutil
 
     import torch
@@ -58,7 +57,6 @@ def run(
             "does not go with untrained_blocks"
         )
     torch.set_num_threads(1)
-    gc.freeze()  # what was imported stays: collections need not look through it
     for folder in (tasks, *scores):
         verify_folder(Path(folder))
     opened = open_pool(Path(pool), keep=p.swapper.budget_gb is None)
