@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from assyllm.artifacts import ArtifactError
-from assyllm.collect.hits import Rows
+from assyllm.collect.hits import Rows, but
 from assyllm.params import PUBLISHED, STUDIES
 from assyllm.readme import METHODS, NO_CLIENTS, participation, share
 from assyllm.results import read_table
@@ -46,8 +47,19 @@ def _in_order(names: set[str], known: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
 
 
+def _by_world(test: Rows) -> dict[str, Rows]:
+    """The base setting's rows, and the same ones of every other generated world that a study asks about."""
+    main = {(row["method"], row["setting"]) for row in test if row["main"] == "1"}
+    found: dict[str, Rows] = {}
+    for row in test:
+        if (row["method"], but(row["setting"], "world.seed")) in main:
+            other = re.search(r"\bworld\.seed=\d+", row["setting"])
+            found.setdefault(other[0] if other else "", []).append(row)
+    return found
+
+
 def show(study: str, root: Path = Path()) -> None:
-    """Print :func:`accuracies` of a study in its base setting, and where its tables and figures lie.
+    """Print :func:`accuracies` of a study in its base setting, of each of its worlds, and where tables and figures lie.
 
     Raises:
         ArtifactError: no study has that name, or its tables are not there.
@@ -58,22 +70,29 @@ def show(study: str, root: Path = Path()) -> None:
     results, figures = default, root / "figures"
     if study != "default":
         results, figures = results / study, figures / study
-    main = [row for row in read_table(results / "accuracy.csv") if (row["split"], row["main"]) == ("test", "1")]
+    test = [row for row in read_table(results / "accuracy.csv") if row["split"] == "test"]
+    worlds = _by_world(test)
+    main = [row for rows in worlds.values() for row in rows]
     costed = next((folder for folder in (results, default) if (folder / "cost.csv").is_file()), None)
     shares = participation(costed) if costed else {}
-    table = accuracies(main, shares)
+    tables = {world: accuracies(rows, shares) for world, rows in sorted(worlds.items())}
     runs, examples = (" to ".join(sorted({row[key] for row in main}, key=int)) for key in ("runs", "examples"))
     kinds = " and ".join(sorted({"generated" if row["world"] == "embedded" else "real" for row in main}))
     title = f"{kinds} tasks: {runs} run{'' if runs == '1' else 's'}, {examples} questions"
+    drawn = len(list(figures.glob("*.png")))
     below = [
         *(["clients: whose memory suffices (modelled)"] if shares else []),
         *(["*: nearly always one answer"] if any(row["collapsed"] == "1" for row in main) else []),
         "",
-        f"Tables: {results}; figures ({len(list(figures.glob('*.png')))}): {figures}",
+        f"Tables: {results}" + (f"; figures ({drawn}): {figures}" if drawn else ""),
     ]
     console = Console(highlight=False)
-    console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
+    wide = console.options.update(width=1000)
+    console.width = max(console.width, *(console.measure(table, options=wide).maximum for table in tables.values()))
     console.print(f"Test accuracy and its 95 % interval, {title}", soft_wrap=True)
-    console.print(table)
+    for world, table in tables.items():
+        if world:
+            console.print(f"\n{world}")
+        console.print(table)
     for line in below:
         console.print(line, soft_wrap=True)

@@ -43,13 +43,34 @@ def test_who_can_take_part_is_told_by_the_default_studys_table(
 ) -> None:
     assert any("%" in line for line in printed(results, tmp_path, capsys)[2:-3])
     lines = printed(results, tmp_path, capsys, "full")
-    assert lines[-1] == f"Tables: {tmp_path}/data/results/full; figures (0): {tmp_path}/figures/full"
+    assert lines[-1] == f"Tables: {tmp_path}/data/results/full"
     (tmp_path / "data" / "results" / "full" / "cost.csv").unlink()
     show("full", tmp_path)
     assert capsys.readouterr().out.splitlines() == lines
     (tmp_path / "data" / "results" / "cost.csv").unlink()
     show("full", tmp_path)
     assert "clients" not in capsys.readouterr().out
+
+
+def test_a_second_world_has_its_own_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        f"embedded,piqa,{method},{setting},test,0.{mean},0.1,0.9,2,40,0,{main},measured"
+        for method, setting, mean, main in (
+            ("assyllm", "", 91, 1), ("assyllm", "world.seed=1", 92, 0), ("assyllm", "head.rounds=3", 93, 0),
+            ("zero_shot", '"model=""bert"""', 81, 1), ("zero_shot", '"model=""bert"" world.seed=1"', 82, 0),
+            ("zero_shot", '"model=""opt"" world.seed=1"', 83, 0),
+        )
+    ]  # fmt: skip
+    folder = tmp_path / "data" / "results" / "worlds"
+    folder.mkdir(parents=True)
+    header = "world,task,method,setting,split,mean,low,high,runs,examples,collapsed,main,source"
+    (folder / "accuracy.csv").write_text("\n".join([header, *rows, ""]))
+    show("worlds", tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("world.seed=1")
+    shown = [[word for word in line.split() if word.startswith(".")] for line in lines]
+    assert [found[0] for found in shown[:at] if found] == [".810", ".910"]
+    assert [found[0] for found in shown[at:] if found] == [".820", ".920"]
 
 
 def test_studies_that_are_not_there_are_one_line(tmp_path: Path) -> None:
