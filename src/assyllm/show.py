@@ -88,7 +88,7 @@ def show(study: str, root: Path = Path()) -> None:
     ]
     console = Console(highlight=False)
     wide = console.options.update(width=1000)
-    console.width = max(console.width, *(console.measure(table, options=wide).maximum for table in tables.values()))
+    console.width = max([console.width, *(console.measure(table, options=wide).maximum for table in tables.values())])
     console.print(f"Test accuracy and its 95 % interval, {title}", soft_wrap=True)
     for world, table in tables.items():
         if world:
