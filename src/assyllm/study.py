@@ -130,9 +130,9 @@ class Plan:
 
     def __init__(self, path: Path = Path("params.yaml")) -> None:
         self.path = Path(path)
-        self.params = P.load(self.path)
-        check_figures(self.params)
         self.raw = P.read_yaml(self.path)
+        self.params = P.checked(self.raw)
+        check_figures(self.params)
         self._settings: dict[str, P.Params] = {}
         self._check_settings()
         self._check_pool()

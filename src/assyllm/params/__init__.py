@@ -40,6 +40,7 @@ from assyllm.params.names import (
 )
 from assyllm.params.pool import UNQUANTIZED, Blocks, Quantize, Score, Sensitivity, Swapper, SwapStudy, Width
 from assyllm.params.reading import (
+    checked,
     is_base,
     load,
     params_sha,
@@ -125,6 +126,7 @@ __all__ = [
     "Width",
     "World",
     "Zoo",
+    "checked",
     "is_base",
     "load",
     "nearest",

@@ -59,7 +59,11 @@ def load(path: Path) -> Params:
     Raises:
         ParamsError: one line naming the key at fault.
     """
-    raw = read_yaml(path)
+    return checked(read_yaml(path))
+
+
+def checked(raw: dict[str, Any]) -> Params:
+    """What :func:`load` makes of a file's mapping."""
     params = validate(Params, raw)
     for setting in params.settings:
         try:
