@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,44 +16,17 @@ from assyllm import params as P
 from assyllm.artifacts import ArtifactError
 from assyllm.baselines import local as local_training
 from assyllm.baselines import majority
-from assyllm.baselines.full import FullFineTuning
 from assyllm.baselines.job import budget
 from assyllm.baselines.local import Local, groups, schedule, train_client, train_cohort
-from assyllm.baselines.method import Data, choose
+from assyllm.baselines.method import choose
 from assyllm.baselines.rounds import Diverged, Plan, run_rounds
 from assyllm.checkpoint import Checkpoint
 from assyllm.federated.cohort import eligible_clients
 from assyllm.results import Metric, Prediction, Run, check_columns, write_table
 from assyllm.stages import baseline, tune
-from assyllm.zoo.encoding import encode
-from assyllm.zoo.forward import mask_padding, pack
+from assyllm.zoo.forward import mask_padding
 from tiny import zoo as tiny
-
-torch.set_num_threads(1)
-CLIENTS = 8
-OWNED = [[0, 1, 2, 3, 4], [5], [], [6, 7], list(range(8, 20)), [20, 21, 22], [23], [24, 25, 26, 27, 28, 29]]
-
-
-@cache
-def tokenizer(family: str):
-    return tiny.tokenizer(family)
-
-
-@cache
-def method(family: str = "llama", dtype: torch.dtype = torch.float32) -> FullFineTuning:
-    made = tiny.model(family, len(tokenizer(family)), tokenizer(family).pad_token_id)
-    made.set_attn_implementation("eager")
-    return FullFineTuning(made.to(dtype))
-
-
-def packed(family: str, split: str, number: int, task: str = "openbookqa"):
-    encoded = encode(tokenizer(family), tiny.questions(task, split, number), 48)
-    return pack(encoded, method(family).causal)
-
-
-@cache
-def data(family: str = "llama") -> Data:
-    return Data(packed(family, "train", 30), packed(family, "dev", 16), packed(family, "test", 20), OWNED)
+from tiny.training import CLIENTS, OWNED, data, method
 
 
 @pytest.mark.parametrize(
