@@ -8,6 +8,7 @@ import numpy as np
 
 from assyllm import params as P
 from assyllm.collect.tables import collect
+from assyllm.cost.devices import SECONDS, devices
 from assyllm.cost.participation import CURVES
 from assyllm.features import POINTS, SCORES
 from assyllm.figures import (
@@ -97,14 +98,8 @@ def write_cost(folder: Path, method: str) -> tuple[Path, Path]:
     for model, shape in shapes.items():
         peak = PEAKS[method][model in ("opt", "pool")]
         made = {"peak_gb": peak, **{f"{n}_gb": peak / 5 for n in names}, "workspace_gb": 0.0, "tflop": 160.0}
-        made |= {
-            "stored_gb": 0.0,
-            "up_gb": 13.2,
-            "down_gb": 13.2,
-            "device": "tx2",
-            "step_s": 100.0 + peak,
-            "step_j": 1e3,
-        }
+        made |= {"stored_gb": 0.0, "up_gb": 13.2, "down_gb": 13.2}
+        made |= {f"{SECONDS}{name}": 100.0 + peak for name in devices()}
         for memory, share in PARAMS.fleet.memory_gb.items():
             fits = int(peak + 0.5 <= memory or method == "ft_oracle")
             common = {"method": method, "model": model, "stands_for": shape, "memory_gb": memory, "share": share}

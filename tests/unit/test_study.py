@@ -98,6 +98,7 @@ def test_an_edit_reaches_the_runs_that_read_it_and_no_others(tmp_path: Path) -> 
         ({"federated__row_norm": 5.0}, "federate", {*P.ASSEMBLING}),
         ({"federated__dropout": 0.2}, "baseline", {*P.BASELINES}),
         ({"cost__tokens": 128}, "cost", {*P.ASSEMBLING, *P.BASELINES}),
+        ({"cost__device": "orin"}, "cost", set()),
     ):  # fmt: skip
         assert reached(changed(**edits), rule) == methods, (edits, rule)
     narrow = {f"baselines__{m}__{t}__rank": 4 for m in ("lora", "lora_all") for t in P.PUBLISHED}

@@ -27,6 +27,7 @@ from assyllm.collect.runs import (
     paper_values,
 )
 from assyllm.collect.settings import ABLATIONS, NON_IID, ZOOS, ablation_table, non_iid_table, zoo_table
+from assyllm.cost.devices import on_device
 from assyllm.cost.resources import HOURS, RESOURCES, TRADEOFF, places_of, resources_table, tradeoff_table, with_hours
 from assyllm.results import Metric, Prediction, Run, RunKey, read_table, write_table
 
@@ -60,8 +61,10 @@ def collect(
     keys = [RunKey.of(row["run_id"]) for row in run_rows]
     models = [{"world": worlds[m["run_id"]], **m} for m in gather_optional(runs, "models")]
     timings = gather_optional(runs, "timings")
-    cost = [row for table in cost_tables for row in read_table(table)]
-    curves = [row for table in curve_tables for row in read_table(table)]
+    cost, curves = (
+        on_device((row for table in tables for row in read_table(table)), p.cost.device)
+        for tables in (cost_tables, curve_tables)
+    )
 
     accuracy = accuracy_table(predictions, metrics, worlds, ev)
     differences = difference_table(predictions, ev)

@@ -9,17 +9,19 @@ taken over for the other devices, where nothing was measured. Energy is time tim
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from assyllm.artifacts import ArtifactError
+from assyllm.results import text
 
 # shares of the data sheet's FLOP/s (products, attention) and bytes/s (all kernels) that a kernel reaches on one H200;
 # attention is too small a part of a step to be fitted by itself and has the products' value
 EFFICIENCY = {"matmul": 0.66, "attention": 0.66, "bandwidth": 0.75}
+SECONDS = "seconds_"  # before a device's name: a column of the stage `cost`
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +40,11 @@ class Device:
 @cache
 def devices() -> dict[str, Device]:
     """All devices by name."""
-    text = files("assyllm").joinpath("cost/devices.csv").read_text(encoding="utf-8")
+    table = files("assyllm").joinpath("cost/devices.csv").read_text(encoding="utf-8")
     numbers = ("flops", "bandwidth", "memory_gb", "storage", "watts")
     return {
         row["device"]: Device(row["device"], row["label"], *(float(row[name]) for name in numbers))
-        for row in csv.DictReader(text.splitlines())
+        for row in csv.DictReader(table.splitlines())
     }
 
 
@@ -67,3 +69,16 @@ def step_seconds(compute: float, stored_bytes: float, on: Device, overlapped: bo
     """A step's time with ``stored_bytes`` read from and written to storage."""
     moving = stored_bytes / on.storage
     return max(compute, moving) if overlapped else compute + moving
+
+
+def on_device(rows: Iterable[Mapping[str, str]], name: str) -> list[dict[str, str]]:
+    """Rows of the stage ``cost`` with ``device``, ``step_s``, ``step_j`` of one device for the seconds on all."""
+    on, found = device(name), []
+    for row in rows:
+        seconds = float(row[f"{SECONDS}{name}"])
+        own = {"device": name, "step_s": text(seconds), "step_j": text(seconds * on.watts)}
+        made: dict[str, str] = {}
+        for column, value in row.items():
+            made |= own if column.startswith(SECONDS) else {column: value}
+        found.append(made)
+    return found

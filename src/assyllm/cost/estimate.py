@@ -56,9 +56,8 @@ def estimate(
         except Exception as error:
             raise ArtifactError(f"{model}: transformers makes no model of this config ({first_line(error)})") from None
     point = device_point(method, config, reading, Residency(resident_layers, 2, bits))
-    row = point.row(wanted[0])
-    left_out = ("device", "step_s", "step_j", *(("up_gb", "down_gb") if method in WALKED else ()))
-    shared = {key: value for key, value in row.items() if key not in left_out}
+    left_out = ("up_gb", "down_gb") if method in WALKED else ()
+    shared = {key: value for key, value in point.row().items() if key not in left_out}
     return {
         "model": Path(model).name,
         "method": method,

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from assyllm.artifacts import ArtifactError
-from assyllm.cost.devices import device
 from assyllm.cost.methods import FORWARD, STREAMED, WHOLE
 from assyllm.cost.point import GB, NOTHING, Point, device_point
 from assyllm.cost.same_step import SAME_STEP, participates
@@ -99,7 +98,8 @@ def participation(
                     "pool_bits": quantize.mean_bits if method in ASSEMBLING else "",
                     "targets": reading.targets if adapters else "",
                     "rank": reading.rank if adapters else "",
-                    **point.row(device(cost.device)),
+                    **point.row(),
+                    **point.times(),
                     "participates": participates(method, point.total / GB, memory_gb, fleet),
                     "source": "modelled",
                 }
@@ -137,7 +137,7 @@ def _bits(method: str, reading: Reading, residency: Residency) -> float:
 
 CURVES = (
     "method", "stands_for", "varies", "batch", "tokens", "optimizer", "bytes_per_weight", "bits", "resident_blocks",
-    *NOTHING.row(device("tx2")), "smallest_gb", "participation", "source",
+    *NOTHING.row(), *NOTHING.times(), "smallest_gb", "participation", "source",
 )  # fmt: skip
 
 
@@ -168,7 +168,8 @@ def curves(
                 "bytes_per_weight": reading.bytes_per_weight,
                 "bits": _bits(method, reading, residency),
                 "resident_blocks": residency.resident if method in STREAMED else "",
-                **done[key].row(device(cost.device)),
+                **done[key].row(),
+                **done[key].times(),
                 "smallest_gb": min(fitting) if fitting else "none",
                 "participation": sum(fleet.memory_gb[m] for m in fitting),
                 "source": "modelled",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from assyllm.baselines.fedadapter import MAX_DEPTH
-from assyllm.cost.devices import Device, compute_seconds, step_seconds
+from assyllm.cost.devices import SECONDS, Device, compute_seconds, devices, step_seconds
 from assyllm.cost.methods import JOINED, STREAMED, TUNING, step_of
 from assyllm.cost.selection import Residency
 from assyllm.cost.step import Reading, fakes, measure
@@ -45,9 +45,8 @@ class Point:
         """Time of one step on a device."""
         return step_seconds(compute_seconds(self.operations, on), self.stored, on, self.overlapped)
 
-    def row(self, on: Device) -> dict[str, Any]:
-        """The point as columns of a table: GB = 10^9 bytes, TFLOP, seconds and joules of a step on ``on``."""
-        seconds = self.seconds(on)
+    def row(self) -> dict[str, Any]:
+        """The point as columns of a table: GB = 10^9 bytes, TFLOP of a step."""
         return {
             "peak_gb": self.total / GB,
             **{f"{name}_gb": self.peak[name] / GB for name in CATEGORIES},
@@ -56,10 +55,11 @@ class Point:
             "stored_gb": self.stored / GB,
             "up_gb": self.traffic[0] / GB,
             "down_gb": self.traffic[1] / GB,
-            "device": on.name,
-            "step_s": seconds,
-            "step_j": seconds * on.watts,
         }
+
+    def times(self) -> dict[str, str]:
+        """Seconds of a step on every known device, all digits, as columns (see :func:`devices.on_device`)."""
+        return {f"{SECONDS}{on.name}": repr(self.seconds(on)) for on in devices().values()}
 
 
 _traced: dict[tuple[str, str, Reading, Residency | None], Point] = {}  # a process traces equal steps once

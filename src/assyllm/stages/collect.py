@@ -8,7 +8,14 @@ from assyllm.params import parse_sections
 
 SECTIONS = ("evaluate", "baselines", "assembling", "partition", "zoo", "blocks", "cost")
 # beside what is imported (study.code_sha)
-CODE = ("paper_values.csv", "params/names.py", "params/assembling.py", "params/baselines.py", "params/pool.py")
+CODE = (
+    "paper_values.csv",
+    "cost/devices.csv",
+    "params/names.py",
+    "params/assembling.py",
+    "params/baselines.py",
+    "params/pool.py",
+)
 
 
 def run(

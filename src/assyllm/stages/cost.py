@@ -13,6 +13,7 @@ UNREAD = {
     "baselines.evaluate_every": 1,
     "baselines.test_every": 1,
     "baselines.closed_form": CLOSED_FORM,
+    "cost.device": "tx2",  # steps are timed on every known one
     "blocks.edge_to_middle": 1.0,  # whatever the blocks, a device holds a few layers
     "blocks.blocks_per_model": None,
 }
