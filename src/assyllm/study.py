@@ -188,10 +188,9 @@ class Plan:
             if other != setting:  # their runs would be taken for repetitions of one another
                 what = "changes nothing, as base does" if not text else f"is the same as {other}"
                 raise P.ParamsError(f"settings.{setting}: {what}")
-        read = {section for rule in RUNNING for section in stage_module(rule).SECTIONS}
         for setting in self.raw["settings"]:
             for dotted in self.changes(setting):
-                if dotted.partition(".")[0] not in read:
+                if not any(self._reads(rule, dotted) for rule in RUNNING):
                     raise P.ParamsError(f"settings.{setting}.{dotted}: no run reads it, so it is no setting of runs")
 
     def _check_pool(self) -> None:

@@ -244,7 +244,8 @@ def test_what_a_study_asks_of_its_pool_is_checked_before_anything_runs(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("evaluate.bootstrap_samples", 100), ("study.default.seeds", [7]), ("figures.dpi", 50)]
+    ("key", "value"),
+    [("evaluate.bootstrap_samples", 100), ("study.default.seeds", [7]), ("figures.dpi", 50), ("cost.device", "orin")],
 )
 def test_a_setting_that_no_run_reads_is_none(tmp_path: Path, key: str, value: object) -> None:
     with pytest.raises(P.ParamsError, match=rf"^settings\.other\.{key}: no run reads it"):
