@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from assyllm.blocks.pool import Pool, make_pool
 from assyllm.blocks.segment import segments
 from assyllm.blocks.split import head_of, join, split
 from assyllm.quantizer.calibrate import linears
+from assyllm.quantizer.sensitivity import write_sensitivity
 from assyllm.zoo.load import load_model
 from conftest import tiny_params
 from tiny import zoo
@@ -145,3 +147,17 @@ def test_a_pool_of_ones_own_models_is_the_stages(tiny_folder, tmp_path) -> None:
     with pytest.raises(ArtifactError, match=r"plain/tokenizer\.json: no such file \(a fast tokenizer is needed\)"):
         make_pool({"mine": plain}, tmp_path / "other", tiny_params().blocks)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("name", ["../outside", "a:b", "a+b", ""])
+def test_a_model_s_name_stays_within_its_pool(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no name of a model"):
+        make_pool({name: tmp_path}, tmp_path / "pool", tiny_params().blocks)
+    assert not list(tmp_path.iterdir())
+
+
+def test_scores_do_not_replace_the_pool_that_they_are_of(tiny_folder: Path) -> None:
+    before = sorted(path.name for path in (tiny_folder / "pool").iterdir())
+    with pytest.raises(ArtifactError):
+        write_sensitivity(tiny_folder / "pool", tiny_folder / "pool", ["a text"], 16, tiny_params().sensitivity)
+    assert sorted(path.name for path in (tiny_folder / "pool").iterdir()) == before

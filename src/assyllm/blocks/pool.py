@@ -12,6 +12,7 @@ All weights that a block computes with are in its file; ``bytes`` are its tensor
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,6 +98,8 @@ def make_pool(folders: Mapping[str, Path], out: Path, blocks: Blocks) -> None:
     Raises:
         ArtifactError: a folder lacks a file, or is of a family that this project does not know.
     """
+    if wrong := [name for name in folders if not re.fullmatch(r"[\w-]+", name)]:
+        raise ArtifactError(f"{wrong[0]!r}: no name of a model; letters, digits, _ and - make one")
     check_apart(out, *folders.values())
     for folder in folders.values():
         load_tokenizer(Path(folder))  # what is wrong with it is said before anything is made

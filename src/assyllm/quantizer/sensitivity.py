@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from assyllm.artifacts import manifest_sha, output_folder
+from assyllm.artifacts import check_apart, manifest_sha, output_folder
 from assyllm.blocks.pool import Pool
 from assyllm.params import Sensitivity
 from assyllm.quantizer.calibrate import batches, native_inputs, second_moments
@@ -30,6 +30,7 @@ def write_sensitivity(pool: Path, out: Path, lines: Sequence[str], max_tokens: i
     """
     source = Pool.open(pool)
     measured = {"pool": manifest_sha(pool)}
+    check_apart(out, pool)
     with output_folder(out) as folder:
         (folder / "blocks").mkdir()
         for model in source.models:
