@@ -60,7 +60,7 @@ def compare(old: Path, new: Path) -> Verdict:
         return Verdict(f"{about}the same weights, equal cells", *_cells(Path(old), Path(new), tables, kept))
     shared, apart = _intervals(Path(old), Path(new), part)
     cells, unlike = _cells(Path(old), Path(new), [t for t in SHAPES if not part or t in OF_RUNS], kept)
-    how = f"{about}other weights, intervals at most {ROOM} apart, equal cells of shapes"
+    how = f"{about}other weights, {shared} intervals at most {ROOM} apart, {cells} equal cells of shapes"
     return Verdict(how, shared + cells, apart + unlike)
 
 

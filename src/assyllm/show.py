@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from assyllm.artifacts import ArtifactError
 from assyllm.collect.hits import Rows, but
-from assyllm.params import PUBLISHED, STUDIES
+from assyllm.params import PUBLISHED, STUDIES, setting_values
 from assyllm.readme import METHODS, NO_CLIENTS, participation, share
 from assyllm.results import read_table
 
@@ -53,8 +52,8 @@ def _by_world(test: Rows) -> dict[str, Rows]:
     found: dict[str, Rows] = {}
     for row in test:
         if (row["method"], but(row["setting"], "world.seed")) in main:
-            other = re.search(r"\bworld\.seed=\d+", row["setting"])
-            found.setdefault(other[0] if other else "", []).append(row)
+            seed = setting_values(row["setting"]).get("world.seed")
+            found.setdefault("" if seed is None else f"world.seed={seed}", []).append(row)
     return found
 
 

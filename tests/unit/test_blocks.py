@@ -158,6 +158,6 @@ def test_a_model_s_name_stays_within_its_pool(name: str, tmp_path: Path) -> None
 
 def test_scores_do_not_replace_the_pool_that_they_are_of(tiny_folder: Path) -> None:
     before = sorted(path.name for path in (tiny_folder / "pool").iterdir())
-    with pytest.raises(ArtifactError):
+    with pytest.raises(ArtifactError, match="would replace"):
         write_sensitivity(tiny_folder / "pool", tiny_folder / "pool", ["a text"], 16, tiny_params().sensitivity)
     assert sorted(path.name for path in (tiny_folder / "pool").iterdir()) == before

@@ -26,7 +26,7 @@ from assyllm.artifacts import ArtifactError
 from assyllm.assembly.head import HeadSums
 from assyllm.baselines import registry
 from assyllm.cost import trace
-from assyllm.cost.devices import Device, compute_seconds, device, devices, step_seconds
+from assyllm.cost.devices import Device, compute_seconds, device, devices, on_device, step_seconds
 from assyllm.cost.estimate import estimate
 from assyllm.cost.methods import METHODS, STEPS, step_of
 from assyllm.cost.nf4 import Nf4Linear, dequantize
@@ -320,6 +320,16 @@ def test_roofline_takes_the_slower_of_computing_and_moving() -> None:
     assert compute_seconds({("matmul", 10, 1000): 1, ("elementwise", 0, 10): 3}, on, even) == 103
     assert step_seconds(5.0, 8.0, on, overlapped=True) == 5
     assert step_seconds(5.0, 8.0, on, overlapped=False) == 9
+
+
+def test_a_device_is_taken_from_what_is_timed_on_all() -> None:
+    point = measure_point("lora", TINY["llama"], SMALL)
+    (row,) = on_device([{"method": "lora", **point.times(), "source": "modelled"}], "orin")
+    assert list(row) == ["method", "device", "step_s", "step_j", "source"]
+    on = device("orin")
+    assert float(row["step_s"]) == pytest.approx(point.seconds(on))
+    assert float(row["step_j"]) == pytest.approx(point.seconds(on) * on.watts)
+    assert point.seconds(on) != point.seconds(device("tx2"))
 
 
 def test_every_device_number_is_positive() -> None:

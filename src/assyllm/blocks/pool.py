@@ -38,7 +38,7 @@ from assyllm.blocks.families import family as family_of
 from assyllm.blocks.families import find
 from assyllm.blocks.segment import segments
 from assyllm.blocks.split import empty_block, head_of, split
-from assyllm.params import Blocks
+from assyllm.params import MODEL_NAME, Blocks
 from assyllm.zoo.cards import CARD, read_card
 from assyllm.zoo.header import header
 from assyllm.zoo.load import load_config, load_model, load_tokenizer
@@ -96,9 +96,9 @@ def make_pool(folders: Mapping[str, Path], out: Path, blocks: Blocks) -> None:
         out: the new folder, written whole or not at all.
 
     Raises:
-        ArtifactError: a folder lacks a file, or is of a family that this project does not know.
+        ArtifactError: a name that is none, a folder that lacks a file, or a family that this project does not know.
     """
-    if wrong := [name for name in folders if not re.fullmatch(r"[\w-]+", name)]:
+    if wrong := [name for name in folders if not re.fullmatch(MODEL_NAME, name)]:
         raise ArtifactError(f"{wrong[0]!r}: no name of a model; letters, digits, _ and - make one")
     check_apart(out, *folders.values())
     for folder in folders.values():

@@ -53,7 +53,19 @@ from assyllm.params.reading import (
     values_text,
     with_setting,
 )
-from assyllm.params.section import Count, Fraction, Name, ParamsError, Part, Positive, Section, Seed, nearest, validate
+from assyllm.params.section import (
+    MODEL_NAME,
+    Count,
+    Fraction,
+    Name,
+    ParamsError,
+    Part,
+    Positive,
+    Section,
+    Seed,
+    nearest,
+    validate,
+)
 from assyllm.params.studies import STUDIES, PrecisionStudy, Studies, Study
 from assyllm.params.telling import Evaluate, Features, Figures
 from assyllm.params.whole import SECTIONS, Params
@@ -68,6 +80,7 @@ __all__ = [
     "FROZEN_BASE",
     "HEADS",
     "LOW_RANK",
+    "MODEL_NAME",
     "NO_DEVICE",
     "PRETRAIN",
     "PUBLISHED",

@@ -20,7 +20,8 @@ Count = Annotated[int, Field(ge=1)]
 Group = Annotated[int, Field(ge=1, le=65_536)]  # weights that share a scale
 Seed = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]  # of a folder and a wildcard
-ModelName = Annotated[str, Field(pattern=r"^[\w-]+$")]  # and of a module, which may hold no dot
+MODEL_NAME = r"^[\w-]+$"
+ModelName = Annotated[str, Field(pattern=MODEL_NAME)]  # and of a module, which may hold no dot
 
 
 class ParamsError(ArtifactError):

@@ -26,7 +26,7 @@ def write_sensitivity(pool: Path, out: Path, lines: Sequence[str], max_tokens: i
         lines: public texts.
 
     Raises:
-        ArtifactError: a weight that is not finite; nothing is written then.
+        ArtifactError: a weight that is not finite, or ``out`` is the pool; nothing is written then.
     """
     source = Pool.open(pool)
     measured = {"pool": manifest_sha(pool)}
