@@ -165,6 +165,7 @@ def test_the_figure_of_accuracy_against_energy_joins_the_cohorts_surveyed(tmp_pa
         for what, value, source in (("accuracy", 0.9, "measured"), ("energy_of_full", energy, "modelled"))
     ]  # fmt: skip
     write_table(tmp_path / "tradeoff.csv", rows)
+    write_table(tmp_path / "resources.csv", [{"method": "assyllm", "device": "tx2"}])
     df = tradeoff.data(Tables(tmp_path))
     found = {(r.method, r.way, r.cohorts): r.energy for r in df.itertuples()}
     assert found == {("ft_oracle", "", ""): 100, ("assyllm", "", ""): 70, ("assyllm", "other", ""): 40,
@@ -172,6 +173,34 @@ def test_the_figure_of_accuracy_against_energy_joins_the_cohorts_surveyed(tmp_pa
     for attempt in ("a", "b"):
         figure.run(P.sections_json(PARAMS, figure.SECTIONS), "0", "tradeoff", tmp_path, tmp_path / attempt)
     assert (tmp_path / "a" / "tradeoff.png").read_bytes() == (tmp_path / "b" / "tradeoff.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "told"), [(1.5, 60, ["2", "5", "10", "20", "50"]), (3, 8, ["5"]), (0.5, 60, ["1", "10"])]
+)
+def test_a_logarithmic_axis_of_one_decade_is_labelled_between(low: float, high: float, told: list[str]) -> None:
+    drawn, ax = plt.subplots()
+    style.log_axis(ax)
+    ax.set_xlim(low, high)
+    drawn.canvas.draw()
+    ticks = sorted([*ax.xaxis.get_major_ticks(), *ax.xaxis.get_minor_ticks()], key=lambda tick: tick.get_loc())
+    shown = [tick.label1.get_text() for tick in ticks if low <= tick.get_loc() <= high]
+    assert [text for text in shown if text] == told
+    plt.close(drawn)
+
+
+def test_numbers_on_bars_can_be_read() -> None:
+    assert [style.ink("#D55E00", alpha) for alpha in (1.0, 0.6)] == ["white", "black"]
+
+
+def test_a_caption_says_how_hours_are_counted_where_there_are_any(results: Path) -> None:
+    df = tradeoff.data(Tables(results))
+    drawn = tradeoff.draw(df, PARAMS.figures)
+    caption = " ".join(drawn.texts[-1].get_text().split())
+    assert style.UNTIL in caption
+    assert "Steps: of Llama-7B, in whose passes blocks are counted, at a Jetson TX2's speed." in caption
+    assert style.steps(df.drop(columns="device")) == ""
+    plt.close(drawn)
 
 
 def test_an_unknown_figure_is_one_line(results: Path, tmp_path: Path) -> None:

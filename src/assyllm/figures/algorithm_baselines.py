@@ -28,7 +28,7 @@ def data(tables: Tables) -> pd.DataFrame:
 def rows_of(tables: Tables, shown: Sequence[str]) -> pd.DataFrame:
     """The same of any methods: rows ``final``, ``curve`` and ``speedup``."""
     rows = pd.concat([final_rows(tables), curve_rows(tables), speedup_rows(tables)], ignore_index=True)
-    return rows[rows["method"].isin(shown)].reset_index(drop=True)
+    return tables.with_step(rows[rows["method"].isin(shown)].reset_index(drop=True), "resources")
 
 
 def final_rows(tables: Tables) -> pd.DataFrame:
@@ -57,7 +57,7 @@ def curve_rows(tables: Tables) -> pd.DataFrame:
 
 
 def speedup_rows(tables: Tables) -> pd.DataFrame:
-    """Time of FT-practical over each method's, each to its own accuracy (modelled), and the paper's."""
+    """Time of FT-practical over each method's (modelled), and the paper's."""
     paper = tables.paper[tables.paper["metric"] == "speedup"]
     rows = [
         {"what": "speedup", "task": r.task, "world": "", "method": r.method, "round": r.rounds, "hours": r.hours,
@@ -79,9 +79,8 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     """Columns are tasks. Top: reported accuracy. Middle: accuracy over hours. Bottom: speed-up over FT-practical."""
     return panels(
         df, look, "Top: test accuracy of the reported round (the best on dev), 95 % interval. Middle: its "
-        "course over modelled time, range over seeds. Bottom: "
-        "FT-practical's time over the method's, each until accuracy on dev is within half a point of its best. Markers "
-        "in bars are the lines'. Stars: the paper (7B models, real tasks).",
+        f"course over modelled time, range over seeds. Bottom: FT-practical's time over the method's, each "
+        f"{style.UNTIL}. Markers in bars are the lines'. Stars: the paper (7B models, real tasks).",
     )  # fmt: skip
 
 
@@ -119,5 +118,5 @@ def panels(df: pd.DataFrame, look: Figures, text: str) -> Figure:
     shown = curve[curve["task"].isin(tasks)]
     style.percent_axis(axes[1][0], style.tens_below(shown["low"]))
     axes[1][0].set_ylabel("test accuracy")
-    style.caption(figure, df, text)
+    style.caption(figure, df, f"{text} {style.steps(df)}")
     return figure

@@ -10,7 +10,7 @@ from assyllm.figures import style
 from assyllm.figures.tables import OF_PAPER, Tables
 from assyllm.params import Figures
 
-READS = ("resources", "paper")
+READS = ("resources", "rounds", "paper")
 PANELS = {"energy_kj": "energy, kJ", "traffic_gb": "traffic, GB", "hours": "time, hours"}
 REDUCTIONS = {"energy_kj": "energy_reduction_vs_full_ft", "traffic_gb": "traffic_reduction_vs_full_ft"}
 TASK = "boolq"  # the paper's
@@ -25,18 +25,19 @@ def drawn(df: pd.DataFrame) -> str:
 def data(tables: Tables) -> pd.DataFrame:
     """One row per method, task and quantity; the paper's reduction applied to our full fine-tuning on BoolQ."""
     rows = []
+    worlds = dict(zip(tables.rounds["task"], tables.rounds["world"], strict=True))
     for r in tables.resources.itertuples():
         for what in (*PANELS, "oneoff_gb", "rounds"):
             rows.append(
-                {"method": r.method, "task": r.task, "what": what, "value": float(getattr(r, what)),
-                 "source": "measured" if what == "rounds" else "modelled"}
+                {"method": r.method, "task": r.task, "world": worlds.get(r.task, ""), "what": what,
+                 "value": float(getattr(r, what)), "source": "measured" if what == "rounds" else "modelled"}
             )  # fmt: skip
-    df = pd.DataFrame(rows, columns=["method", "task", "what", "value", "source"])
+    df = pd.DataFrame(rows, columns=["method", "task", "world", "what", "value", "source"])
     full = df[(df["method"] == "ft_oracle") & (df["task"] == TASK)].set_index("what")["value"]
     paper = tables.paper.set_index("metric")["value"]
     marks = [
-        {"method": "assyllm_paper", "task": TASK, "what": what, "value": full[what] * (1 - float(paper[name]) / 100),
-         "source": "paper"}
+        {"method": "assyllm_paper", "task": TASK, "world": "", "what": what,
+         "value": full[what] * (1 - float(paper[name]) / 100), "source": "paper"}
         for what, name in REDUCTIONS.items() if what in full
     ]  # fmt: skip
     speedups = tables.paper[(tables.paper["metric"] == "speedup") & (tables.paper["dataset"] == TASK)]
@@ -45,8 +46,8 @@ def data(tables: Tables) -> pd.DataFrame:
         method = OF_PAPER.get(r.method, r.method)
         if len(base) and method != "ft_practical":
             marks.append(
-                {"method": method, "task": TASK, "what": "hours", "value": base.iloc[0] / float(r.value),
-                 "source": "paper"}
+                {"method": method, "task": TASK, "world": "", "what": "hours",
+                 "value": base.iloc[0] / float(r.value), "source": "paper"}
             )  # fmt: skip
     found = pd.concat([df, pd.DataFrame(marks, columns=df.columns)], ignore_index=True) if marks else df
     return tables.with_step(found, "resources")
@@ -79,11 +80,9 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     task = drawn(df)
     style.caption(
         figure, df,
-        f"{style.TASKS.get(task, task)}, one client's place in the cohort, "
-        "until the method's accuracy on dev is within half a point of its "
-        "(smoothed) best: rounds and walks through blocks measured at tiny scale x steps modelled at true shapes on a "
-        f"{style.told(df, 'device')}'s speed, whatever memory they would need. Hollow: "
+        f"{style.task_label(task, style.told(mine, 'world'))}, one client's place in the cohort, {style.UNTIL}: rounds "
+        f"and walks through blocks measured at tiny scale x steps. {style.steps(df)} Hollow: "
         "one-off download of the model or pool, which the paper leaves out, as it does the link's time. Stars: "
-        "the paper's reductions (energy, traffic) and speed-ups (time), relative to our full fine-tuning.",
+        "our FT-oracle's energy and traffic less the paper's reductions, our FT-practical's time over its speed-ups.",
     )  # fmt: skip
     return figure

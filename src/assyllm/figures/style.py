@@ -49,6 +49,8 @@ MODELS = {
     "llama-7b": "Llama-7B", "vicuna-7b": "Vicuna-7B", "opt-6.7b": "OPT-6.7B", "bert-base": "BERT-base",
     "roberta-large": "RoBERTa-large",
 }  # fmt: skip
+# how long a method's modelled hours and energy are counted (cost.resources)
+UNTIL = "until accuracy on dev is within half a point of its (smoothed) best (methods that assemble: all their rounds)"
 PAPER: dict[str, Any] = {
     "marker": "*",
     "color": "black",
@@ -90,6 +92,12 @@ def label(method: str) -> str:
 def colour(method: str) -> str:
     """A method's colour."""
     return METHODS[method][1] if method in METHODS else "#CC79A7"
+
+
+def ink(face: str, alpha: float) -> str:
+    """Black or white, which can be read on a colour over white paper."""
+    light = 1 - alpha + alpha * np.array(matplotlib.colors.to_rgb(face)) @ (0.299, 0.587, 0.114)
+    return "black" if light > 0.5 else "white"
 
 
 def model_label(model: str) -> str:
@@ -136,15 +144,24 @@ def batch(df: pd.DataFrame) -> str:
     return f"batch {told(df, 'batch')} x {told(df, 'tokens')} tokens, {optimizer}"
 
 
+def steps(df: pd.DataFrame) -> str:
+    """What a caption says of the steps that hours and energy are counted in, by ``Tables.with_step``'s columns."""
+    device = told(df, "device")
+    return f"Steps: of Llama-7B, in whose passes blocks are counted, at a {device}'s speed." if device else ""
+
+
 def told(df: pd.DataFrame, column: str) -> str:
-    """The one value of a column where it has any."""
-    return next((str(value) for value in df[column] if value != ""), "")
+    """The one value of a column where there is any."""
+    return next((str(value) for value in df.get(column, ()) if value != ""), "")
 
 
 def interval(df: pd.DataFrame) -> str:
     """What a caption says of the bars, by the number of runs."""
-    one = pd.to_numeric(df["runs"], errors="coerce").max() <= 1
-    return "Bars: 95 % interval over facts, one seed." if one else "Bars: 95 % interval over seeds and facts."
+    runs = pd.to_numeric(df["runs"], errors="coerce").max()
+    if runs <= 1:
+        return "Bars: 95 % interval over facts, one seed."
+    zoos = f" (on {told(df, 'zoos')} zoos)" if told(df, "zoos") not in ("", "1") else ""
+    return f"Bars: 95 % interval over {runs:.0f} runs{zoos} and facts."
 
 
 def nothing(look: Figures) -> Figure:
@@ -216,10 +233,16 @@ def lines(ax: Axes, methods: Sequence[str], rows: pd.DataFrame, x: str) -> None:
 
 
 def log_axis(ax: Axes, unit: str = "") -> None:
-    """A logarithmic x axis with plain numbers at its decades."""
+    """A logarithmic x axis with plain numbers at its decades; where it shows one at most, at their 2 and 5 too."""
+
+    def between(value: float, _: int) -> str:
+        low, high = np.log10(ax.get_xlim())
+        return f"{value:g}{unit}" if np.floor(high) <= np.ceil(low) and f"{value:.0e}"[0] in "25" else ""
+
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}{unit}"))
-    ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    ax.xaxis.set_minor_formatter(matplotlib.ticker.FuncFormatter(between))
+    ax.tick_params(axis="x", which="minor", pad=5)  # on one line with the decades', whose ticks are longer
 
 
 def tens_below(values: pd.Series) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from assyllm.figures import algorithm_baselines
+from assyllm.figures import algorithm_baselines, style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
@@ -23,5 +23,5 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     return algorithm_baselines.panels(
         df, look, "As algorithm_baselines, against methods that save memory by computing or reading more. "
         "Recomputation and swapping have full fine-tuning's gradients, so its accuracy, later. QLoRA + recomputation "
-        "is not in the paper. Stars: the paper (7B models, real tasks).",
+        f"is not in the paper. Bottom: time {style.UNTIL}. Stars: the paper (7B models, real tasks).",
     )  # fmt: skip

@@ -14,7 +14,7 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
-READS = ("tradeoff",)
+READS = ("tradeoff", "resources")
 SURVEYED = re.compile(r"assembling\.\w+\.selection\.survey_rounds=(\d+|null)")
 LEFT_OUT = ("choices_only",)  # reads no question
 COLUMNS = [
@@ -53,8 +53,8 @@ def data(tables: Tables) -> pd.DataFrame:
             **{name: 100 * float(what.at["accuracy", name]) for name in ("value", "low", "high")},
             "runs": int(what.at["accuracy", "runs"]), "source": "measured", "energy_source": "modelled",
         })  # fmt: skip
-    df = pd.DataFrame(rows, columns=COLUMNS)
-    return df.sort_values(["task", "method", "way", "energy"], ignore_index=True)
+    df = pd.DataFrame(rows, columns=COLUMNS).sort_values(["task", "method", "way", "energy"], ignore_index=True)
+    return tables.with_step(df, "resources")
 
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
@@ -80,8 +80,8 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     hollow = other if (df["way"] == "other").any() else ""
     style.caption(
         figure, df,
-        "Accuracy is measured at tiny scale; energy is of one client's place in the cohort until the method's accuracy "
-        "has converged, modelled at true shapes, over FT-oracle's on the same task. "
+        f"Accuracy is measured at tiny scale; energy is of one client's place in the cohort {style.UNTIL}, over "
+        f"FT-oracle's on the same task. {style.steps(df)} "
         + numbered + hollow + style.interval(df),
     )  # fmt: skip
     return figure
@@ -99,10 +99,11 @@ def _panel(ax: Axes, df: pd.DataFrame) -> None:
             color=style.colour(method), marker=style.marker(method), ls="-" if len(swept) else "", ms=4, lw=1,
             elinewidth=0.7, capsize=1.5, clip_on=False,
         )  # fmt: skip
-        for place, row in enumerate(swept.itertuples()):  # above and below in turn, so that they do not meet
+        for place, row in enumerate(swept.itertuples()):  # so that they meet neither one another nor other ways' marks
             ax.annotate(
-                row.cohorts, (row.energy, row.high if place % 2 else row.low), (0, 2 if place % 2 else -8),
-                textcoords="offset points", ha="center", fontsize=7, color=style.colour(method), annotation_clip=False,
+                row.cohorts, (row.energy, row.high if place else row.low), (0, 2 if place else -8),
+                textcoords="offset points", ha=("center", "right", "left")[min(place, 2)], fontsize=7,
+                color=style.colour(method), annotation_clip=False,
             )  # fmt: skip
         other = mine[mine["way"] == "other"]
         ax.plot(other["energy"], other["value"], color=style.colour(method), marker=style.marker(method), ls="", ms=2.5,
