@@ -9,7 +9,7 @@ from assyllm.figures import comparator_ablation
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
-READS = ("ablations", "paper")
+READS = ("ablations", "runs", "paper")
 BARS = {
     ("assyllm_paper", "join_linear"): "paper's rule,\nprojection",
     ("assyllm_paper", "join_projection"): "projection\ntrained",
@@ -51,7 +51,7 @@ def data(tables: Tables) -> pd.DataFrame:
                 "source": r.source,
             }
         )  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(zoos=tables.zoo_number())
 
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:

@@ -52,6 +52,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     figure = diagram.draw(df, look, 50)
     style.caption(
         figure, df, "Rooms of the source tree and what passes between them. What comes out is a chain of blocks with "
-        "adapters and a head, which assyllm predict loads.", scale="none, a diagram",
+        "adapters and a head, which assyllm predict loads. Blocks are counted at the models' true shapes.",
+        scale="none, a diagram",
     )  # fmt: skip
     return figure

@@ -10,7 +10,7 @@ from assyllm.figures import style
 from assyllm.figures.tables import Tables
 from assyllm.params import Figures
 
-READS = ("ablations", "accuracy")
+READS = ("ablations", "accuracy", "runs")
 BARS = {  # (method, setting) -> name
     ("assyllm_paper", "w_0"): "COR only\n(w = 0)",
     ("assyllm_paper", "w_0.25"): "w = 0.25",
@@ -39,7 +39,8 @@ def data(tables: Tables) -> pd.DataFrame:
                     "low": 100 * r.low, "high": 100 * r.high, "runs": r.runs, "source": r.source,
                 }
             )  # fmt: skip
-    return pd.DataFrame(rows).drop_duplicates(["task", "method", "setting"], ignore_index=True)
+    df = pd.DataFrame(rows).drop_duplicates(["task", "method", "setting"], ignore_index=True)
+    return df.assign(zoos=tables.zoo_number())
 
 
 def draw(df: pd.DataFrame, look: Figures) -> Figure:
@@ -68,12 +69,13 @@ def bars(
             if key not in mine.index:
                 continue
             row = mine.loc[key]
+            colour, alpha = style.colour(key[0]), 1.0 if key[1] == "base" else 0.6
             ax.bar(
                 x, row["value"], 0.7, yerr=style.error(row["value"], row["low"], row["high"]), capsize=2,
-                color=style.colour(key[0]), alpha=1.0 if key[1] == "base" else 0.6,
+                color=colour, alpha=alpha,
             )  # fmt: skip
-            ax.annotate(f"{row['value']:.1f}", (x, 0), (0, 2), textcoords="offset points", ha="center", color="white",
-                        fontsize=7)  # fmt: skip
+            ax.annotate(f"{row['value']:.1f}", (x, 0), (0, 2), textcoords="offset points", ha="center", fontsize=7,
+                        color=style.ink(colour, alpha))  # fmt: skip
         if line in mine.index:
             ax.axhline(mine.loc[line]["value"], color="black", lw=0.7, ls="--")
         style.percent_axis(ax)

@@ -61,7 +61,9 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         style.percent_axis(ax)
         ax.set_title(style.task_label(task, df[df["task"] == task]["world"].iloc[0]))
         ax.set_ylabel("test accuracy")
-    axes[-1][0].set_xticks(range(len(methods)), [textwrap.fill(style.label(m), 10) for m in methods])
+    axes[-1][0].set_xticks(
+        range(len(methods)), [textwrap.fill(style.label(m), 8, break_long_words=False) for m in methods]
+    )
     text = "Controls and competitors. "
     if "test_unseen" in splits:
         text += "Full bars: questions whose facts are in the clients' training data; hatched: in nobody's. "

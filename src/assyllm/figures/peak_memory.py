@@ -93,6 +93,7 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
         f"{_other(ours, 'tokens', 'batch')} rows (left), {_other(ours, 'batch', 'tokens')} tokens (middle, right). "
         "Right: scoring alone, by parts of the pool in memory at once, and by bits a weight; the paper's rule trains "
         "adapters besides. "
-        "Dotted: the fleet's memory classes. Stars: the paper, its percentages taken of its own 45 GB.",
+        "Dotted: the fleet's memory classes. Stars: the paper at 256 tokens, its percentages taken of its own 45 GB; "
+        "AssyLLM's is drawn aside of FwdLLM's.",
     )  # fmt: skip
     return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -24,12 +25,14 @@ PANELS = {
     "items": "questions a client",
 }
 SAID = {  # in the caption, where there is such a panel
-    "votes": "Liars rank the worst block first, or send sums of labels turned round, as much as bounds allow.",
+    "votes": "Liars rank the worst block first, or send sums of labels turned round, as much as bounds allow. "
+    "Rules are drawn side by side.",
     "answering": "Who drops out and who is late count alike; methods that assemble ask again.",
     "surveyed": "Dotted in the panel of cohorts: the base setting.",
 }
 LINES = {"": "-", "no bound": "-", "bounded": "--", "weighted": "-", "median": "--", "borda": ""}
 ASIDE = {"median": 0.08, "bounded": 0.08, "borda": 0.16}  # so that equal values do not hide each other
+BORDA: dict[str, Any] = {"marker": "s", "mfc": "white", "ms": 4.5}  # a rule that has points and no line
 LIE, BOUND = {"federated.liars", "federated.lie"}, {"federated.row_norm", "federated.max_examples"}
 # x of the base setting
 BASE = {"votes": 0.0, "sums": 0.0, "answering": 1.0, "surveyed": math.nan, "items": math.inf}
@@ -108,7 +111,8 @@ def draw(df: pd.DataFrame, look: Figures) -> Figure:
     rules = [("-", "weighted vote; no bound on sums"), ("--", "median vote; bounded sums")]
     if {"votes", "sums"} & set(panels):
         handles += [Line2D([], [], color="black", ls=line, label=label) for line, label in rules]
-        handles.append(Line2D([], [], color="black", ls="", marker="X", mfc="white", ms=3.5, label="Borda count"))
+    if "borda" in set(df["rule"]):
+        handles.append(Line2D([], [], color="black", ls="", label="Borda count", **BORDA))
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
     said = [text for panel, text in SAID.items() if panel in panels]
     style.caption(figure, df, " ".join([*said, style.interval(df)]))
@@ -124,10 +128,11 @@ def _panel(ax: Axes, df: pd.DataFrame, ticks: list[float]) -> None:
             mine = mine[mine["x"].notna()]
             if len(mine):
                 error = style.error(mine["value"], mine["low"], mine["high"])
+                mark = BORDA if rule == "borda" else {"marker": style.marker(method), "ms": 3.5}
                 ax.errorbar(
                     [ticks.index(x) + ASIDE.get(rule, 0) for x in mine["x"]], mine["value"], yerr=error,
-                    color=style.colour(method), marker=style.marker(method), ls=LINES[rule], ms=3.5, lw=1.1,
-                    elinewidth=1.0, capsize=2, clip_on=False, mfc="white" if rule == "borda" else None,
+                    color=style.colour(method), ls=LINES[rule], lw=1.1, elinewidth=1.0, capsize=2, clip_on=False,
+                    **mark,
                 )  # fmt: skip
     ax.set_xticks(range(len(ticks)), ["all" if math.isinf(x) else f"{x:g}" for x in ticks])
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from assyllm.artifacts import ArtifactError
 from assyllm.cost.devices import device
-from assyllm.results import FIGURE_TABLES, TABLES
+from assyllm.results import FIGURE_TABLES, TABLES, RunKey
 
 # the method that paper.csv calls so -> ours that does what the paper describes
 OF_PAPER = {"assyllm": "assyllm_paper"}
@@ -51,6 +51,10 @@ class Tables:
             value = device(value).label if column == "device" else value
             df = df.assign(**{column: np.where(modelled, str(value), "")})
         return df
+
+    def zoo_number(self) -> int:
+        """On how many zoos the study's runs are."""
+        return len({RunKey.of(run).zoo for run in self.runs["run_id"]})
 
     def paper_accuracy(self) -> pd.DataFrame:
         """The paper's accuracies (percent) by task and method, under our names (:data:`OF_PAPER`)."""
