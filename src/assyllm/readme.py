@@ -197,7 +197,10 @@ def claims_part(results: Path) -> str:
     scales = sorted({r["scale"] for r in claims if r["source"] == "measured"})
     head = ["claim", "of", "paper", "ours", "unit", "source", "verdict", "why", "command", "minutes"]
     details = f"<details><summary>All {len(lines)} rows</summary>\n\n{table(head, lines)}\n\n</details>"
-    note = "Minutes: of all jobs that the command makes, one after the other, as Snakemake's benchmarks measured them."
+    note = (
+        "Minutes: of the jobs that the command makes, one after the other, as Snakemake's benchmarks measured them"
+        " (`minutes.csv` says of how many)."
+    )
     return f"{text}.\n\nMeasured on: {'; '.join(scales)}. Modelled: true shapes. {note}\n\n{details}"
 
 
@@ -211,10 +214,12 @@ def figures_part(results: Path) -> str:
     folder = results.parents[1] / "figures"
     lines = []
     for name in (name for names in TOPICS.values() for name in names):
-        drawn = next((f for f in (folder, *sorted(folder.glob("*/"))) if (f / f"{name}.csv").is_file()), None)
+        files = [f / f"{name}.csv" for f in (folder, *sorted(folder.glob("*/")))]
+        found = {file.parent: read_table(file) for file in files if file.is_file()}
+        drawn = max(found, key=lambda f: len(found[f]), default=None)  # where it shows most
+        rows = found[drawn] if drawn else []
         text = about(name)
         where = re.search(r" \(paper ([^)]*)\)", text)
-        rows = read_table(drawn / f"{name}.csv") if drawn else []
         sources = {value for row in rows for column, value in row.items() if column.endswith("source")}
         status = ", ".join(s for s in SOURCES if s in sources) or "drawn"
         link = f"[`{name}`]({(drawn / name).relative_to(results.parents[1])}.png)" if drawn else f"`{name}`"
