@@ -183,11 +183,35 @@ def test_a_tensor_that_is_kept_stops_the_swapper_instead_of_changing(tiny_folder
     assert torch.equal(kept, before)
 
 
+def test_a_layer_called_outside_its_turn_is_an_error_not_garbage(tiny_folder: Path) -> None:
+    """torch computes ``linear`` of a meta weight without a bias in silence, which Llama's layers are made of."""
+    with Swapper(tiny_folder / "pool", least(tiny_folder / "pool")) as swapper:
+        layer = swapper.block("llama:1-2").stack[0]
+        inner = [module for module in layer.modules() if module._parameters and getattr(module, "bias", None) is None]
+        assert any(isinstance(module, torch.nn.Linear) for module in inner)
+        for module in inner:
+            with pytest.raises(ArtifactError, match="llama:1-2/0: called outside its turn"), torch.no_grad():
+                module(torch.ones(2, 8))
+
+
+def test_of_two_swappers_the_one_that_lends_goes_on(tiny_folder: Path) -> None:
+    pool = open_pool(tiny_folder / "pool")
+    budget = least(tiny_folder / "pool")
+    with Swapper(pool, budget, ()) as second:
+        with Swapper(pool, budget, ()) as first:
+            first.lend()
+            second.lend()
+        assert pool.lender is second
+    assert pool.lender is None
+
+
 def test_unknown_names_are_told(tiny_folder: Path) -> None:
     with pytest.raises(ArtifactError, match="no block 'gpt:0-1'"):
         Swapper(tiny_folder / "pool", 10**9, ["gpt:0-1"])
     with pytest.raises(ArtifactError, match="policy 'fifo': not one of plan, belady, lru"):
         Swapper(tiny_folder / "pool", 10**9, policy="fifo")
+    with pytest.raises(ArtifactError, match="window: 0"):
+        Swapper(tiny_folder / "pool", 10**9, window=0)
 
 
 def test_the_trace_tells_the_pipelines_apart(tiny_folder: Path) -> None:

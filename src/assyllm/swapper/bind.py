@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from assyllm.artifacts import ArtifactError
+
 Ask = Callable[[str], dict[str, Tensor]]
 
 
@@ -56,6 +58,17 @@ class Binding:
 
             for door in part.doors:
                 door.register_forward_pre_hook(before)
+            self._guard(part)
+
+    def _guard(self, part: Part) -> None:
+        """Refuse to compute without weights: torch's own kernels for the CPU read past meta ones in silence."""
+
+        def check(_module: nn.Module, _args: object) -> None:
+            if part.unit not in self._full:
+                raise ArtifactError(f"{part.unit}: called outside its turn, its weights are not in memory")
+
+        for module in {id(module): module for slots in part.slots.values() for module, _ in slots}.values():
+            module.register_forward_pre_hook(check)
 
     def unbind(self, unit: str) -> None:
         """Empty a unit's modules."""

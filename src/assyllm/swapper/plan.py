@@ -51,7 +51,7 @@ class Cache:
         correlation: (block, block) -> correlation in [0, 1], for ``lru_correlation``; 0 where absent.
 
     Raises:
-        ArtifactError: unknown policy, or a budget below two units, with the bytes needed.
+        ArtifactError: unknown policy, a window of no access, or a budget below two units, with the bytes needed.
     """
 
     def __init__(
@@ -66,6 +66,8 @@ class Cache:
     ) -> None:
         if policy not in POLICIES:
             raise ArtifactError(f"policy {policy!r}: not one of {', '.join(POLICIES)}")
+        if window is not None and window < 1:
+            raise ArtifactError(f"window: {window} is no number of accesses from 1; None is the whole plan")
         self.sizes, self.budget, self.policy, self.window = sizes, 0, policy, window
         self.overlap, self.correlation = overlap, correlation or {}
         self.draws = rng("eviction", seed)

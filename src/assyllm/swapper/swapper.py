@@ -29,7 +29,7 @@ class Swapper:
     """A pool's blocks, read from disk when their turn comes and dropped when room is needed; a layer at a time.
 
     A block computes like the pool's own: the same modules on the same bytes. Its weights are there while it
-    computes; outside its turn a layer has none (meta device), so a stale one cannot be used by mistake.
+    computes; outside its turn a layer has none, and a call of its modules is an ArtifactError.
 
     Args:
         pool: an opened pool, or its folder (every file is then checked against its sha256, once).
@@ -184,7 +184,8 @@ class Swapper:
 
     def close(self) -> None:
         """Stop reading and give the memory back."""
-        self.pool.lender = None
+        if self.pool.lender is self:  # another may have taken over
+            self.pool.lender = None
         self.engine.close()
 
     def __enter__(self) -> Self:
