@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from assyllm import params as P
+from assyllm.adapter.limit import Limit
 from assyllm.adapter.linear import LinearSums
 from assyllm.artifacts import ArtifactError, verify_folder
 from assyllm.assembly.assembled import AssembledModel
@@ -73,6 +74,36 @@ def test_bad_votes_are_dropped_and_named() -> None:
     assert tally.votes == {(NAME, "b:1-2"): 2, (NAME, "c:1-2"): 1, (NAME, "d:1-2"): 1}
 
 
+def _with(client: int, hsic: HsicTerms, adapter: LinearSums | None, examples: object = 4) -> ScoreReply:
+    plain = reply(client, ("b:1-2", np.float32(0.9)))
+    sums = {key: replace(part, adapter=adapter if key[1] == "b:1-2" else None) for key, part in plain.sums.items()}
+    return replace(plain, examples=examples, sums=sums | {(NAME, "b:1-2"): CandidateSums(hsic, adapter)})
+
+
+def test_a_malformed_reply_is_dropped_and_the_others_count() -> None:
+    sums, one = LinearSums.of(torch.eye(3), torch.ones(3, 2)), np.ones(1)
+    sound = HsicTerms(one, one, one, 4)
+    task = replace(TASK, adapted={(NAME, "b:1-2"): (3, 2)}, limits={(NAME, "b:1-2"): Limit()})
+    shapes, counts = "sums of other shapes", "is no number of examples"
+    bad = {
+        1: (_with(1, sound, LinearSums.zeros(4, 2)), shapes),
+        2: (_with(2, sound, replace(sums, x=torch.ones(2))), shapes),
+        3: (_with(3, sound, replace(sums, yy=1.0)), shapes),
+        4: (_with(4, HsicTerms(np.ones(2), np.ones(2), np.ones(2), 4), sums), shapes),
+        5: (_with(5, HsicTerms(1.0, 1.0, 1.0, 4), sums), shapes),
+        6: (_with(6, sound, sums, examples=float("nan")), f"nan {counts}"),
+        7: (_with(7, sound, sums, examples=float("inf")), f"inf {counts}"),
+        8: (_with(8, HsicTerms(2 * one, one, one, 4), sums), "terms that no states have"),
+        9: (_with(9, HsicTerms(one, -one, -one, 4), sums), "terms that no states have"),
+        10: (_with(10, HsicTerms(one, one, one, -4), sums), "terms of more rows than allowed"),
+    }
+    tally, dropped = server_step(Tally(), task, [_with(0, sound, sums), *(told for told, _ in bad.values())])
+    assert {d.client: d.why for d in dropped} == {client: why for client, (_, why) in bad.items()}
+    assert tally.votes == {(NAME, "b:1-2"): 1}
+    assert tally.weight == {(NAME, "b:1-2"): pytest.approx(0.9)}
+    assert torch.equal(tally.adapter[NAME, "b:1-2"].xx, sums.xx)
+
+
 def test_order_of_replies_changes_nothing() -> None:
     replies = [reply(i, ("b:1-2", 0.1 + i / 7), ("d:1-2", 0.3), xy=1 / (3 + i)) for i in range(9)]
     one, other = server_step(Tally(), TASK, replies)[0], server_step(Tally(), TASK, replies[::-1])[0]
@@ -92,6 +123,7 @@ def test_a_client_whose_sums_are_not_finite_is_left_out_whole(bad) -> None:
     assert list(totals) == ["a"]
     assert torch.equal(totals["a"].xx, 2 * sound["a"].xx)
     assert secure_sum([(4, broken), (2, sound)], least=2) == ({}, {4: "sums that are not finite"})  # one is left
+    assert secure_sum([(2, sound), (2, sound)], least=2) == ({}, {2: "more than one part"})  # one client twice
 
 
 def test_a_round_in_which_one_client_is_left_counts_for_nothing() -> None:
@@ -281,7 +313,7 @@ def test_no_sum_shows_a_single_clients_statistics(scored) -> None:
 def test_sums_of_other_candidates_than_were_asked_for_are_refused_whole() -> None:
     """Totals over unlike clients would tell one's part by subtraction."""
     sums = LinearSums(*(part + 1 for part in LinearSums.zeros(3, 2).parts()))
-    task = replace(TASK, adapted=frozenset({(NAME, "b:1-2")}))
+    task = replace(TASK, adapted={(NAME, "b:1-2"): (3, 2)})
 
     def answer(client: int, **adapters: LinearSums | None) -> ScoreReply:
         plain = reply(client, ("b:1-2", 0.9))

@@ -69,6 +69,14 @@ class LinearSums:
         """The six tensors, in the order of the fields."""
         return self.xx, self.xy, self.x, self.y, self.yy, self.n
 
+    def fits(self, d: int, e: int) -> bool:
+        """Whether the parts are tensors of the shapes that sums from width ``d`` to ``e`` have."""
+        shapes = [(d, d), (d, e), (d,), (e,), (), ()]
+        return all(
+            isinstance(part, Tensor) and part.is_floating_point() and tuple(part.shape) == shape
+            for part, shape in zip(self.parts(), shapes, strict=True)
+        )
+
     def breaks(self, limit: Limit) -> str:
         """Which bound a device's sums break, "" if none (column sums: |x|^2 <= n trace(X'X), and y alike)."""
         n = float(self.n)

@@ -210,7 +210,11 @@ def walk(pool: Pool, data: TaskData, evaluated: int) -> dict[str, float]:
         task = ScoreTask(
             round=place, candidates=candidates, cor={("+".join(c), b): 0.5 for c, b in pairs}, kept=KEPT, weight=0.5,
             batch=32, estimator="unbiased", adapter_bytes=0,
-            adapted=frozenset(("+".join(c), b) for c, b in pairs if pool.before(b) != c[-1]),
+            adapted={
+                ("+".join(c), b): (pool.info(c[-1]).width, pool.info(b).width)
+                for c, b in pairs
+                if pool.before(b) != c[-1]
+            },
         )  # fmt: skip
         walkers: list[TimedWalker] = []
 

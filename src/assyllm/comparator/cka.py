@@ -67,7 +67,17 @@ class HsicTerms:
         """
         scored = self.scored()
         bottom = np.sqrt(np.where(scored, self.xx, 1.0)) * np.sqrt(np.where(scored, self.yy, 1.0))
-        return np.where(scored, self.xy / bottom, 0.0)
+        return np.clip(np.where(scored, self.xy / bottom, 0.0), -1.0, 1.0)
+
+    def possible(self) -> bool:
+        """Whether there are states that give these terms: none gives a cross term above what its self terms allow.
+
+        By a thousandth is no matter: sums in float32 round.
+        """
+        selves = (self.xx >= 0) & (self.yy >= 0)
+        with np.errstate(invalid="ignore", over="ignore"):
+            most = np.sqrt(self.xx) * np.sqrt(self.yy)
+        return bool((selves & (np.abs(self.xy) <= 1.001 * most)).all())
 
     def scored(self) -> np.ndarray:
         """True where there is a score: finite terms and both self terms above 0."""

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,8 @@ class ScoreTask:
         adapter_bytes: of all distinct adapters that come with the task.
         vote: how votes are counted (weighted, median or borda). The robust ones hear a client on every candidate.
         limits: (chain id, block) -> bounds on a client's sums for it; none where there is no entry.
-        adapted: (chain id, block) of the candidates whose adapters' statistics every client sends.
+        adapted: (chain id, block) of the candidates whose adapters' statistics every client sends -> the widths
+            that the adapter maps from and to.
         most: examples that a client may claim with its votes.
         least: clients whose statistics are added up; of fewer nothing is learnt.
     """
@@ -48,7 +50,7 @@ class ScoreTask:
     random: Mapping[tuple[str, str], float] = field(default_factory=dict)
     vote: str = "weighted"
     limits: Mapping[tuple[str, str], Limit] = field(default_factory=dict)
-    adapted: frozenset[tuple[str, str]] = frozenset()
+    adapted: Mapping[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
     most: float = math.inf
     least: int = 1
 
@@ -143,10 +145,21 @@ class CandidateSums:
         terms = tuple(torch.from_numpy(term) for term in (self.hsic.xy, self.hsic.xx, self.hsic.yy))
         return terms if self.adapter is None else (*terms, *self.adapter.parts())
 
+    def fits(self, widths: tuple[int, int] | None) -> bool:
+        """Whether the parts are of the shapes that were asked for; ``widths``: of the adapter, None for none."""
+        terms = (self.hsic.xy, self.hsic.xx, self.hsic.yy)
+        if not all(isinstance(term, np.ndarray) and term.shape == (1,) and term.dtype.kind == "f" for term in terms):
+            return False
+        if self.adapter is None or widths is None:
+            return self.adapter is None and widths is None
+        return self.adapter.fits(*widths)
+
     def breaks(self, limit: Limit) -> str:
-        """Which bound a client's part breaks, "" if none; of HSIC terms only the rows are bounded."""
-        if self.hsic.rows > limit.choices * SLACK:
+        """Which bound a client's part breaks, "" if none; of HSIC terms the rows, and what no states can give."""
+        if not 0 <= self.hsic.rows <= limit.choices * SLACK:
             return "terms of more rows than allowed"
+        if not self.hsic.possible():
+            return "terms that no states have"
         return self.adapter.breaks(limit) if self.adapter is not None else ""
 
     @property

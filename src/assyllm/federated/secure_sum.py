@@ -53,8 +53,10 @@ def secure_sum(
     totals: dict[K, S] = {}
     count: Counter[K] = Counter()
     refused: dict[int, str] = {}
+    heard = Counter(client for client, _ in replies)
     for client, sums in sorted(replies, key=lambda reply: reply[0]):
-        why = next(filter(None, (_why(part, (limits or {}).get(key)) for key, part in sums.items())), "")
+        why = "more than one part" if heard[client] > 1 else ""
+        why = why or next(filter(None, (_why(part, (limits or {}).get(key)) for key, part in sums.items())), "")
         if why:
             refused[client] = why
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from statistics import median
 
 from assyllm.adapter.linear import LinearSums
@@ -40,10 +41,10 @@ def server_step(tally: Tally, task: ScoreTask, replies: Sequence[ScoreReply]) ->
 
     Replies are taken in the order of client numbers, sums in float64, so the result does not depend on the order
     of arrival. A vote that is not finite, out of [-1, 1], for an unknown chain or block, given twice, or beyond
-    the ballot is dropped, as is a client's second reply; every one is listed. Sums that are not finite or break the
-    task's limits, or are not of all the candidates that were asked for (totals over unlike clients would tell one's
-    part by subtraction), are left out with the client's votes; where fewer than ``task.least`` clients are left, the
-    round counts for nothing.
+    the ballot is dropped, as is a client's second reply; every one is listed. Sums that are not finite, of other
+    shapes than were asked for, or break the task's limits, or are not of all the candidates that were asked for
+    (totals over unlike clients would tell one's part by subtraction), are left out with the client's votes; where
+    fewer than ``task.least`` clients are left, the round counts for nothing.
     """
     dropped: list[Dropped] = []
     known = {("+".join(chain), block) for chain, blocks in task.candidates.items() for block in blocks}
@@ -126,6 +127,8 @@ def _refused(reply: ScoreReply, task: ScoreTask, seen: set[int]) -> str:
         return "a second reply"
     if reply.round != task.round:
         return f"a reply to round {reply.round}"
+    if not isinstance(reply.examples, Integral):
+        return f"{reply.examples!r} is no number of examples"
     if reply.examples < 1:
         return "no examples"
     if reply.examples > task.most:
@@ -138,7 +141,9 @@ def _lacking(reply: ScoreReply, task: ScoreTask, known: set[Key]) -> str:
     if known - set(reply.sums):
         return "sums of some candidates are missing"
     adapted = {key for key in known if reply.sums[key].adapter is not None}
-    return "" if adapted == task.adapted else "adapter sums of other candidates than were asked for"
+    if adapted != set(task.adapted):
+        return "adapter sums of other candidates than were asked for"
+    return "" if all(reply.sums[key].fits(task.adapted.get(key)) for key in known) else "sums of other shapes"
 
 
 def _known_sums(
@@ -160,7 +165,7 @@ def _valid_votes(reply: ScoreReply, task: ScoreTask, known: set[Key], dropped: l
             why = "unknown chain or block"
         elif key in taken:
             why = "given twice"
-        elif not isinstance(vote.score, (int, float)) or not math.isfinite(vote.score):
+        elif not isinstance(vote.score, Real) or not math.isfinite(vote.score):
             why = "score is not finite"
         elif abs(vote.score) > 1 + 1e-6:
             why = "score out of range"

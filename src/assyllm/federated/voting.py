@@ -87,7 +87,11 @@ def score_task(run: Context, state: State) -> ScoreTask:
         random |= {(chain.id, b): drawn[b] for b in listed} if rule.random else {}
     pairs = [(chain, block) for chain, blocks in candidates.items() for block in blocks]
     tried = {("+".join(chain), block): run.joins.scoring(chain, block) for chain, block in pairs}
-    adapted = {key for key, adapter in tried.items() if adapter is not None}
+    adapted = {
+        ("+".join(chain), block): (run.pool.info(chain[-1]).width, run.pool.info(block).width)
+        for chain, block in pairs
+        if tried["+".join(chain), block] is not None and run.joins.from_clients
+    }
     own = {name: state.joined[name] for chain in candidates for name in edges(chain)}
     return ScoreTask(
         round=state.round,
@@ -101,7 +105,7 @@ def score_task(run: Context, state: State) -> ScoreTask:
         random=random,
         vote=chosen.vote,
         limits={(c.id, b): run.limits.join(c.blocks[-1], b) for c in state.open for b in candidates[c.blocks]},
-        adapted=frozenset(adapted if run.joins.from_clients else ()),
+        adapted=adapted,
         most=run.limits.examples,
         least=run.settings.federated.least_clients,
     )
