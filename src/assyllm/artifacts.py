@@ -154,16 +154,20 @@ def _files(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def output_folder(folder: Path, unlisted: tuple[str, ...] = ()) -> Iterator[Path]:
+def output_folder(folder: Path, unlisted: tuple[str, ...] = (), like: str = "") -> Iterator[Path]:
     """Give a temporary folder to write into; on success rename it to ``folder`` with a sha256 manifest.
 
-    ``unlisted`` names files that the manifest leaves out (wall times differ from run to run). If the body
-    raises, ``folder`` is untouched. If ``folder`` exists with an equal manifest it stays as it is.
+    ``unlisted`` names files that the manifest leaves out (wall times differ from run to run). ``like`` is a file that
+    every folder of this kind holds: one without it is of another kind and stays. If the body raises, ``folder`` is
+    untouched. If ``folder`` exists with an equal manifest it stays as it is.
 
     Raises:
-        ArtifactError: ``folder`` is a file, or holds files and no manifest, so that somebody else made them.
+        ArtifactError: ``folder`` is a file, is of another kind, or holds files and no manifest, so that somebody else
+            made them.
     """
     folder = Path(folder)
+    if like and (folder / MANIFEST).is_file() and not (folder / like).is_file():
+        raise ArtifactError(f"{folder}: there already, and something else (no {like} in it); nothing is written")
     if folder.exists() and not (folder.is_dir() and ((folder / MANIFEST).is_file() or not any(folder.iterdir()))):
         raise ArtifactError(f"{folder}: there already, and not made by assyllm; nothing is written")
     try:

@@ -130,6 +130,19 @@ def test_what_others_made_is_not_replaced(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
 
 
+def test_a_folder_of_another_kind_is_not_replaced(tmp_path: Path) -> None:
+    with A.output_folder(tmp_path / "out", like="pool.json") as folder:
+        A.write_text(folder / "pool.json", "a pool")
+    with (
+        pytest.raises(A.ArtifactError, match=r"something else \(no recipe\.yaml in it\); nothing is written"),
+        A.output_folder(tmp_path / "out", like="recipe.yaml"),
+    ):
+        pass
+    with A.output_folder(tmp_path / "out", like="pool.json") as folder:
+        A.write_text(folder / "pool.json", "another")
+    assert (tmp_path / "out" / "pool.json").read_text() == "another"
+
+
 def test_json_is_stable_and_broken_json_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     A.write_json(path, {"b": 1, "a": [2]})

@@ -80,6 +80,10 @@ def test_layers_that_a_block_cannot_run_or_pack_are_refused(tiny_folder, tiny_po
     model.config.layer_types = ["full_attention", "sliding_attention"] * 2
     with pytest.raises(ArtifactError, match="mine: layers of sliding_attention; a block's layers share one mask"):
         split(model, "mine", "llama", [2, 2])
+    decoder = load_model(tiny_folder / "zoo" / "bert")
+    decoder.config.is_decoder = True
+    with pytest.raises(ArtifactError, match="mine: is_decoder in its config; the bert family reads both ways"):
+        split(decoder, "mine", "bert", [2, 1])
     block = tiny_pool.empty("opt:1-2")
     assert len(linears(block)) == 6
     block.stack[0].fc1 = Conv1D(8, 8)
@@ -118,7 +122,15 @@ def test_an_altered_pool_is_refused(tiny_folder, tmp_path) -> None:
         Pool.open(tmp_path / "pool")
 
 
+@pytest.mark.parametrize("ask", ["lm_head", "tokenizer", "of_model", "embedding", "config"])
+def test_a_model_that_the_pool_lacks_is_named(ask, tiny_pool) -> None:
+    with pytest.raises(ArtifactError, match="no model 'gpt' in the pool"):
+        getattr(tiny_pool, ask)("gpt")
+
+
 def test_wrong_shapes_and_wrong_cuts_are_refused(tiny_pool) -> None:
+    with pytest.raises(ArtifactError, match="not one whole model"):
+        join([], tiny_pool.lm_head("llama"))
     mask = torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(ArtifactError, match="32"):
         tiny_pool.block("llama:1-2")(torch.zeros(2, 3, 31), mask)
@@ -154,6 +166,11 @@ def test_a_model_s_name_stays_within_its_pool(name: str, tmp_path: Path) -> None
     with pytest.raises(ArtifactError, match="no name of a model"):
         make_pool({name: tmp_path}, tmp_path / "pool", tiny_params().blocks)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_pool_of_no_models_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="a pool of no models"):
+        make_pool({}, tmp_path / "pool", tiny_params().blocks)
 
 
 def test_scores_do_not_replace_the_pool_that_they_are_of(tiny_folder: Path) -> None:

@@ -309,6 +309,29 @@ def test_the_papers_rule_gives_int8_to_what_passes_both_thresholds() -> None:
         allocate.two_thresholds(scores, columns, 32, floor - 1, 0.0, 0.3)
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("size", [1e-7, 1e-6, 1e-5, 1e-4, 1.0])
+def test_small_weights_are_rounded_and_not_lost(bits, size) -> None:
+    """fp16 has no number below 6e-8, so scales of small groups are rounded up: no weight moves by more than that."""
+    weight = size * torch.randn(6, 64, generator=torch.Generator().manual_seed(0))
+    widths = torch.full((6,), bits, dtype=torch.uint8)
+    whole, scales = nearest(weight, widths, 32)
+    step = scales.float().repeat_interleave(32, dim=1)
+    assert (scales > 0).all()
+    off = (restore(whole, scales, weight, widths, 32) - weight).abs()
+    assert (off <= 0.5 * step * (1 + 2 ** (bits - 11)) + 1e-12).all()
+
+
+def test_texts_to_calibrate_on_may_be_blank_or_long_but_not_none(tiny_pool) -> None:
+    plain, blank = (batches(tiny_pool, "bert", lines, 24) for lines in (["a b", "c d e"], ["a b", " ", "", "c d e"]))
+    assert torch.equal(plain[0][0], blank[0][0])
+    long = batches(tiny_pool, "bert", ["the quick fox jumps " * 400], 10**6)
+    assert long[0][0].shape[1] <= tiny_pool.config("bert").max_position_embeddings
+    for lines in ([], ["", " "], "the quick fox"):
+        with pytest.raises(ArtifactError, match="a list of texts, of which one at least is not blank"):
+            batches(tiny_pool, "bert", lines, 24)
+
+
 def test_a_quantized_pool_opened_as_a_plain_one_says_so(tiny_folder) -> None:
     with pytest.raises(ArtifactError, match="open_pool"):
         Pool.open(tiny_folder / "pool8").block("llama:0-1")

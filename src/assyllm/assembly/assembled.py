@@ -149,14 +149,18 @@ class AssembledModel(nn.Module):
         return found | {f"adapters.{name}": tensor for name, tensor in self.adapters.state_dict().items()}
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model into a folder, whole or not at all."""
+        """Write the model into a folder, whole or not at all.
+
+        Raises:
+            ArtifactError: the folder holds something else than a saved model.
+        """
         blocks: list[Block] = [block for block in self.blocks if isinstance(block, Block)]
         tensors = {f"{i}.{name}": _narrow(t) for i, block in enumerate(blocks) for name, t in block.tensors().items()}
         for model, module in self.embeddings.items():
             if model not in self._started:
                 tensors |= {f"embeddings.{model}.{name}": _narrow(t) for name, t in module.state_dict().items()}
         configs = {block.model: json.loads(block.config.to_json_string(use_diff=False)) for block in blocks}
-        with output_folder(Path(folder)) as out:
+        with output_folder(Path(folder), like=RECIPE) as out:
             write_json(
                 out / CONFIG, {"model_type": "assyllm", "architectures": [type(self).__name__], "models": configs}
             )

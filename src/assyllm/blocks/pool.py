@@ -44,6 +44,7 @@ from assyllm.zoo.header import header
 from assyllm.zoo.load import load_config, load_model, load_tokenizer
 from assyllm.zoo.weights import Give, Source, named, write
 
+POOL = "pool.json"
 HEAD = "head.safetensors"
 MODEL_FILES = (
     "config.json",
@@ -98,12 +99,14 @@ def make_pool(folders: Mapping[str, Path], out: Path, blocks: Blocks) -> None:
     Raises:
         ArtifactError: a name that is none, a folder that lacks a file, or a family that this project does not know.
     """
+    if not folders:
+        raise ArtifactError("a pool of no models")
     if wrong := [name for name in folders if not re.fullmatch(MODEL_NAME, name)]:
         raise ArtifactError(f"{wrong[0]!r}: no name of a model; letters, digits, _ and - make one")
     check_apart(out, *folders.values())
     for folder in folders.values():
         load_tokenizer(Path(folder))  # what is wrong with it is said before anything is made
-    with output_folder(out) as made:
+    with output_folder(out, like=POOL) as made:
         write_pool(
             made, {n: write_model(made, n, load_config(f).model_type, Path(f), blocks) for n, f in folders.items()}
         )
@@ -179,8 +182,8 @@ def _row(file: str, kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> di
 
 
 def write_pool(out: Path, models: dict[str, dict]) -> None:
-    """Write ``pool.json``; ``out`` is the folder that :func:`artifacts.output_folder` gives."""
-    write_json(out / "pool.json", {"models": models, "order": list(models)})
+    """Write :data:`POOL`; ``out`` is the folder that :func:`artifacts.output_folder` gives."""
+    write_json(out / POOL, {"models": models, "order": list(models)})
 
 
 def _head(model: nn.Module, family: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -216,7 +219,7 @@ class Pool:
     def __init__(self, folder: Path, prepare: Prepare | None) -> None:
         self.folder = folder
         self._prepare = prepare
-        self._raw = read_json(folder / "pool.json")
+        self._raw = read_json(folder / POOL)
         self._blocks: dict[str, Block] = {}
         self._embeddings: dict[str, Embedding] = {}
         self._configs: dict[str, Any] = {}
@@ -281,7 +284,13 @@ class Pool:
         return self._infos[block]
 
     def of_model(self, model: str) -> list[BlockInfo]:
-        """A model's blocks, first layer to last."""
+        """A model's blocks, first layer to last.
+
+        Raises:
+            ArtifactError: no such model.
+        """
+        if model not in self.models:
+            raise ArtifactError(f"{self.folder}: no model {model!r} in the pool")
         return [info for info in self._infos.values() if info.model == model]
 
     def before(self, block: str) -> str | None:
@@ -297,6 +306,7 @@ class Pool:
     def config(self, model: str) -> Any:
         """transformers' config of a zoo member."""
         if model not in self._configs:
+            self.of_model(model)  # an unknown one is named
             values = read_json(self.folder / "models" / model / "config.json")
             self._configs[model] = family_of(self.models[model].family).config(values)
         return self._configs[model]
@@ -367,6 +377,7 @@ class Pool:
     def tokenizer(self, model: str) -> Any:
         """The model's tokenizer."""
         if model not in self._tokenizers:
+            self.of_model(model)
             self._tokenizers[model] = load_tokenizer(self.folder / "models" / model)
         return self._tokenizers[model]
 
@@ -380,6 +391,7 @@ class Pool:
 
     def lm_head(self, model: str) -> nn.Module:
         """The model's language-model head, tied weights taken from its start block."""
+        self.of_model(model)
         raw, spec = self._raw["models"][model], family_of(self.models[model].family)
         head = head_of(spec.build(self.config(model)), self.models[model].family)
         start = self.tensors(self.of_model(model)[0].id)

@@ -23,8 +23,8 @@ def split(model: nn.Module, name: str, family: str, segments: list[int]) -> list
         segments: layers of each block, first to last; they sum to the model's layers.
 
     Raises:
-        ArtifactError: the model is not of the family, has layers of other than full attention, or the segments do not
-            sum to its layers.
+        ArtifactError: the model is not of the family, reads another way than it, has layers of other than full
+            attention, or the segments do not sum to its layers.
     """
     spec = family_of(family)
     trunk = find(model, spec.trunk)
@@ -34,6 +34,8 @@ def split(model: nn.Module, name: str, family: str, segments: list[int]) -> list
     if sum(segments) != len(stack) or min(segments) < 1 or len(segments) < 2:
         raise ArtifactError(f"{name}: segments {segments} do not cut {len(stack)} layers into blocks")
     config = model.config
+    if not spec.architecture.causal and getattr(config, "is_decoder", False):
+        raise ArtifactError(f"{name}: is_decoder in its config; the {family} family reads both ways here")
     kinds = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention"})
     if kinds:
         raise ArtifactError(f"{name}: layers of {kinds[0]}; a block's layers share one mask, of full attention")
@@ -114,7 +116,7 @@ def join(blocks: list[Block], lm_head: nn.Module) -> Joined:
         ArtifactError: the blocks are not one model's, whole and in order.
     """
     ends = [block.layers for block in blocks]
-    whole = all(a[1] == b[0] for a, b in pairwise(ends))
+    whole = bool(blocks) and all(a[1] == b[0] for a, b in pairwise(ends))
     if not whole or len({b.model for b in blocks}) != 1 or blocks[0].kind != "start" or blocks[-1].kind != "end":
         raise ArtifactError(f"blocks {[b.id for b in blocks]} are not one whole model in order")
     return Joined(blocks, lm_head)

@@ -16,6 +16,7 @@ from assyllm.artifacts import ArtifactError, read_lines
 from assyllm.blocks.block import Block
 from assyllm.tasks.record import Question
 from assyllm.zoo.encoding import encode
+from assyllm.zoo.load import positions
 
 if TYPE_CHECKING:
     from assyllm.blocks.pool import BlockInfo, Pool
@@ -42,12 +43,20 @@ def public_lines(tasks: Path, names: Sequence[str], number: int) -> list[str]:
 
 
 def batches(pool: Pool, model: str, lines: Sequence[str], max_tokens: int) -> Batches:
-    """Texts in a model's tokens, read as the tasks are: the last word stands where an answer would."""
-    questions = []
-    for n, line in enumerate(lines):
-        *stem, last = line.split()
-        questions.append(Question(f"public-{n}", "", " ".join(stem), (last, last), 0))  # one row is read
-    encoded = encode(pool.tokenizer(model), questions, max_tokens)
+    """Texts in a model's tokens, read as the tasks are: the last word stands where an answer would.
+
+    Blank ones are left out, and what a model has no positions for is cut.
+
+    Raises:
+        ArtifactError: no texts.
+    """
+    if isinstance(lines, str) or not (words := [line.split() for line in lines if line.strip()]):
+        raise ArtifactError("calibration takes a list of texts, of which one at least is not blank")
+    questions = [
+        Question(f"public-{n}", "", " ".join(stem), (last, last), 0)  # one row is read
+        for n, (*stem, last) in enumerate(words)
+    ]
+    encoded = encode(pool.tokenizer(model), questions, min(max_tokens, positions(pool.config(model))))
     out = []
     for start in range(0, len(questions), EXAMPLES):
         part = encoded[slice(start, start + EXAMPLES)]

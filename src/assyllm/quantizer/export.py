@@ -11,8 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from assyllm.artifacts import MANIFEST, ArtifactError, output_folder, verify_folder
+from assyllm.artifacts import MANIFEST, ArtifactError, check_apart, output_folder, verify_folder
 from assyllm.quantizer.planes import NAMES, Layout, check_weight, nearest, pack
+from assyllm.quantizer.sizes import WIDTHS
 from assyllm.zoo.load import WEIGHTS, stored_tensors
 
 PACKED = "packed.safetensors"
@@ -25,8 +26,13 @@ def export(folder: Path, out: Path, bits: int = 8) -> int:
     """Write a member's folder with its matrices rounded to ``bits``; returns the bytes of its weights.
 
     Raises:
-        ArtifactError: weights that are missing, damaged or not finite.
+        ArtifactError: weights that are missing, damaged or not finite, ``bits`` without a packing, or ``out`` is
+            something else.
     """
+    folder = Path(folder)
+    if bits not in WIDTHS[1:]:
+        raise ArtifactError(f"bits: {bits} have no packing; {', '.join(map(str, WIDTHS[1:]))} have")
+    check_apart(out, folder)
     packed: dict[str, Tensor] = {}
     columns: dict[str, int] = {}
     for name, entry in stored_tensors(folder).items():
@@ -38,7 +44,7 @@ def export(folder: Path, out: Path, bits: int = 8) -> int:
         columns[name] = weight.shape[1]
         for part, value in pack(*nearest(weight, widths, GROUP), weight, widths).items():
             packed[PART.format(name, part)] = value.contiguous()
-    with output_folder(out) as made:
+    with output_folder(out, like=PACKED) as made:
         _copy_rest(folder, made)
         # one entry: safetensors writes several in any order
         save_file(packed, made / PACKED, metadata={COLUMNS: json.dumps(columns, sort_keys=True)})
@@ -49,8 +55,10 @@ def restore(folder: Path, out: Path) -> None:
     """Write an exported member as a transformers folder; its float32 weights are exactly the packed ones.
 
     Raises:
-        ArtifactError: the folder is not an export, or was altered.
+        ArtifactError: the folder is not an export, or was altered; or ``out`` is something else than a model.
     """
+    folder = Path(folder)
+    check_apart(out, folder)
     verify_folder(folder)
     if not (folder / PACKED).is_file():
         raise ArtifactError(f"{folder / PACKED}: no such file; this is no exported member")
@@ -65,7 +73,7 @@ def restore(folder: Path, out: Path) -> None:
             parts = {part: opened.get_tensor(key) for part, key in held.items() if key in names}
             rows, width = len(parts["widths"]), int(parts["widths"][0])
             weights[name] = Layout({width: rows}, number, GROUP).rows_of(parts, 0, rows, torch.float32)
-    with output_folder(out) as made:
+    with output_folder(out, like=WEIGHTS) as made:
         _copy_rest(folder, made)
         save_file(weights, made / WEIGHTS, metadata={"format": "pt"})
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from assyllm.artifacts import ArtifactError
 from assyllm.quantizer.sizes import PLANES, WIDTHS, plane_bytes
 
+SMALLEST = 2.0**-24  # of fp16 above 0, and the distance between its smallest numbers
 NAMES = ("widths", "scales", *(f"plane{plane}" for plane in PLANES))
 
 
@@ -47,11 +48,18 @@ def check_weight(weight: Tensor, name: str = "a weight") -> Tensor:
 
 
 def group_scales(weight: Tensor, widths: Tensor, group_size: int) -> Tensor:
-    """fp16 scales ``[rows, groups]`` that map a group's largest weight to the width's largest integer."""
+    """fp16 scales ``[rows, groups]`` that map a group's largest weight to the width's largest integer.
+
+    Where fp16 has few numbers left, a scale is rounded up: rounded to nearest it would cut the largest weights, or
+    be 0 and lose the whole group.
+    """
     rows, columns = weight.shape
     groups = -(-columns // group_size)
     padded = torch.nn.functional.pad(weight.abs(), (0, groups * group_size - columns))
-    return (padded.view(rows, groups, group_size).amax(-1) / levels(widths)[:, None]).half()
+    top = levels(widths)[:, None]
+    scales = padded.view(rows, groups, group_size).amax(-1) / top
+    above = (scales / SMALLEST).ceil() * SMALLEST
+    return torch.where(scales < top * SMALLEST, above, scales).half()
 
 
 def to_integers(weight: Tensor, scales: Tensor, widths: Tensor) -> Tensor:

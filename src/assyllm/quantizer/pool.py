@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from assyllm.artifacts import ArtifactError, check_apart, manifest_sha, output_folder, read_json, verify_folder
 from assyllm.blocks.block import Block
-from assyllm.blocks.pool import BlockInfo, Pool, write_block, write_pool
+from assyllm.blocks.pool import POOL, BlockInfo, Pool, write_block, write_pool
 from assyllm.params import Quantize
 from assyllm.quantizer import allocate, backends
 from assyllm.quantizer.calibrate import linears
@@ -49,11 +49,12 @@ def quantize_pool(
             there or of another pool.
     """
     pool, out, settings = Path(pool), Path(out), settings.changed()
-    check_apart(out, pool, *([Path(sensitivity)] if sensitivity is not None else []))
+    sensitivity = None if sensitivity is None else Path(sensitivity)
+    check_apart(out, pool, *([sensitivity] if sensitivity is not None else []))
     source = Pool.open(pool)
     if any(source.info(block).group_size for block in source.ids):
         raise ArtifactError(f"{pool}: quantized already; give the pool that it was made of")
-    raw = read_json(pool / "pool.json")
+    raw = read_json(pool / POOL)
     if settings.needs_sensitivity:
         if sensitivity is None:
             raise ArtifactError(f"quantize.scheme: {settings.scheme} needs the folder of the stage `sensitivity`")
@@ -64,7 +65,7 @@ def quantize_pool(
             if (file.metadata() or {}).get("pool") != manifest_sha(pool):
                 raise ArtifactError(f"{sensitivity}: measured on another pool than {pool}")
     widths = allocation(source, settings, sensitivity) if sensitivity is not None and settings.allocates else {}
-    with output_folder(out) as folder:
+    with output_folder(out, like=POOL) as folder:
         for name in raw["order"]:
             shutil.copytree(pool / "models" / name, folder / "models" / name)
             rows = []

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from assyllm.artifacts import check_apart, manifest_sha, output_folder
-from assyllm.blocks.pool import Pool
+from assyllm.artifacts import ArtifactError, check_apart, manifest_sha, output_folder
+from assyllm.blocks.pool import POOL, Pool
 from assyllm.params import Sensitivity
 from assyllm.quantizer.calibrate import batches, native_inputs, second_moments
 from assyllm.quantizer.scores import scores
@@ -26,11 +26,14 @@ def write_sensitivity(pool: Path, out: Path, lines: Sequence[str], max_tokens: i
         lines: public texts.
 
     Raises:
-        ArtifactError: a weight that is not finite, or ``out`` is the pool; nothing is written then.
+        ArtifactError: a weight that is not finite, no texts, or ``out`` is a pool; nothing is written then.
     """
+    pool, out = Path(pool), Path(out)
     source = Pool.open(pool)
     measured = {"pool": manifest_sha(pool)}
     check_apart(out, pool)
+    if (out / POOL).is_file():
+        raise ArtifactError(f"{out}: a pool; nothing is written")
     with output_folder(out) as folder:
         (folder / "blocks").mkdir()
         for model in source.models:

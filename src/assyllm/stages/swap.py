@@ -21,6 +21,7 @@ def run(params: str, code_sha: str, pool: Path, walked: Path, scores: list[Path]
     import torch
 
     from assyllm.artifacts import ArtifactError, read_json, verify_folder
+    from assyllm.blocks.pool import POOL
     from assyllm.comparator.native import correlations
     from assyllm.cost.units import unit_bytes
     from assyllm.results import write_table
@@ -31,7 +32,7 @@ def run(params: str, code_sha: str, pool: Path, walked: Path, scores: list[Path]
     torch.set_num_threads(1)
     for folder in (walked, *scores):
         verify_folder(Path(folder))
-    raw = read_json(Path(pool) / "pool.json")
+    raw = read_json(Path(pool) / POOL)
     sizes = unit_bytes({name: raw["models"][name] for name in raw["order"]})
     blocks = list(dict.fromkeys(block_of(unit) for unit in sizes))
     rounds = read_walk(Path(walked) / "walk.csv")
