@@ -226,7 +226,7 @@ def estimate(
         str, typer.Option(help="Of low-rank adapters: query_value or all (linear layers).")
     ] = "query_value",
     rank: Annotated[int, typer.Option(min=1, help="Of low-rank adapters.")] = 8,
-    directions: Annotated[int, typer.Option(min=1, help="Of a step of fwdllm.")] = 1,
+    directions: Annotated[int, typer.Option(min=1, max=1000, help="Of a step of fwdllm.")] = 1,
     base_bits: Annotated[int, typer.Option(help="Of a frozen base's weights (lora, fedadapter, fwdllm): 8 or 16.")] = 8,
     reserve_gb: Annotated[float, typer.Option(min=0, help="Of a device's memory, what its system keeps.")] = 0.5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

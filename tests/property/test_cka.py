@@ -51,6 +51,14 @@ def test_cka_ignores_rotation_scale_shift_and_order(seed, rows, scale, estimator
     assert abs(expected) <= 1 + 1e-5
 
 
+@pytest.mark.parametrize("power", [-100, -60, -3, 5, 60, 100])
+def test_the_size_of_states_changes_no_bit(power) -> None:
+    """Squares of squares of float32 leave its range far before the states do."""
+    x, y = normal(0, 40, 7), normal(1, 40, 5)
+    scaled = torch.ldexp(x, torch.tensor(power)).requires_grad_()
+    assert cka(scaled, y) == cka(x, y) == cka(y, scaled)
+
+
 def test_independent_states_score_zero_only_without_bias() -> None:
     scores = [cka(normal(i, 32, 1024), normal(i + 1000, 32, 1024)) for i in range(200)]
     assert abs(float(np.mean(scores))) < 0.015
@@ -103,6 +111,8 @@ def test_no_score_is_said_and_never_nan() -> None:
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
+    with pytest.raises(ArtifactError, match=r"states \[n, d\] and \[n, e\]"):
+        cka(normal(0, 9), normal(0, 9))
     x = normal(0, 40, 16)
     with pytest.raises(ArtifactError, match=r"the same examples: \[40, 80\]"):
         cka(x, torch.cat([x, x]))

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assyllm.tasks.partition import capped, counts, partition
+from assyllm.artifacts import ArtifactError
+from assyllm.tasks.partition import capped, counts, partition, read_owned
 from assyllm.tasks.record import Question
 
 
@@ -17,6 +18,19 @@ def asked(labels: list[int], topics: list[str] | None = None) -> list[Question]:
         Question(f"q{i}", "", "which ?", ("a", "b", "c"), label, topic)
         for i, (label, topic) in enumerate(zip(labels, topics, strict=True))
     ]
+
+
+@pytest.mark.parametrize(("clients", "alpha"), [(0, 1.0), (5, 0.0), (5, float("nan"))])
+def test_no_clients_or_no_concentration_are_refused(clients, alpha) -> None:
+    with pytest.raises(ArtifactError, match=f"task: {clients} clients, alpha {alpha}"):
+        partition(asked([0, 1]), "task", clients, alpha, "label", 0)
+
+
+@pytest.mark.parametrize("text", ["client,question\nx,q0\n", "a,b\n1,2\n", "client,question\n-1,q0\n"])
+def test_a_partition_that_is_none_is_one_line(text, tmp_path) -> None:
+    (tmp_path / "owners.csv").write_text(text)
+    with pytest.raises(ArtifactError, match=r"owners\.csv: a row .* a client's number and a question are expected"):
+        read_owned(tmp_path / "owners.csv", asked([0]), 5)
 
 
 items = st.lists(st.tuples(st.integers(0, 2), st.sampled_from("xyz")), min_size=1, max_size=80)

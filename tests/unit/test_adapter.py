@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -69,8 +71,29 @@ def test_no_rows_or_broken_rows_are_refused() -> None:
         LinearSums.zeros(3, 2).fit(0.1)
     with pytest.raises(ArtifactError, match="finite"):
         LinearSums.of(torch.full((4, 3), float("inf")), torch.ones(4, 2)).fit(0.1)
-    with pytest.raises(ArtifactError, match="rows"):
-        LinearSums.of(torch.ones(4, 3), torch.ones(5, 2))
+    for x, y in ((torch.ones(4, 3), torch.ones(5, 2)), (torch.ones(4), torch.ones(4))):
+        with pytest.raises(ArtifactError, match=r"\[n, d\] and \[n, e\] are expected"):
+            LinearSums.of(x, y)
+    with pytest.raises(ArtifactError, match="no adapter at ridge 0: fewer independent rows than columns"):
+        LinearSums.of(torch.ones(20, 3), torch.randn(20, 2)).fit(0)
+
+
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
+def test_the_unexplained_share_hangs_on_no_unit(size) -> None:
+    x, y = data()
+    plain, other = LinearSums.of(x, y), LinearSums.of(x, size * y.double())
+    assert other.unexplained(other.fit(0.1)) == pytest.approx(plain.unexplained(plain.fit(0.1)), rel=1e-5)
+    still = LinearSums.of(x, torch.full((len(x), 3), size))
+    assert still.unexplained(still.fit(0.1)) in (0.0, math.inf)
+    assert still.unexplained(LinearAdapter(torch.zeros(12, 3), torch.zeros(3))) == math.inf
+
+
+def test_an_adapter_takes_states_of_any_precision() -> None:
+    x, y = data()
+    adapter = LinearSums.of(x, y).fit(0.1)
+    for dtype in (torch.float64, torch.bfloat16):
+        assert adapter(x.to(dtype)).dtype == dtype
+        torch.testing.assert_close(adapter(x.to(dtype)).float(), adapter(x), atol=0.1, rtol=0.1)
 
 
 def test_an_adapter_reads_back_by_its_kind() -> None:

@@ -90,8 +90,11 @@ def test_a_model_that_is_given_is_run_itself(tiny_folder) -> None:
     folder = tiny_folder / "zoo" / "llama"
     model, calls = load_model(folder), []
     model.register_forward_hook(lambda *_: calls.append(1))
+    model.train()
+    model.lm_head.eval()
     given = compare(folder, (model, load_tokenizer(folder)), TEXTS)
     assert calls
+    assert (model.training, model.lm_head.training) == (True, False), "as it was given"
     assert given.cka == compare(folder, folder, TEXTS).cka
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from assyllm.artifacts import ArtifactError
 from assyllm.assembly.head import HeadSums, accuracy, centred, fit_on_dev
 
 
@@ -44,6 +46,20 @@ def test_heads_of_a_grid_are_those_of_each_ridge() -> None:
     for ridge, head in zip(grid, sums.fits(grid), strict=True):
         assert torch.equal(head.weight, sums.fit(ridge).weight)
     assert torch.equal(sums.xx, before)
+
+
+def test_what_is_no_question_or_no_ridge_is_refused() -> None:
+    features, mask, answer = data()
+    with pytest.raises(ArtifactError, match=r"\[N, C, F\], \[N, C\] and \[N\] are expected"):
+        HeadSums.of(features, mask, answer[:-1])
+    with pytest.raises(ArtifactError, match="an answer is none of 4 choices"):
+        HeadSums.of(features, mask, answer + 1)
+    sums = HeadSums.of(features, mask, answer)
+    with pytest.raises(ArtifactError, match=r"ridge: -0\.01 is not a number from 0"):
+        sums.fit(-0.01)
+    for grid in ([], [1.0, 0.0]):
+        with pytest.raises(ArtifactError, match="numbers above 0 are expected"):
+            sums.evidence(grid)
 
 
 def test_what_choices_share_does_not_matter() -> None:

@@ -95,6 +95,12 @@ def test_a_corpus_tells_only_facts_of_its_facets_and_marks_their_answers(facets,
         assert start == len(row.text)
 
 
+@pytest.mark.parametrize("facets", [[], [0, 9]])
+def test_a_corpus_of_no_facets_or_of_unknown_ones_is_refused(facets):
+    with pytest.raises(ArtifactError, match="of 0 to 5 one at least is expected"):
+        World.build(knobs()).corpus(facets, 5, 1, 0)
+
+
 def test_public_text_does_not_depend_on_any_fact():
     world = World.build(knobs())
     facts = World.build(knobs(), seed=7)

@@ -22,6 +22,8 @@ from assyllm.adapter.limit import SLACK, Limit, broken, shortened
 from assyllm.adapter.reading import Join
 from assyllm.artifacts import ArtifactError
 
+ROUNDING = 1e-12  # of a sum of squares in float64, relative
+
 
 @dataclass(frozen=True, slots=True)
 class LinearSums:
@@ -42,10 +44,14 @@ class LinearSums:
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor, limit: Limit | None = None) -> LinearSums:
-        """The sums of rows ``x`` ``[n, d]`` and ``y`` ``[n, e]`` of the same n examples, kept within a limit."""
-        if x.shape[0] != y.shape[0]:
-            raise ArtifactError(f"adapter sums of {x.shape[0]} and {y.shape[0]} rows")
-        x, y = x.double(), y.double()
+        """The sums of rows ``x`` ``[n, d]`` and ``y`` ``[n, e]`` of the same n examples, kept within a limit.
+
+        Raises:
+            ArtifactError: they are no matrices of equally many rows.
+        """
+        if x.dim() != 2 or y.dim() != 2 or x.shape[0] != y.shape[0]:
+            raise ArtifactError(f"adapter sums of {list(x.shape)} and {list(y.shape)}: [n, d] and [n, e] are expected")
+        x, y = x.detach().double(), y.detach().double()
         if limit is not None:
             x, y = shortened(x, limit.x), shortened(y, limit.y)
         rows = torch.tensor(float(x.shape[0]), dtype=torch.float64)
@@ -103,7 +109,8 @@ class LinearSums:
             ridge: penalty relative to the mean variance of a column of X.
 
         Raises:
-            ArtifactError: no rows, sums that are not finite, or a ridge below 0.
+            ArtifactError: no rows, sums that are not finite, a ridge below 0, or of 0 with fewer independent rows than
+                columns.
         """
         if not 0 <= ridge < math.inf:
             raise ArtifactError(f"ridge: {ridge} is not a number from 0")
@@ -116,16 +123,24 @@ class LinearSums:
         cxy = self.xy / self.n - torch.outer(mean_x, mean_y)
         size = cxx.shape[0]
         penalty = ridge * cxx.diagonal().mean().clamp(min=1e-12)
-        weight = torch.linalg.solve(cxx + penalty * torch.eye(size, dtype=torch.float64), cxy)
+        try:
+            weight = torch.linalg.solve(cxx + penalty * torch.eye(size, dtype=torch.float64), cxy)
+        except torch.linalg.LinAlgError:
+            raise ArtifactError(f"no adapter at ridge {ridge}: fewer independent rows than columns") from None
         return LinearAdapter(weight.float(), (mean_y - mean_x @ weight).float())
 
     def unexplained(self, adapter: LinearAdapter) -> float:
-        """The share of Y's variance that the adapter leaves unexplained on these rows (1 - R^2)."""
+        """The share of Y's variance that the adapter leaves unexplained on these rows (1 - R^2).
+
+        Of a Y that does not vary 0 where the adapter gives it, as far as rounding shows, else infinite.
+        """
         w, b = adapter.weight.double(), adapter.bias.double()
         cross = (w * self.xy).sum() + b @ self.y
         square = (w * (self.xx @ w)).sum() + 2 * b @ (w.T @ self.x) + self.n * b @ b
-        total = self.yy - self.y @ self.y / self.n
-        return float((self.yy - 2 * cross + square) / total.clamp(min=1e-12))
+        total, left = self.yy - self.y @ self.y / self.n, self.yy - 2 * cross + square
+        if float(total) <= ROUNDING * float(self.yy):
+            return 0.0 if float(left) <= ROUNDING * float(self.yy) else math.inf
+        return float(left / total)
 
 
 class LinearAdapter(Adapter):
@@ -151,4 +166,4 @@ class LinearAdapter(Adapter):
         return cls(tensors["weight"], tensors["bias"])
 
     def forward(self, states: Tensor, join: Join | None = None) -> Tensor:
-        return states @ self.weight + self.bias
+        return states @ self.weight.to(states.dtype) + self.bias.to(states.dtype)

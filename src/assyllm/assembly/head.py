@@ -80,7 +80,15 @@ class HeadSums:
             explained: ``[N, C]`` scores of another head; the sums then are those of what it leaves unexplained.
             limit: rows (a choice's centred features) and targets (a question's, over its choices) are cut to it, and
                 where questions are more than it allows, each counts less.
+
+        Raises:
+            ArtifactError: shapes that do not go together, or an answer that is no choice.
         """
+        if features.dim() != 3 or features.shape[:2] != choice_mask.shape or answer.shape != features.shape[:1]:
+            shapes = f"{list(features.shape)}, {list(choice_mask.shape)} and {list(answer.shape)}"
+            raise ArtifactError(f"a head's sums of {shapes}: [N, C, F], [N, C] and [N] are expected")
+        if len(answer) and not 0 <= int(answer.min()) <= int(answer.max()) < choice_mask.shape[1]:
+            raise ArtifactError(f"a head's sums: an answer is none of {choice_mask.shape[1]} choices")
         x, y = (part.flatten(0, 1) for part in rows_of(features, choice_mask, answer, explained, limit))
         questions = torch.tensor(float(len(answer)), dtype=torch.float64)
         return cls(x.T @ x, x.T @ y, y @ y, choice_mask.sum().double(), questions).within(limit)
@@ -124,6 +132,8 @@ class HeadSums:
 
     def fits(self, grid: Sequence[float]) -> list[Head]:
         """:meth:`fit` at every ridge of a grid."""
+        if wrong := [ridge for ridge in grid if not 0 <= ridge < math.inf]:
+            raise ArtifactError(f"ridge: {wrong[0]} is not a number from 0")
         if float(self.n) < 1:
             raise ArtifactError("a head cannot be fitted to no questions")
         return [Head((weight / self._scale()).float()) for _, _, weight in self._solved(grid)]
@@ -157,7 +167,12 @@ class HeadSums:
         Returns:
             The log Bayes factor in nats a row, best over ``grid`` (above 0: the features tell something), and the
             head at that ridge.
+
+        Raises:
+            ArtifactError: a ridge that is not above 0, or sums that are not finite.
         """
+        if not grid or not all(0 < ridge < math.inf for ridge in grid):
+            raise ArtifactError(f"ridges {list(grid)}: numbers above 0 are expected")
         rows = (self.n - self.questions).clamp(min=1)
         variance = (self.yy / self.n.clamp(min=1)).clamp(min=1e-12)
         found = []

@@ -251,10 +251,22 @@ def cka(x: Tensor, y: Tensor, batch: int | None = None, estimator: Estimator = "
     """CKA of states ``[n, d]`` and ``[n, e]`` of the same n examples; None if there is no score.
 
     Raises:
-        ArtifactError: unlike numbers of examples, a minibatch of none, or an unknown estimator.
+        ArtifactError: no matrices of as many examples, a minibatch of none, or an unknown estimator.
     """
+    if x.dim() != 2 or y.dim() != 2:
+        raise ArtifactError(f"CKA compares states [n, d] and [n, e]: {list(x.shape)} and {list(y.shape)} are given")
+    x, y = _sized(x.detach()), _sized(y.detach())
     terms = paired_terms(x[None], y[None], x.shape[0] if batch is None else batch, estimator)
     return float(terms.cka()[0]) if terms.scored()[0] and varies(x) and varies(y) else None
+
+
+def _sized(states: Tensor) -> Tensor:
+    """States times a power of two, the largest about 1: CKA keeps its bits, and squares stay in float's range."""
+    states = states if states.dtype == torch.float64 else states.float()
+    largest = float(states.abs().amax()) if states.numel() else 0.0
+    if not 0 < largest < math.inf:
+        return states
+    return torch.ldexp(states, torch.tensor(-math.frexp(largest)[1]))
 
 
 def varies(states: Tensor) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -200,7 +201,8 @@ class _Side:
 def _open(source: Source, device: torch.device, dtype: Dtype) -> _Side:
     if isinstance(source, tuple):
         model, tokenizer = source
-        return _Side(str(model.config.name_or_path or type(model).__name__), model.config, tokenizer, model.eval)
+        name = str(model.config.name_or_path or type(model).__name__)
+        return _Side(name, model.config, tokenizer, lambda: model)
     folder = Path(source)
     if not folder.is_dir():
         if isinstance(source, Path) or str(source).startswith((".", "/", "~")):
@@ -219,10 +221,25 @@ def _open(source: Source, device: torch.device, dtype: Dtype) -> _Side:
     return _Side(str(source), load_config(folder), load_tokenizer(folder), loaded)
 
 
-@torch.no_grad()
+@contextmanager
+def _evaluating(model: Any) -> Iterator[Any]:
+    """A model in eval mode, whose modules train afterwards where they did before."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        yield model.eval()
+    finally:
+        for module in training:
+            module.training = True
+
+
 def _states(side: _Side, ids: Sequence[list[int]]) -> tuple[list[Tensor], list[Spread]]:
     """Per layer pooled states ``[n, d]`` and the spread of its values, of texts by their tokens."""
-    model, (prefix, suffix) = side.model(), prefix_and_suffix(side.tokenizer)
+    with torch.no_grad(), _evaluating(side.model()) as model:
+        return _read(model, side, ids)
+
+
+def _read(model: Any, side: _Side, ids: Sequence[list[int]]) -> tuple[list[Tensor], list[Spread]]:
+    prefix, suffix = prefix_and_suffix(side.tokenizer)
     known, largest = model.get_input_embeddings().num_embeddings, max(map(max, [*ids, [*prefix, *suffix, 0]]))
     if largest >= known:
         raise ArtifactError(f"{side.name}: its tokenizer gives token {largest}, the model has {known}")

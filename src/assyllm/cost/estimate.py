@@ -16,6 +16,8 @@ from assyllm.cost.step import Reading, build
 from assyllm.params import ASSEMBLING, FROZEN_BASE, HEADS, LOW_RANK
 from assyllm.zoo.load import first_line, positions
 
+MOST = 100_000  # rows, tokens, layers, numbers of a rank
+MOST_DIRECTIONS = 1000  # each is walked: 13 ms
 WALKED = (*ASSEMBLING, *HEADS)  # what travels hangs on their rounds: resources.csv
 
 
@@ -31,8 +33,13 @@ def estimate(
 
     Raises:
         ArtifactError: an unknown model, method, optimizer, precision, device or targets, a rank above the
-            model's width.
+            model's width, or a number that is out of range.
     """
+    counts = {"batch": batch, "length": tokens, "resident_layers": resident_layers, "rank": rank}
+    for name, number in (counts | {"directions": directions}).items():
+        largest = MOST_DIRECTIONS if name == "directions" else MOST
+        if not 1 <= number <= largest:
+            raise ArtifactError(f"{name}: {number} is not from 1 to {largest}")
     if base_bits not in (8, 16):
         raise ArtifactError(f"base_bits: {base_bits} is none of 8, 16")
     if targets not in ("query_value", "all"):

@@ -34,7 +34,12 @@ def partition(questions: Sequence[Question], task: str, clients: int, alpha: flo
 
     Returns:
         int64 [N], client numbers in 0..clients-1.
+
+    Raises:
+        ArtifactError: no clients, or an alpha that is not above 0.
     """
+    if clients < 1 or not alpha > 0:
+        raise ArtifactError(f"{task}: {clients} clients, alpha {alpha}: from 1, and above 0, are expected")
     owners = np.zeros(len(questions), dtype=np.int64)
     for group, items in _groups(questions, by).items():
         draw = seeding.rng("partition", seed, task, by, group)
@@ -129,6 +134,8 @@ def read_owned(path: Path, questions: Sequence[Question], clients: int, most: in
     owned: list[list[int]] = [[] for _ in range(clients)]
     dealt = set()
     for row in results.read_table(path):
+        if not row.get("client", "").isdecimal() or "question" not in row:
+            raise ArtifactError(f"{path}: a row {dict(row)}; a client's number and a question are expected")
         client, name = int(row["client"]), row["question"]
         if name not in index or not 0 <= client < clients or name in dealt:
             raise ArtifactError(f"{path}: client {client}, question {name!r} does not fit the tasks; deal again")

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from assyllm import seeding
+from assyllm.artifacts import ArtifactError
 
 
 class Facet(NamedTuple):
@@ -184,7 +185,12 @@ class World:
             rows: number of one-sentence rows.
             passages: number of rows of three sentences.
             names: name the draw (zoo seed, model).
+
+        Raises:
+            ArtifactError: no facets, or one that the world lacks.
         """
+        if not facets or not all(0 <= facet < len(self.facets) for facet in facets):
+            raise ArtifactError(f"facets {list(facets)}: of 0 to {len(self.facets) - 1} one at least is expected")
         draw = seeding.rng("corpus", *names)
         facts = {form: self.facts(form, facets) for form in FORMS}
         deck = {form: _deck(facts[form], draw) for form in FORMS}
