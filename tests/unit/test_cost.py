@@ -510,11 +510,9 @@ def test_unknown_names_are_one_line(tmp_path: Path) -> None:
         estimate("roberta-large", "lora", 1, 513, "sgd", "tx2", 8, 2)
     with pytest.raises(ArtifactError, match="rank: 769 is more than the 768 numbers"):
         estimate("bert-base", "lora", 1, 64, "sgd", "tx2", 8, 2, rank=769)
-    for name, numbers in {"batch": (0, 64, 1), "length": (1, 0, 1), "directions": (1, 64, 1001)}.items():
-        with pytest.raises(
-            ArtifactError, match=f"^{name}: {numbers[['batch', 'length', 'directions'].index(name)]} is"
-        ):
-            estimate("bert-base", "fwdllm", *numbers[:2], "sgd", "tx2", 8, 2, directions=numbers[2])
+    for said, *size, directions in (("batch: 0", 0, 64, 1), ("length: 0", 1, 0, 1), ("directions: 1001", 1, 64, 1001)):
+        with pytest.raises(ArtifactError, match=f"^{said} is not from 1 to"):
+            estimate("bert-base", "fwdllm", *size, "sgd", "tx2", 8, 2, directions=directions)
 
 
 def test_every_method_of_the_study_has_a_step() -> None:
