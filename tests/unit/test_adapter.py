@@ -108,6 +108,8 @@ def test_an_adapter_reads_back_by_its_kind() -> None:
 
 
 def test_a_described_adapter_that_does_not_fit_is_one_line() -> None:
+    with pytest.raises(ArtifactError, match="adapter 'linear': a mapping with a kind"):
+        build("linear", {})
     tensors = LinearSums.of(*data()).fit(0.1).state_dict()
     with pytest.raises(ArtifactError, match="adapter kind 'spline': not one of linear"):
         build({"kind": "spline"}, tensors)

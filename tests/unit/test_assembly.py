@@ -79,6 +79,10 @@ def test_recipe_reads_back_and_names_the_strictest_licence(tiny_pool) -> None:
     assert strictest(["CC-BY-NC-4.0", "my own"]) == "my own"
     with pytest.raises(ArtifactError, match="not a recipe"):
         Recipe.from_yaml("format: 1")
+    with pytest.raises(ArtifactError, match="max_token is no key of a recipe"):
+        Recipe.from_yaml(recipe.to_yaml() + "max_token: 3\n")
+    with pytest.raises(ArtifactError, match="a model of no blocks"):
+        AssembledModel([], [], Head(torch.ones(2)), recipe, {}, {})
 
 
 def test_who_may_follow(tiny_pool) -> None:

@@ -93,6 +93,8 @@ def test_a_model_that_is_given_is_run_itself(tiny_folder) -> None:
     model.train()
     model.lm_head.eval()
     given = compare(folder, (model, load_tokenizer(folder)), TEXTS)
+    with pytest.raises(ArtifactError, match=r"LlamaForCausalLM: a folder, a hub id or \(model, tokenizer\)"):
+        compare(folder, model, TEXTS)
     assert calls
     assert (model.training, model.lm_head.training) == (True, False), "as it was given"
     assert given.cka == compare(folder, folder, TEXTS).cka

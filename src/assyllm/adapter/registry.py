@@ -29,6 +29,8 @@ def build(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Adapte
     Raises:
         ArtifactError: an unknown kind, or tensors or values that do not fit it.
     """
+    if not isinstance(described, Mapping):
+        raise ArtifactError(f"adapter {described!r}: a mapping with a kind is expected")
     values = dict(described)
     kind = values.pop("kind", None)
     if kind not in KINDS:

@@ -77,6 +77,8 @@ class AssembledModel(nn.Module):
         embeddings: Mapping[str, Embedding],
     ) -> None:
         super().__init__()
+        if not blocks:
+            raise ArtifactError("a model of no blocks")
         if len(blocks) != len(adapters):
             raise ArtifactError(f"{len(blocks)} blocks with {len(adapters)} adapters")
         self.blocks = nn.ModuleList(blocks)

@@ -22,6 +22,10 @@ from assyllm.zoo.encoding import POOLED
 
 FORMAT = 1
 SLICE = ("model", "layer_range", "kind", "family", "width", "parameters", "bits", "sha256")
+KEYS = (
+    "format", "assembled_by", "task", "tokenizer", "max_tokens", "slices", "head", "licence", "licences",
+    "compatibility", "params_sha", "fitted_sha256", "fitted_to", "provenance",
+)  # fmt: skip
 # from free to strict; a licence that is not listed counts as stricter than all of them
 LICENCES = (
     "CC0-1.0", "MIT", "BSD-3-Clause", "Apache-2.0", "OpenRAIL-M", "llama2", "llama3", "CC-BY-4.0", "CC-BY-SA-4.0",
@@ -106,6 +110,8 @@ class Recipe:
             raw = yaml.safe_load(text)
             if raw["format"] != FORMAT:
                 raise ArtifactError(f"{path}: format {raw['format']}, {FORMAT} expected")
+            if odd := [key for key in raw if key not in KEYS]:
+                raise ArtifactError(f"{path}: {odd[0]} is no key of a recipe")
             if not raw["slices"]:
                 raise ArtifactError(f"{path}: no slices")
             for number, row in enumerate(raw["slices"], start=1):

@@ -199,7 +199,9 @@ class _Side:
 
 
 def _open(source: Source, device: torch.device, dtype: Dtype) -> _Side:
-    if isinstance(source, tuple):
+    if not isinstance(source, str | Path):
+        if not isinstance(source, tuple | list) or len(source) != 2 or not callable(source[1]):
+            raise ArtifactError(f"{type(source).__name__}: a folder, a hub id or (model, tokenizer) is expected")
         model, tokenizer = source
         name = str(model.config.name_or_path or type(model).__name__)
         return _Side(name, model.config, tokenizer, lambda: model)
