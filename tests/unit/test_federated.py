@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from assyllm import params as P
-from assyllm.adapter.limit import Limit
 from assyllm.adapter.linear import LinearSums
 from assyllm.artifacts import ArtifactError, verify_folder
 from assyllm.assembly.assembled import AssembledModel
@@ -83,7 +82,7 @@ def _with(client: int, hsic: HsicTerms, adapter: LinearSums | None, examples: ob
 def test_a_malformed_reply_is_dropped_and_the_others_count() -> None:
     sums, one = LinearSums.of(torch.eye(3), torch.ones(3, 2)), np.ones(1)
     sound = HsicTerms(one, one, one, 4)
-    task = replace(TASK, adapted={(NAME, "b:1-2"): (3, 2)}, limits={(NAME, "b:1-2"): Limit()})
+    task = replace(TASK, adapted={(NAME, "b:1-2"): (3, 2)})
     shapes, counts = "sums of other shapes", "is no number of examples"
     bad = {
         1: (_with(1, sound, LinearSums.zeros(4, 2)), shapes),
@@ -312,7 +311,7 @@ def test_no_sum_shows_a_single_clients_statistics(scored) -> None:
 
 def test_sums_of_other_candidates_than_were_asked_for_are_refused_whole() -> None:
     """Totals over unlike clients would tell one's part by subtraction."""
-    sums = LinearSums(*(part + 1 for part in LinearSums.zeros(3, 2).parts()))
+    sums = LinearSums.of(torch.eye(3), torch.ones(3, 2))
     task = replace(TASK, adapted={(NAME, "b:1-2"): (3, 2)})
 
     def answer(client: int, **adapters: LinearSums | None) -> ScoreReply:

@@ -44,7 +44,7 @@ def secure_sum(
 
     Args:
         replies: (client, its statistics by key).
-        limits: bounds on one client's statistics by key; a key without one has none.
+        limits: bounds on one client's statistics by key; a key without one has none but what any rows keep.
         least: a total over fewer clients is not formed (those left out do not count).
 
     Returns:
@@ -55,10 +55,10 @@ def secure_sum(
     refused: dict[int, str] = {}
     heard = Counter(client for client, _ in replies)
     for client, sums in sorted(replies, key=lambda reply: reply[0]):
-        why = "more than one part" if heard[client] > 1 else ""
-        why = why or next(filter(None, (_why(part, (limits or {}).get(key)) for key, part in sums.items())), "")
-        if why:
-            refused[client] = why
+        reasons = [_why(part, (limits or {}).get(key, Limit())) for key, part in sums.items()]
+        reasons += ["more than one part"] if heard[client] > 1 else []
+        if any(reasons):
+            refused[client] = next(filter(None, reasons))
             continue
         for key, part in sums.items():
             totals[key] = totals[key] + part if key in totals else part
@@ -66,8 +66,8 @@ def secure_sum(
     return {key: total for key, total in totals.items() if count[key] >= least}, refused
 
 
-def _why(part: Sums, limit: Limit | None) -> str:
+def _why(part: Sums, limit: Limit) -> str:
     """Why a client's part is left out, "" if it is not. A tensor's numbers are finite where their sum is."""
     if not all(bool(torch.isfinite(tensor.sum())) for tensor in part.parts()):
         return "sums that are not finite"
-    return part.breaks(limit) if limit is not None else ""
+    return part.breaks(limit)
