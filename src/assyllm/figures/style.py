@@ -94,10 +94,10 @@ def colour(method: str) -> str:
     return METHODS[method][1] if method in METHODS else "#CC79A7"
 
 
-def ink(face: str, alpha: float) -> str:
-    """Black or white, which can be read on a colour over white paper."""
+def ink(face: str, alpha: float = 1.0, above: float = 0.5) -> str:
+    """Black or white, which can be read on a colour over white paper: black on what is lighter than ``above``."""
     light = 1 - alpha + alpha * np.array(matplotlib.colors.to_rgb(face)) @ (0.299, 0.587, 0.114)
-    return "black" if light > 0.5 else "white"
+    return "black" if light > above else "white"
 
 
 def model_label(model: str) -> str:
@@ -218,7 +218,8 @@ def bars(ax: Axes, methods: Sequence[str], rows: pd.DataFrame, start: float = 0.
         if row.high > row.low:
             reach = error(row.value, row.low, row.high)
             ax.errorbar(row.value, y, xerr=reach, color="black", elinewidth=0.8, capsize=1.5)
-        ax.plot(0.045, y, marker(row.method), color="white", mec="white", ms=3.5, transform=ax.get_yaxis_transform())
+        shown = ink(colour(row.method), above=0.75)  # white but on the palest
+        ax.plot(0.045, y, marker(row.method), color=shown, mec=shown, ms=3.5, transform=ax.get_yaxis_transform())
 
 
 def lines(ax: Axes, methods: Sequence[str], rows: pd.DataFrame, x: str) -> None:
