@@ -244,6 +244,7 @@ class Plan:
                 dump["baselines"]["closed_form"] = P.CLOSED_FORM
         if "federated" in dump and method not in P.ASSEMBLING:
             dump["federated"] |= {"liars": 0.0, "lie": "votes", "row_norm": None, "max_examples": None}
+            dump["federated"] |= {"check_sums": False}
         if "frozen_base" in dump and method not in P.FROZEN_BASE:
             dump["frozen_base"] = {"bits": 16}
         if "assembling" in dump:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from assyllm import params
 from assyllm.adapter.reading import readings
 from assyllm.artifacts import ArtifactError
+from assyllm.assembly.head import HeadSums
 from assyllm.assembly.walk import Walker
 from assyllm.blocks.pool import Pool
 from assyllm.comparator import compatibility as by
@@ -17,6 +20,7 @@ from assyllm.federated.joins import Joins
 from assyllm.federated.liars import Liars
 from assyllm.federated.limits import Limits
 from assyllm.federated.state import Phase, State
+from assyllm.federated.witness import Witness
 
 SPARE = 10  # further rounds for a choice where too few have answered, or nobody has told anything of any candidate
 
@@ -71,6 +75,7 @@ class Context:
         self.joins = Joins(pool, data, settings.adapter)
         self.limits = Limits(pool, data, settings.federated, settings.head)
         self.liars = Liars(seed, len(data.owned), settings.federated)
+        self._witnesses: dict[str, Witness] = {}
 
     @property
     def after_search(self) -> Phase:
@@ -130,6 +135,33 @@ class Context:
             return whole if items is None else whole[list(items)]
 
         return Walker(self.pool, readings(self.pool, encoded), state.joined)
+
+    def witness(self, key: str, features: Callable[[], Tensor]) -> Witness:
+        """The server's questions as a head sees them, kept by ``key``; ``features`` gives theirs ``[N, C, F]``."""
+        if key not in self._witnesses:
+            dev = self.data.encoded(self.pool, next(iter(self.pool.models)), "dev")
+            self._witnesses[key] = Witness(self.settings.head.ridge_grid, features(), dev.choice_mask, dev.answer)
+        return self._witnesses[key]
+
+    def believed(
+        self,
+        state: State,
+        totals: Mapping[str, HeadSums],
+        before: Mapping[str, HeadSums],
+        witness: Callable[[str], Witness],
+    ) -> dict[str, HeadSums]:
+        """The totals that the server believes, added to those ``before``; the others are listed in ``state.dropped``.
+
+        It believes all, or with ``federated.check_sums`` those that its own questions bear out.
+        """
+        found = dict(before)
+        for key, total in totals.items():
+            if self.settings.federated.check_sums and not witness(key).believes(total, before.get(key)):
+                why = "a total that the server's own questions contradict"
+                state.dropped.append({"round": state.round, "client": None, "chain": key, "block": "", "why": why})
+                continue
+            found[key] = found[key] + total if key in found else total
+        return found
 
     def cohorts(self, state: State) -> float:
         """How many whole cohorts have answered for what is being chosen."""

@@ -193,15 +193,20 @@ class Cohort:
 
     def surveyed(self, models: Sequence[Sequence[str]], dims: int) -> Tensor:
         """Features ``[n, C, F]`` of all blocks of whole models side by side, at most ``dims`` of each."""
-        parts = []
-        for blocks in models:
-            parts.append(self.walker.features(blocks, "all_blocks", dims))
-            self.walker.forget()
-        return torch.cat(parts, dim=-1)
+        return surveyed(self.walker, models, dims)
 
     def view(self, client: int) -> ClientView:
         """One client's part of the cohort."""
         return ClientView(self, client)
+
+
+def surveyed(walker: Walker, models: Sequence[Sequence[str]], dims: int) -> Tensor:
+    """Features ``[n, C, F]`` of all blocks of whole models side by side, at most ``dims`` of each."""
+    parts = []
+    for blocks in models:
+        parts.append(walker.features(blocks, "all_blocks", dims))
+        walker.forget()
+    return torch.cat(parts, dim=-1)
 
 
 class ClientView:

@@ -27,6 +27,7 @@ from assyllm.federated.context import Settings
 from assyllm.federated.data import TaskData
 from assyllm.federated.rounds import reported
 from assyllm.federated.state import State
+from assyllm.federated.witness import Witness
 from assyllm.results import Metric, Prediction, Run, write_rows, write_table
 
 MODEL_COLUMNS = (
@@ -85,9 +86,11 @@ def outcome(
         for split, walker in walkers.items() if not features else ():
             features[split] = walker.features(chain.blocks, settings.head.scope, settings.head.sketch_dims)
             walker.forget(chain.blocks)
-        head, ridge, on_dev = fit_on_dev(
-            state.heads[chain.id], settings.head.ridge_grid, features["dev"], dev.choice_mask, dev.answer
-        )
+        judges = settings.head.ridge_grid, features["dev"], dev.choice_mask, dev.answer
+        if settings.federated.check_sums:
+            head, ridge, on_dev = Witness(*judges).fit(state.heads.get(chain.id))
+        else:
+            head, ridge, on_dev = fit_on_dev(state.heads[chain.id], *judges)
         made[chain.id] = Assembled(
             chain=chain,
             head=head,

@@ -31,6 +31,7 @@ from assyllm.federated.context import Context, Settings
 from assyllm.federated.data import TaskData
 from assyllm.federated.simulate import CohortHeadSums, head_totals, refusals
 from assyllm.federated.state import State
+from assyllm.federated.witness import Witness
 
 Save = Callable[[State], None]
 
@@ -85,10 +86,8 @@ class Rounds(Context):
                 cohort.walker.forget(chain.blocks)
         totals, refused = head_totals(sums, self.liars, self.settings.federated.least_clients)
         state.dropped += refusals(state.round, refused)
-        heads = dict(state.heads)
-        for name, total in totals.items():
-            heads[name] = heads[name] + total if name in heads else total
-        state.heads = heads
+        chains = {chain.id: chain for chain in state.finished}
+        state.heads = heads = self.believed(state, totals, state.heads, lambda name: self._witness(state, chains[name]))
         judged: dict[str, Any] = {}
         rule = self.settings.rule
         if rule.by_labels and (rule.one_model or rule.random) and heads:  # a control is the best of its kind
@@ -96,16 +95,17 @@ class Rounds(Context):
             state.best = max(sorted(told), key=lambda name: told[name]["dev"])
             judged = told[state.best]
         best = reported(state, rule)
-        up = heads[best.id].bytes if best.id in heads else 0
+        sent = heads.get(best.id) or sums.get(best.id)
+        up = sent.bytes if sent is not None else 0
         own = [state.joined[name] for name in edges(best.blocks)]
         down = ID * len(best.blocks) + sum(a.sent_bytes for a in own if a is not None)
         self.log(state, clients, late, up_sums=up, down=down)
         answered = {*clients, *late}
         state.rows[-1]["passing"] = len(answered - set(state.surveyed)) / max(1, len(answered))
-        if best.id in heads:
+        if best.id in heads or self.settings.federated.check_sums:
             state.rows[-1] |= judged or self._evaluate(state, best)
         if last:
-            if not heads:
+            if not heads and not self.settings.federated.check_sums:
                 said = [row["why"] for row in state.dropped if row["round"] == state.round]
                 why = f"every answer was refused ({said[0]})" if said else "no client answered"
                 raise ArtifactError(f"{self.data.task}: {why} in the head's rounds, so no model was made")
@@ -120,15 +120,28 @@ class Rounds(Context):
         """A finished model so far: mean squared error on the sums, accuracies with the ridge best on dev."""
         model, chosen = self.pool.info(chain.blocks[0]).model, self.settings.head
         dev, test = (self.data.encoded(self.pool, model, split) for split in ("dev", "test"))
+        features, sums = self._features(state, chain), state.heads.get(chain.id)
+        if self.settings.federated.check_sums:
+            witness = self._witness(state, chain)
+            (head, _, on_dev), sums = witness.fit(sums), witness.pooled(sums)
+        else:
+            assert sums is not None
+            head, _, on_dev = fit_on_dev(sums, chosen.ridge_grid, features["dev"], dev.choice_mask, dev.answer)
+        on_test = accuracy(head, features["test"], test.choice_mask, test.answer)
+        return {"loss": sums.loss(head), "loss_unit": "squared error", "dev": on_dev, "test": on_test}
+
+    def _features(self, state: State, chain: Chain) -> dict[str, Tensor]:
+        """Split -> the features that a finished model's head reads."""
+        chosen = self.settings.head
         if chain.id not in self.judged:
             self.judged[chain.id] = {
                 split: self.walker(state, split).features(chain.blocks, chosen.scope, chosen.sketch_dims)
                 for split in ("dev", "test")
             }
-        sums, features = state.heads[chain.id], self.judged[chain.id]
-        head, _, on_dev = fit_on_dev(sums, chosen.ridge_grid, features["dev"], dev.choice_mask, dev.answer)
-        on_test = accuracy(head, features["test"], test.choice_mask, test.answer)
-        return {"loss": sums.loss(head), "loss_unit": "squared error", "dev": on_dev, "test": on_test}
+        return self.judged[chain.id]
+
+    def _witness(self, state: State, chain: Chain) -> Witness:
+        return self.witness(chain.id, lambda: self._features(state, chain)["dev"])
 
 
 def reported(state: State, rule: Rule) -> Chain:

@@ -32,10 +32,11 @@ from assyllm.assembly.search import Chain
 from assyllm.assembly.walk import edges
 from assyllm.comparator.compatibility import DECIMALS
 from assyllm.federated.context import Context
-from assyllm.federated.data import ClientView
+from assyllm.federated.data import ClientView, surveyed
 from assyllm.federated.messages import SurveyTask
 from assyllm.federated.simulate import CohortHeadSums, head_totals, refusals
 from assyllm.federated.state import State
+from assyllm.federated.witness import Witness
 from assyllm.swapper.walks import passed, walk
 
 KEY = "survey"  # of the sums
@@ -68,8 +69,8 @@ def survey(run: Context, state: State) -> State:
         sums[KEY] = CohortHeadSums.of(cohort, cohort.surveyed(task.models, task.dims), limit=task.limit)
     totals, refused = head_totals(sums, run.liars, run.settings.federated.least_clients)
     state.dropped += refusals(state.round, refused)
-    for total in totals.values():
-        state.survey = total if state.survey is None else state.survey + total
+    before = {} if state.survey is None else {KEY: state.survey}
+    state.survey = run.believed(state, totals, before, lambda _: _witness(run, task)).get(KEY)
     run.log(state, clients, late, up_sums=sum(part.bytes for part in sums.values()), down=task.bytes)
     state.rows[-1]["walk"] = [[[], asked]]
     state.surveyed = sorted({*state.surveyed, *clients, *late})
@@ -86,6 +87,11 @@ def survey_task(run: Context, state: State) -> SurveyTask:
     return SurveyTask(state.round, tuple(models), dims, limit)
 
 
+def _witness(run: Context, task: SurveyTask) -> Witness:
+    """The server's own questions, surveyed as a device's are."""
+    return run.witness(KEY, lambda: surveyed(run.walker(State(), "dev"), task.models, task.dims))
+
+
 def survey_step(task: SurveyTask, data: ClientView) -> HeadSums:
     """A client's statistics of all blocks (what a device does: a pass through every model and one product)."""
     return HeadSums.of(data.surveyed(task.models, task.dims), data.choice_mask, data.answer, limit=task.limit)
@@ -93,10 +99,13 @@ def survey_step(task: SurveyTask, data: ClientView) -> HeadSums:
 
 def _chosen(run: Context, state: State) -> State:
     """The end of the survey: the set of blocks that makes the labels most probable."""
-    if state.survey is None:
+    total = state.survey
+    if run.settings.federated.check_sums:
+        total = _witness(run, survey_task(run, state)).pooled(total)
+    if total is None:
         raise ArtifactError(f"{run.data.task}: no client answered, so nothing was assembled")
     models, grid = _models(run), run.settings.head.ridge_grid
-    total, columns = state.survey, _columns(run, models)
+    columns = _columns(run, models)
 
     def told(blocks: Sequence[str]) -> float:
         index = torch.cat([columns[block] for block in blocks])

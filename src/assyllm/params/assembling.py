@@ -154,3 +154,4 @@ class Federated(Section):
     row_norm: Annotated[float, Field(gt=0, le=1e6)] | None
     max_examples: Count | None
     least_clients: Count = 2
+    check_sums: bool = False
