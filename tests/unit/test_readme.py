@@ -38,6 +38,8 @@ def known() -> set[str]:
             found |= {readme.share(float(row[key])) for key in ("mean", "low", "high")}
     for row in read_table(ROOT / "benchmarks" / "language_zoo_fifth_seeds.csv"):
         found.add(readme.share(float(row["test"])))
+    for row in read_table(ROOT / "benchmarks" / "check_sums.csv"):
+        found.add(readme.share(float(row["test"])))
     for row in read_table(ROOT / "benchmarks" / "language_zoos.csv"):
         found.add(readme.share(float(row["accuracy"])))
         found |= {readme.points(row[key]) for key in ("assyllm_above", "low", "high") if row[key]}
