@@ -380,7 +380,7 @@ def job_environment() -> None:
         os.environ["ASSYLLM_DATA"] = os.path.normpath(Path(os.environ.get("PWD") or Path.cwd(), data))
 
 
-_HELD: dict[Path, Any] = {}
+_HELD: set[Path] = set()
 
 
 def hold(folder: Path = Path(".snakemake")) -> None:
@@ -396,10 +396,10 @@ def hold(folder: Path = Path(".snakemake")) -> None:
     if folder in _HELD:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    handle = open(folder / "assyllm.lock", "w")  # noqa: SIM115 - open until the process ends
+    held = os.open(folder / "assyllm.lock", os.O_WRONLY | os.O_CREAT)  # open until the process ends
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        handle.close()
+        os.close(held)
         raise
-    _HELD[folder] = handle
+    _HELD.add(folder)
