@@ -77,10 +77,8 @@ def test_products_that_no_rows_have_are_not_believed() -> None:
 
 @pytest.mark.parametrize("method", ["assyllm", "assyllm_paper"])
 def test_a_run_whose_sums_are_contradicted_ends_with_the_servers_questions(scored, method) -> None:
-    changes = {"selection": {"max_blocks": 3}, "method": method}
+    changes = {"selection": {"max_blocks": 2}, "method": method}
     lying = {"liars": 0.6, "lie": "sums", "row_norm": None, "max_examples": None}
-    free = rounds(scored, **changes, federated=lying).run()
-    assert free.heads
     states: list[tuple] = []
     run = rounds(scored, **changes, federated=lying | {"check_sums": True})
     state = run.run(save=lambda s: states.append(s.dump()))
@@ -90,9 +88,9 @@ def test_a_run_whose_sums_are_contradicted_ends_with_the_servers_questions(score
     model = outcome(run.pool, run.data, run.settings, state, run.judged).reported
     assert 0 <= model.dev <= 1
     assert model.ridge in run.settings.head.ridge_grid
-    for tensors, raw in states[1:-1:2]:
+    for kept in (states[0], states[-2]):
         again = rounds(scored, **changes, federated=lying | {"check_sums": True})
-        assert summary(again.run(State.load(tensors, raw))) == summary(state)
+        assert summary(again.run(State.load(*kept))) == summary(state)
 
 
 def test_without_the_check_a_survey_that_nobody_answered_is_an_error(scored) -> None:
