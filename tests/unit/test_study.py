@@ -95,6 +95,8 @@ def test_an_edit_reaches_the_runs_that_read_it_and_no_others(tmp_path: Path) -> 
         ({"baselines__ft_oracle__boolq__rounds": 5}, "cost", set()),
         ({"baselines__ft_oracle__boolq__rounds": 5}, "baseline", {"ft_oracle", *P.SHARES}),
         ({"federated__liars": 0.2}, "baseline", set()),
+        ({"federated__check_sums": True}, "baseline", set()),
+        ({"federated__check_sums": True}, "federate", {*P.ASSEMBLING}),
         ({"federated__row_norm": 5.0}, "federate", {*P.ASSEMBLING}),
         ({"federated__dropout": 0.2}, "baseline", {*P.BASELINES}),
         ({"cost__tokens": 128}, "cost", {*P.ASSEMBLING, *P.BASELINES}),
